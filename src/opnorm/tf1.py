@@ -67,6 +67,10 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
     Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
     """
 
+    # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
+    # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
+    save_counter = None
+
     def __init__(
         self,
         value: float = 1.0,
