@@ -31,10 +31,10 @@ def apply(constraint, kernel, times=1):
     return variable
 
 
-def with_u(kernel, u):
+def with_u(kernel, u, **arguments):
     """Return a variable whose `u`, made by a first call, has been overwritten."""
     variable = tf.Variable(kernel)
-    constraint = opnorm.tf1.SpectralNorm(seed=0)
+    constraint = opnorm.tf1.SpectralNorm(**arguments)
     constraint(variable)
     (vector,) = vectors(constraint)
     vector.assign(np.asarray(u, "float32"))
@@ -46,8 +46,7 @@ def vectors(constraint):
     return [value for name, value in sorted(vars(constraint).items()) if isinstance(value, tf.Variable)]
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("wrap", [tf.Variable, tf.constant, np.asarray])
+@pytest.mark.parametrize(("seed", "wrap"), [(0, tf.Variable), (1, tf.Variable), (2, tf.constant), (3, np.asarray)])
 def test_the_first_call_ever_is_within_two_percent_on_a_gaussian_kernel(seed, wrap):
     kernel = opnorm.tf1.SpectralNorm(0.95)(wrap(gaussian(512, 512, seed=seed)))
     assert 0.95 * (1 - ROUNDING) < sigma(kernel) <= 0.95 * 1.02  # C5
@@ -73,8 +72,7 @@ def test_an_orthogonal_start_is_left_within_thirty_updates(kernel, u):
 
 
 def test_without_a_perturbation_an_orthogonal_start_stays():
-    constraint, variable, vector = with_u(np.diag([3.0, 1.0]).astype("float32"), [0.0, 1.0])
-    constraint.perturbation = 0.0
+    constraint, variable, vector = with_u(np.diag([3.0, 1.0]).astype("float32"), [0.0, 1.0], perturbation=0)
     apply(constraint, variable, times=30)
     np.testing.assert_array_equal(vector, [0.0, 1.0])
 
@@ -156,9 +154,11 @@ def test_half_precision_kernels_of_any_size_keep_u_in_float32(dtype, state, roun
         ({"value": float("nan")}, r"`value` .* Received: value=nan"),
         ({"value": float("inf")}, r"`value` .* Received: value=inf"),
         ({"value": "1"}, r"`value` .* Received: value=1"),
-        ({"power_iterations": 0}, r"`power_iterations` must be an integer of at least 1. Received: power_iterations=0"),
+        ({"power_iterations": 0}, r"`power_iterations` must be an integer >= 1. Received: power_iterations=0"),
         ({"power_iterations": 1.5}, r"`power_iterations` .* Received: power_iterations=1.5"),
         ({"warmup_iterations": -1}, r"`warmup_iterations` .* Received: warmup_iterations=-1"),
+        ({"tolerance": 0.0}, r"`tolerance` .* Received: tolerance=0.0"),
+        ({"seed": -1}, r"`seed` .* Received: seed=-1"),
         ({"perturbation": -1e-3}, r"`perturbation` .* Received: perturbation=-0.001"),
     ],
 )
@@ -174,13 +174,18 @@ def test_axes_that_the_kernel_does_not_have_are_refused(axis):
 
 
 def test_a_config_is_json_and_copies_behave_the_same_without_the_vectors():
-    arguments = {"value": 2.0, "axis": [0, -1], "power_iterations": 2, "warmup_iterations": 3, "perturbation": 0.01}
-    constraint = opnorm.tf1.SpectralNorm(**arguments, seed=5)
+    arguments = {"value": 2.0, "axis": [0, -1], "power_iterations": 2, "warmup_iterations": 3}
+    arguments |= {"tolerance": 1e-3, "perturbation": 0.01, "seed": 5}
+    constraint = opnorm.tf1.SpectralNorm(**arguments)
     apply(constraint, gaussian(3, 4, 5))
     config = json.loads(json.dumps(constraint.get_config()))
-    assert config == {**arguments, "seed": 5}
-    fresh = opnorm.tf1.SpectralNorm(**arguments, seed=5)(tf.constant(gaussian(3, 4, 5)))
-    for other in (type(constraint).from_config(config), copy.deepcopy(constraint), pickle.loads(pickle.dumps(constraint))):
+    assert config == arguments
+    fresh = opnorm.tf1.SpectralNorm(**arguments)(tf.constant(gaussian(3, 4, 5)))
+    for other in (
+        type(constraint).from_config(config),
+        copy.deepcopy(constraint),
+        pickle.loads(pickle.dumps(constraint)),
+    ):
         assert other.get_config() == config
         assert vectors(other) == []
         np.testing.assert_array_equal(other(tf.constant(gaussian(3, 4, 5))), fresh)
