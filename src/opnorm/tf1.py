@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-if "tf_keras" not in sys.modules:
-    try:
+try:
+    if not sys.modules.get("tf_keras"):
         _ = tf.compat.v1.layers.dense  # loads tf_keras when TensorFlow was told to use it, Keras 3 otherwise
-    except (AttributeError, ImportError) as error:
-        raise ImportError(
-            "`opnorm.tf1` found no legacy layers: `tf.compat.v1.layers` is missing in this process. "
-            "Install tf_keras (`pip install tf_keras`) and set the environment variable TF_USE_LEGACY_KERAS=1 before "
-            "tensorflow is imported (or `import tf_keras` before opnorm.tf1, if you use it by that name). "
-            "With Keras 3, use `opnorm.SpectralNorm`."
-        ) from error
-
-import tf_keras
+    import tf_keras
+except (AttributeError, ImportError) as error:
+    raise ImportError(
+        "`opnorm.tf1` found no legacy layers: `tf.compat.v1.layers` is missing in this process. "
+        "Install tf_keras (`pip install tf_keras`) and set the environment variable TF_USE_LEGACY_KERAS=1 before "
+        "tensorflow is imported (or `import tf_keras` before opnorm.tf1, if you use it by that name). "
+        "With Keras 3, use `opnorm.SpectralNorm`."
+    ) from error
 
 _ATTRIBUTE = "_opnorm_u"  # of a kernel: its vector, which so lives exactly as long as the kernel does
 

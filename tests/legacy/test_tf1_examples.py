@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-BLOCK = "import sys; sys.modules['tf_keras'] = None;"  # as if it were not installed
+BLOCK = "import sys; sys.modules['tf_keras'] = None; "  # as if it were not installed
 
 
 def run(code, legacy="1"):
@@ -55,7 +55,7 @@ assert "keras" not in sys.modules
     ("before", "legacy"), [("", "0"), (BLOCK, "1")], ids=["the variable is not set", "tf_keras is not installed"]
 )
 def test_without_legacy_layers_the_error_says_what_to_install_and_set(before, legacy):
-    result = run(f"{before} import opnorm; opnorm.tf1.SpectralNorm()", legacy)
+    result = run(f"{before}import opnorm; opnorm.tf1.SpectralNorm()", legacy)
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
     assert message.startswith("ImportError: `opnorm.tf1` found no legacy layers")
