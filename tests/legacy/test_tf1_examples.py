@@ -1,16 +1,20 @@
 """The examples do what they say, and opnorm.tf1 says what is missing where it cannot work."""
 
+import doctest
 import os
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
+import tensorflow as tf
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-BLOCK = "import sys; sys.modules['tf_keras'] = None; "  # as if it were not installed
+import opnorm
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(code, legacy="1"):
@@ -51,18 +55,43 @@ assert "keras" not in sys.modules
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(
-    ("before", "legacy"), [("", "0"), (BLOCK, "1")], ids=["the variable is not set", "tf_keras is not installed"]
-)
-def test_without_legacy_layers_the_error_says_what_to_install_and_set(before, legacy):
-    result = run(f"{before}import opnorm; opnorm.tf1.SpectralNorm()", legacy)
-    assert result.returncode == 1
-    message = result.stderr.splitlines()[-1]
-    assert message.startswith("ImportError: `opnorm.tf1` found no legacy layers")
+def assert_says_what_to_do(message):
+    assert message.startswith("`opnorm.tf1` found no legacy layers")
     assert "pip install tf_keras" in message
     assert "set the environment variable TF_USE_LEGACY_KERAS=1" in message
 
 
-def test_tf_keras_by_its_own_name_needs_no_environment_variable():
-    result = run("import opnorm, tf_keras; tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())", "0")
+def test_without_tf_keras_the_error_says_what_to_install_and_set():
+    result = run("import sys; sys.modules['tf_keras'] = None; import opnorm; opnorm.tf1.SpectralNorm()")
+    assert result.returncode == 1
+    assert_says_what_to_do(result.stderr.splitlines()[-1].removeprefix("ImportError: "))
+
+
+def test_without_the_environment_variable_so_it_does_and_importing_tf_keras_by_name_is_enough():
+    code = """
+import opnorm
+try:
+    opnorm.tf1.SpectralNorm()
+except ImportError as error:
+    print(error)
+import tf_keras
+tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())
+"""
+    result = run(code, legacy="0")
     assert result.returncode == 0, result.stderr
+    assert_says_what_to_do(result.stdout)
+
+
+def test_the_documentation_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tf1.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks), {})
+
+
+def test_the_example_of_the_docstring_runs():
+    found = doctest.DocTestFinder(recurse=False).find(
+        opnorm.tf1.SpectralNorm, "SpectralNorm", globs={"opnorm": opnorm, "tf": tf}
+    )
+    outcome = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(o.attempted for o in outcome) == 2
+    assert sum(o.failed for o in outcome) == 0
