@@ -99,11 +99,10 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
 
     def __call__(self, w: Any) -> Any:
         """Return `value * w / sigma(w)` as a tensor of `w`'s shape and dtype, and move `u` if `w` is a variable."""
-        # read_value: the value after the update that this call must follow; a ref variable would give a snapshot.
+        # read_value: what the update before this call has written; with a caching device, a plain read gives what was before.
         kernel = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
         dtype = kernel.dtype if kernel.dtype == tf.float64 else tf.float32
-        scaled = _divide_by_largest(tf.cast(kernel, dtype))
-        matrix = _matrix(scaled, self.axis)
+        matrix = _matrix(tf.cast(kernel, dtype), self.axis)
         size = matrix.shape.as_list()[1]
         if isinstance(w, tf.Variable):
             vector = self._vector(w, size, dtype)
@@ -113,7 +112,7 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
             moved = sigma = self._estimate(matrix, self._draw(size, dtype))[1]
         with tf.control_dependencies([moved]):
             factor = tf.where(sigma > 0, self.value / sigma, tf.ones_like(sigma))
-            return tf.cast(scaled * factor, kernel.dtype)
+            return tf.cast(tf.cast(kernel, dtype) * factor, kernel.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return `__init__`'s arguments, as JSON values."""
@@ -136,7 +135,7 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
         size = matrix.shape.as_list()[1]
         noise = np.random.default_rng(size).standard_normal(size)
         noise *= self.perturbation / np.linalg.norm(noise)
-        begun = _unit(_unit(start) + tf.constant(noise, start.dtype))
+        begun, _ = _unit(_unit(start)[0] + tf.constant(noise, start.dtype))
         u, sigma = _power_iteration(matrix, begun, self.power_iterations, self.warmup_iterations, self.tolerance)
         usable = (sigma > 0) & tf.reduce_all(tf.math.is_finite(u))
         return tf.where(usable, u, start), sigma
@@ -160,19 +159,17 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
         graph_seed, op_seed = tf.compat.v1.random.get_seed(self.seed)
         generator = np.random.default_rng(None if graph_seed is None else (graph_seed, op_seed, self._drawn))
         self._drawn += 1
-        return _unit(tf.constant(generator.standard_normal(size), dtype))
+        return _unit(tf.constant(generator.standard_normal(size), dtype))[0]
 
 
 def _power_iteration(matrix: Any, u: Any, steps: int, more: int, tolerance: float) -> tuple[Any, Any]:
     """Return u after `steps` iterations, up to `more` further ones while sigma grows, and the last sigma."""
 
     def iterate(done: Any, u: Any, sigma: Any, growth: Any) -> tuple[Any, ...]:
-        across = tf.linalg.matvec(matrix, u)
-        before = tf.norm(across)
-        back = tf.linalg.matvec(matrix, tf.math.divide_no_nan(across, before), transpose_a=True)
-        sigma = tf.norm(back)
-        # |A^T v| >= |A u| with equality at a singular vector: what the estimate gained is known without a third pass.
-        return done + 1, tf.math.divide_no_nan(back, sigma), sigma, tf.math.divide_no_nan(sigma, before) - 1
+        v, before = _unit(tf.linalg.matvec(matrix, u))
+        u, sigma = _unit(tf.linalg.matvec(matrix, v, transpose_a=True))
+        # `sigma` is never below `before`, and equal at a singular vector: the gain is known without a third pass.
+        return done + 1, u, sigma, tf.math.divide_no_nan(sigma, before) - 1
 
     def unsettled(done: Any, u: Any, sigma: Any, growth: Any) -> Any:
         return (done < steps) | ((done < steps + more) & (growth > tolerance))
@@ -204,16 +201,13 @@ def _matrix(kernel: Any, axis: int | Sequence[int]) -> Any:
     return tf.reshape(kernel, (-1, math.prod(shape[a] for a in outputs)))
 
 
-def _divide_by_largest(x: Any) -> Any:
-    """Return `x` divided by its largest magnitude, so that squares stay in range; zeros stay."""
+def _unit(x: Any) -> tuple[Any, Any]:
+    """Return `x` with Euclidean norm 1, or zero if it is zero, and the norm it had."""
+    # Divided by the largest entry before squaring: neither 1e-30 nor 1e+30 leaves the range of float32.
     largest = tf.reduce_max(tf.abs(x))
-    return x / tf.where(largest > 0, largest, tf.ones_like(largest))
-
-
-def _unit(x: Any) -> Any:
-    """Return `x` with Euclidean norm 1; zeros stay."""
-    scaled = _divide_by_largest(x)
-    return tf.math.divide_no_nan(scaled, tf.norm(scaled))
+    scaled = tf.math.divide_no_nan(x, largest)
+    length = tf.norm(scaled)
+    return tf.math.divide_no_nan(scaled, length), largest * length
 
 
 def _finite(x: Any) -> bool:
