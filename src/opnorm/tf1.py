@@ -99,7 +99,7 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # typ
 
     def __call__(self, w: Any) -> Any:
         """Return `value * w / sigma(w)` as a tensor of `w`'s shape and dtype, and move `u` if `w` is a variable."""
-        # read_value: what the update before this call has written; with a caching device, a plain read gives what was before.
+        # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
         kernel = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
         dtype = kernel.dtype if kernel.dtype == tf.float64 else tf.float32
         matrix = _matrix(tf.cast(kernel, dtype), self.axis)
