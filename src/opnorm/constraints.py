@@ -17,8 +17,8 @@ import numpy as np
 from keras import ops
 
 from opnorm.checks import require, require_count, require_positive
-from opnorm.iterations import TINY, Tensor, random_direction, settled_power_iteration
-from opnorm.matrices import Axis, state_shape, to_matrix
+from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
+from opnorm.matrices import Axis, output_shape, to_matrix
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -54,6 +54,7 @@ class SpectralConstraint(keras.constraints.Constraint):
         warmup_iterations: int,
         tolerance: float,
         perturbation: float,
+        companion: bool,
         seed: int | None,
     ) -> None:
         require(operator == "matrix", "operator", "must be 'matrix'", operator)
@@ -71,6 +72,7 @@ class SpectralConstraint(keras.constraints.Constraint):
         self.warmup_iterations = warmup_iterations
         self.tolerance = tolerance
         self.perturbation = perturbation
+        self.companion = companion
         self.seed = seed
         self._start = random.randrange(2**31) if seed is None else seed  # follows keras.utils.set_random_seed
         self._warned = False
@@ -80,13 +82,18 @@ class SpectralConstraint(keras.constraints.Constraint):
         """Return the factor for a kernel whose norm is `sigma`; 1 where `sigma` is zero."""
 
     def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray:
-        """Return a first `u` for `kernel`: drawn isotropically, unit length, float32.
+        """Return the first vectors for `kernel`: drawn isotropically, unit length, float32.
+
+        They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
+        without a companion or for a single column, with an axis of `groups` before the last where there are several.
 
         Args:
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different vectors.
         """
-        return random_direction(state_shape(tuple(kernel.shape), self.axis, self.groups), (self._start, index))
+        shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
+        vectors = 2 if self.companion and shape[-1] > 1 else 1
+        return random_directions((vectors, *shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
@@ -126,7 +133,7 @@ class SpectralConstraint(keras.constraints.Constraint):
             self.perturbation,
         )
         factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.u
+        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
 
     def _warn_once(self, kernel: Any) -> None:
         if self._warned:
@@ -165,6 +172,8 @@ class SpectralNorm(SpectralConstraint):
         tolerance: Sigma still moves while half an iteration raises it by more than this, relative.
         perturbation: Relative size of a fixed random vector that is mixed into `u`, so that a `u` orthogonal to the
             leading singular vector escapes; it costs about its square in sigma. 0 switches it off.
+        companion: Whether a second vector follows the second singular value, so that one that overtakes the first is
+            seen at once, not many updates later.
         seed: Seeds the first `u`. By default it follows `keras.utils.set_random_seed`.
 
     Example:
@@ -185,6 +194,7 @@ class SpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
         require_positive("value", value)
@@ -196,6 +206,7 @@ class SpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
         self.value = value
@@ -214,7 +225,7 @@ class MaxSpectralNorm(SpectralConstraint):
     Args:
         max_value: The largest norm allowed, positive.
         operator: See `SpectralNorm`; so are `axis`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
-            `perturbation` and `seed`.
+            `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))
@@ -234,6 +245,7 @@ class MaxSpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
         require_positive("max_value", max_value)
@@ -245,6 +257,7 @@ class MaxSpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
         self.max_value = max_value
