@@ -66,7 +66,8 @@ def power_iteration(matrix: Tensor, vectors: Tensor) -> Estimate:
 def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
     """Return isotropic unit vectors along the last axis, float32, the same on every backend."""
     directions = np.random.default_rng(seed).standard_normal(shape)
-    return (directions / np.linalg.norm(directions, axis=-1, keepdims=True)).astype("float32")
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return directions.astype("float32")
 
 
 _fixed_directions = lru_cache(maxsize=256)(random_directions)
