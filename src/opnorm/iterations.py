@@ -89,10 +89,12 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _perturbed(u: Tensor, size: float) -> Tensor:
+    # A unit vector always, or the first step's rotation, which decides on more steps, would measure its length. u is a
+    # direction: averaging or summing replicas may have rescaled it.
+    unit, _ = _unit(u)
     if not size:
-        return u
-    unit, _ = _unit(u)  # u is a direction: averaging or summing replicas may have rescaled it
-    return unit + size * ops.convert_to_tensor(_fixed_direction(tuple(u.shape), (0,)))
+        return unit
+    return _unit(unit + size * ops.convert_to_tensor(_fixed_direction(tuple(u.shape), (0,))))[0]
 
 
 def _zeros(u: Tensor) -> tuple[Tensor, Tensor]:
