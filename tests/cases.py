@@ -20,7 +20,7 @@ class Case(NamedTuple):
     @property
     def fills(self):
         """Whether a norm below c is brought up to c."""
-        return self.values(np.array([0.5]), 1.0)[0] == 1.0
+        return bool(self.values(np.array([0.5]), 1.0)[0] == 1.0)
 
 
 CONSTRAINTS = {
@@ -87,12 +87,23 @@ def repeated(constraint, kernel, state, updates):
     return result, state
 
 
-def zero_gradients(variables):
-    return [keras.ops.zeros_like(v.value) for v in variables]
-
-
-def built_optimizer(variables, optimizer=None):
+def built_optimizer(variables):
     """Return an optimizer, built on `variables`, that leaves them where they are: what acts is the constraints."""
-    optimizer = optimizer or keras.optimizers.SGD(0.0)
+    optimizer = keras.optimizers.SGD(0.0)
     optimizer.build(variables)
     return optimizer
+
+
+def take_steps(optimizer, variables, steps=1):
+    """Apply zero gradients to `variables`, `steps` times; compiled on JAX, as in `fit`."""
+    gradients = [keras.ops.zeros_like(v.value) for v in variables]
+    if keras.backend.backend() != "jax":
+        for _ in range(steps):
+            optimizer.apply(gradients, variables)
+        return
+    step = compiled(optimizer.stateless_apply)
+    state, values = [v.value for v in optimizer.variables], [v.value for v in variables]
+    for _ in range(steps):
+        values, state = step(state, gradients, values)
+    for variable, value in zip([*variables, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)

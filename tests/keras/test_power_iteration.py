@@ -6,7 +6,7 @@ import dense
 import keras
 import numpy as np
 import pytest
-from cases import CONSTRAINTS, block_diagonal, built_optimizer, gaussian, repeated, with_values, zero_gradients, zero_rows
+from cases import CONSTRAINTS, block_diagonal, built_optimizer, gaussian, repeated, take_steps, with_values, zero_rows
 
 import opnorm
 from opnorm.iterations import settled_power_iteration
@@ -44,7 +44,7 @@ def test_one_optimizer_step_is_one_exact_power_iteration():
     layer.kernel.assign(np.diag([1.0, 2.0]))
     optimizer = built_optimizer([layer.kernel])
     state_of(optimizer, layer.kernel).assign([U1, U2])
-    optimizer.apply(zero_gradients([layer.kernel]), [layer.kernel])
+    optimizer.apply([keras.ops.zeros((2, 2))], [layer.kernel])
     u = dense.array(state_of(optimizer, layer.kernel))
     np.testing.assert_allclose(u, ONE_STEP_U, atol=1e-5)  # float32, C1
     np.testing.assert_allclose(dense.array(layer.kernel), np.diag([1.0, 2.0]) / ONE_STEP_SIGMA, atol=1e-5)  # as above
@@ -63,7 +63,7 @@ def test_power_iterations_counts_the_steps_of_an_update():
 @every_constraint
 def test_very_first_update_of_a_large_kernel_is_within_two_percent(constraint_name):
     constraint = build(constraint_name)
-    for seed in range(3):
+    for seed in range(2):
         kernel = gaussian(512, 512, seed=seed)
         result, _ = repeated(constraint, kernel, constraint.initial_state(kernel, seed), updates=1)
         assert 0.999 <= dense.norm(result) <= 1.02  # C5; from below only float32's rounding
@@ -152,6 +152,6 @@ def test_bias_is_constrained_by_its_euclidean_norm(constraint_name):
     before = gaussian(6)
     layer.bias.assign(before)
     optimizer = built_optimizer([layer.bias])
-    optimizer.apply(zero_gradients([layer.bias]), [layer.bias])
+    take_steps(optimizer, [layer.bias])
     expected = before * 0.5 / np.linalg.norm(before)
     np.testing.assert_allclose(dense.array(layer.bias), expected, rtol=1e-5)  # exact but for float32's rounding
