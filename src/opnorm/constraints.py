@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from opnorm.checks import require, require_count, require_positive
+from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, output_shape, to_matrix
 
@@ -58,23 +58,16 @@ class SpectralConstraint(keras.constraints.Constraint):
         seed: int | None,
     ) -> None:
         require(operator == "matrix", "operator", "must be 'matrix'", operator)
-        require_count("groups", groups, 1)
-        require_count("power_iterations", power_iterations, 1)
-        require_count("warmup_iterations", warmup_iterations, 0)
-        require_positive("tolerance", tolerance)
-        require(0 <= perturbation < 1, "perturbation", "must be at least 0 and below 1", perturbation)
-        if seed is not None:
-            require_count("seed", seed, 0)
         self.operator = operator
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
-        self.groups = groups
-        self.power_iterations = power_iterations
-        self.warmup_iterations = warmup_iterations
-        self.tolerance = tolerance
-        self.perturbation = perturbation
-        self.companion = companion
-        self.seed = seed
-        self._start = random.randrange(2**31) if seed is None else seed  # follows keras.utils.set_random_seed
+        self.axis = to_axis("axis", axis)
+        self.groups = to_count("groups", groups, 1)
+        self.power_iterations = to_count("power_iterations", power_iterations, 1)
+        self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
+        self.tolerance = to_positive("tolerance", tolerance)
+        self.perturbation = to_fraction("perturbation", perturbation)
+        self.companion = bool(companion)
+        self.seed = seed if seed is None else to_count("seed", seed, 0)
+        self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
         self._warned = False
 
     @abstractmethod
@@ -197,7 +190,6 @@ class SpectralNorm(SpectralConstraint):
         companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("value", value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -209,7 +201,7 @@ class SpectralNorm(SpectralConstraint):
             companion=companion,
             seed=seed,
         )
-        self.value = value
+        self.value = to_positive("value", value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
@@ -248,7 +240,6 @@ class MaxSpectralNorm(SpectralConstraint):
         companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("max_value", max_value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -260,7 +251,7 @@ class MaxSpectralNorm(SpectralConstraint):
             companion=companion,
             seed=seed,
         )
-        self.max_value = max_value
+        self.max_value = to_positive("max_value", max_value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""
