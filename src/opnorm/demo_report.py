@@ -16,7 +16,13 @@ from opnorm.demo import BATCH_SIZE, LEARNING_RATE, LOGIT_SCALE, NOISE, TARGET, T
 
 PAGE_NAME = "report.html"
 # Told apart on white and on black, and by readers who do not see red and green; the dashes keep equal curves apart.
-STYLES = (("#d9542b", "solid"), ("#2f80d8", "dash"), ("#1f9d75", "solid"), ("#b05fc6", "dot"), ("#b98a00", "dashdot"))
+STYLES = (
+    ("#d9542b", "solid"),
+    ("#2f80d8", "7px,3px"),
+    ("#1f9d75", "solid"),
+    ("#b05fc6", "5px,9px"),
+    ("#b98a00", "2px,5px"),
+)
 START_COLOUR = "#8a8f98"
 # What one power iteration a step may leave above the target and still count as keeping it.
 SLACK = 0.01
@@ -61,8 +67,8 @@ def notes() -> str:
     """Return the lines that say how to read the table."""
     return (
         f"accuracy: on {TEST_SIZE} digits kept for the test; noisy: the same with Gaussian noise, standard deviation "
-        f"{NOISE:g} of the pixel range. norm: of each layer as predict uses it, by float64 SVD. product: of these norms. "
-        f"ms/step: median training step."
+        f"{NOISE:g} of the pixel range. norm: of each layer as predict uses it, by float64 SVD. product: of these. "
+        "ms/step: median training step."
     )
 
 
@@ -94,9 +100,8 @@ def write_page(results: Results, folder: Path) -> Path:
 
 def render(results: Results) -> str:
     """Return the page, one HTML document that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("opnorm"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    loader = jinja2.PackageLoader("opnorm")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("demo.html.j2").render(
         results=results,
         headings=headings(),
@@ -104,7 +109,7 @@ def render(results: Results) -> str:
         findings=[finding(outcome) for outcome in results.outcomes],
         notes=notes(),
         setting=_setting(),
-        legend=[(outcome.variant.name, *style) for outcome, style in _styled(results)],
+        legend=[(outcome.variant, *style) for outcome, style in _styled(results)],
         start_colour=START_COLOUR,
         norm_plots=[_html(_norms_over_steps(results, layer), f"norms-{layer}") for layer in range(len(WIDTHS))],
         spectrum_plots=[_html(_spectra(results, layer), f"spectrum-{layer}") for layer in range(len(WIDTHS))],
