@@ -1,0 +1,15 @@
+"""Third-party warnings that are not ours to mend, one by one; every other warning is an error."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would drown pytest's summary
+
+KNOWN = [
+    # NumPy 2 asks arrays for `copy=`, which keras.Variable.__array__ does not take yet (Keras 3.15).
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+]
+
+
+def pytest_configure(config):
+    for line in KNOWN:
+        config.addinivalue_line("filterwarnings", line)
