@@ -5,11 +5,19 @@ import re
 import keras
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from opnorm import cli, demo, demo_recorder, demo_report
 
 SEED = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small SVDs in many threads wait for each other, for minutes where the machine is busy."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +83,11 @@ def test_the_norms_over_the_steps_are_those_of_a_hand_written_loop(few):
     for step in range(20):
         batch = slice((step % 4) * demo.BATCH_SIZE, (step % 4 + 1) * demo.BATCH_SIZE)
         model.train_on_batch(few.train_images[batch], few.train_labels[batch])
-        norms.append([np.linalg.norm(kernel(layer), 2) for layer in layers])
+        if step + 1 in outcome.steps:
+            norms.append([np.linalg.norm(kernel(layer), 2) for layer in layers])
     # twenty float32 steps of the same computation, compiled apart
-    np.testing.assert_allclose(outcome.norms, np.array(norms)[[0, 1, 20]], rtol=1e-3)
-    assert abs(norms[20][0] - norms[0][0]) > 0.1  # so that a recorder that never saw an update would fail
+    np.testing.assert_allclose(outcome.norms, norms, rtol=1e-3)
+    assert abs(norms[2][0] - norms[0][0]) > 0.1  # so that a recorder that never saw an update would fail
 
 
 def test_the_median_step_leaves_out_the_first_and_the_recording(monkeypatch, few):
@@ -106,7 +115,7 @@ def test_the_digits_are_real_split_and_seeded(digits):
     assert digits.train_images.shape == (4000, 784)
     assert digits.test_images.shape == (1000, 784)
     assert sorted(set(digits.test_labels)) == list(range(10))
-    np.testing.assert_array_equal(demo.load_digits(SEED).test_labels, digits.test_labels)
+    np.testing.assert_array_equal(demo.load_digits(SEED).test_images, digits.test_images)
     assert (demo.load_digits(SEED + 1).test_labels != digits.test_labels).any()
 
 
