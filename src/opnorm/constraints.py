@@ -18,7 +18,7 @@ from keras import ops
 
 from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
-from opnorm.matrices import Axis, output_shape, to_matrix
+from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -118,7 +118,7 @@ class SpectralConstraint(keras.constraints.Constraint):
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
         wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
         estimate = settled_power_iteration(
-            to_matrix(ops.cast(wide, "float32"), self.axis, self.groups),
+            matrix_maps(to_matrix(ops.cast(wide, "float32"), self.axis, self.groups)),
             ops.convert_to_tensor(state, dtype="float32"),
             self.power_iterations,
             extra_steps,

@@ -24,7 +24,7 @@ def singular_values(layers: Sequence[keras.layers.Layer]) -> list[NDArray[np.flo
     return [np.asarray(np.linalg.svd(applied_matrix(layer), compute_uv=False), np.float64) for layer in layers]
 
 
-class Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is not typed
+class Recorder(keras.callbacks.Callback):
     """Keep the norms before training, after its first step, every `every` steps and at the end; time every step.
 
     Args:

@@ -1,11 +1,12 @@
 """Power iteration on tensors: the spectral norm from below, warm-started from the last update's vectors.
 
-A kernel is seen as a matrix of shape `(rows, columns)`, or as the blocks of a block-diagonal one, `(rows, groups,
-columns)`. A v = sigma u: `u` lives on the output side (the columns), `v` on the input side. Vectors are stacked along
-a first axis: `u`, and its companion, which follows the second singular vector so that a singular value that overtakes
-the first one in training is seen at once. Everything is float32.
+An operator is a pair of functions on stacks of vectors, `Maps`; it may have several diagonal blocks, each with vectors
+of its own. A v = sigma u: `u` lives on the output side, `v` on the input side. Vectors are stacked along a first axis:
+`u`, and its companion, which follows the second singular vector so that a singular value that overtakes the first one
+in training is seen at once. Everything is float32.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,11 +17,18 @@ Tensor = Any  # a tensor of whichever backend Keras runs on
 TINY = float(np.finfo("float32").tiny)  # the least divisor that is not flushed to zero
 
 
+class Maps(NamedTuple):
+    """A linear operator W on stacks of vectors: `(1 or 2, n)`, or `(1 or 2, blocks, n)` if it is block-diagonal."""
+
+    times: Callable[[Tensor], Tensor]  # u -> W u, from the output side to the input side
+    transposed: Callable[[Tensor], Tensor]  # v -> W^T v, back
+
+
 class Estimate(NamedTuple):
     """A lower estimate of the spectral norm of each block, and how it was found; lengths keep their axis."""
 
-    vectors: Tensor  # unit vectors, (1 or 2, columns) or (1 or 2, groups, columns): `u` first; the next start
-    sigma: Tensor  # (1, 1) or (1, groups, 1)
+    vectors: Tensor  # unit vectors, `u` first: the next start
+    sigma: Tensor  # (1, 1) or (1, blocks, 1)
     rotation: Tensor  # what the last half step still added to sigma, relative: 0 when `u` is a singular vector
     start: Tensor  # the unit vector x that the last step set out from ...
     image: Tensor  # ... its image W x, scaled to unit length ...
@@ -28,39 +36,46 @@ class Estimate(NamedTuple):
 
 
 def settled_power_iteration(
-    matrix: Tensor, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
+    maps: Maps, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
 ) -> Estimate:
     """Return the estimate after `steps` power iterations, and up to `extra_steps` more while it still moves.
 
-    It moves while the sigma of some block gains more than `tolerance` in half a step: after a cold start, newly loaded
-    weights, a spike. Fixed vectors of relative size `perturbation` are mixed in first, so that a `u` orthogonal to the
-    leading singular vector escapes; they cost about `perturbation**2` in sigma.
+    It moves while the sigma of a block that may be the largest gains more than `tolerance` in half a step: after a
+    cold start, newly loaded weights, a spike. Fixed vectors of relative size `perturbation` are mixed in first, so that
+    a `u` orthogonal to the leading singular vector escapes; they cost about `perturbation**2` in sigma.
     """
     if perturbation:
         noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
         vectors = vectors / ops.maximum(_length(vectors), TINY) + perturbation * noise
-    estimate = power_iteration(matrix, vectors)
+    estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
-        estimate = power_iteration(matrix, estimate.vectors)
+        estimate = power_iteration(maps, estimate.vectors)
     if not extra_steps:
         return estimate
     return Estimate(
         *ops.while_loop(
-            lambda *state: ops.any(Estimate(*state).rotation > tolerance),
-            lambda *state: tuple(_accelerated_step(matrix, Estimate(*state))),
+            lambda *state: _moves(Estimate(*state), tolerance),
+            lambda *state: tuple(_accelerated_step(maps, Estimate(*state))),
             tuple(estimate),
             maximum_iterations=extra_steps,
         )
     )
 
 
-def power_iteration(matrix: Tensor, vectors: Tensor) -> Estimate:
-    """Return the estimate one power iteration after `vectors`: two passes over `matrix`, read where it lies."""
+def _moves(estimate: Estimate, tolerance: float) -> Tensor:
+    # A unit vector whose sigma gains a rotation of r is within about sqrt(r) of a singular vector, so that sigma can
+    # still grow by about that: blocks that stay below the largest even then may go on moving.
+    reach = estimate.sigma * (1 + ops.sqrt(ops.maximum(estimate.rotation, 0.0)))
+    return ops.any(ops.logical_and(estimate.rotation > tolerance, reach >= ops.max(estimate.sigma)))
+
+
+def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
+    """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
     start = _orthonormal(vectors)
-    images = _times(matrix, start)
+    images = maps.times(start)
     scale = ops.max(ops.abs(images), axis=(0, -1), keepdims=True)  # before squaring: 1e-30 and 1e+30 stay in range
     scale = ops.maximum(scale, TINY)
-    return _half_step(matrix, *_ritz(start, images / scale), scale)
+    return _half_step(maps, *_ritz(start, images / scale), scale)
 
 
 def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
@@ -73,12 +88,12 @@ def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarr
 _fixed_directions = lru_cache(maxsize=256)(random_directions)
 
 
-def _half_step(matrix: Tensor, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
+def _half_step(maps: Maps, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
     # With v = W x / |W x|, the norm of z = W^T v is never below v^T W x = |W x|: no third pass to find sigma, and the
     # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its vectors.
     lengths = ops.maximum(_length(images), TINY)
     images = images / lengths
-    z = _times_transposed(matrix, images) / scale
+    z = maps.transposed(images) / scale
     sizes = _length(z)
     sound = ops.logical_and(sizes > 0, sizes < float("inf"))  # False for NaN too
     vectors = ops.where(sound, z / ops.maximum(sizes, TINY), start)
@@ -87,14 +102,14 @@ def _half_step(matrix: Tensor, start: Tensor, images: Tensor, scale: Tensor) -> 
     return Estimate(vectors, sigma[:1], rotation[:1], start[:1], images[:1], (lengths * scale)[:1])
 
 
-def _accelerated_step(matrix: Tensor, last: Estimate) -> Estimate:
+def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
     pair = _orthonormal(ops.concatenate([last.start, last.vectors[:1]]))
-    images = ops.concatenate([last.image, _times(matrix, pair[1:]) / last.length])
+    images = ops.concatenate([last.image, maps.times(pair[1:]) / last.length])
     start, images = _ritz(pair, images)
     size = ops.maximum(_length(start[:1]), TINY)  # not 1 where x and u agree to the last digits: a settled block
-    step = _half_step(matrix, start[:1] / size, images[:1] / size, last.length)
+    step = _half_step(maps, start[:1] / size, images[:1] / size, last.length)
     return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
 
 
@@ -119,16 +134,6 @@ def _orthonormal(vectors: Tensor) -> Tensor:
         return first
     second = vectors[1:] - _dot(first, vectors[1:]) * first
     return ops.concatenate([first, second / ops.maximum(_length(second), TINY)])
-
-
-def _times(matrix: Tensor, u: Tensor) -> Tensor:
-    if len(matrix.shape) == 2:
-        return ops.transpose(ops.matmul(matrix, ops.transpose(u)))  # transposes the vectors, never the kernel
-    return ops.einsum("rgc,kgc->kgr", matrix, u)
-
-
-def _times_transposed(matrix: Tensor, v: Tensor) -> Tensor:
-    return ops.matmul(v, matrix) if len(matrix.shape) == 2 else ops.einsum("rgc,kgr->kgc", matrix, v)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

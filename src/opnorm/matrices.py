@@ -5,7 +5,7 @@ from math import prod
 from keras import ops
 
 from opnorm.checks import require
-from opnorm.iterations import Tensor
+from opnorm.iterations import Maps, Tensor
 
 Axis = int | tuple[int, ...]
 
@@ -20,6 +20,13 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
     if order != sorted(order):
         kernel = ops.transpose(kernel, order)
     return ops.reshape(kernel, (-1, *_blocks(kernel.shape[-len(outputs) :], groups)))
+
+
+def matrix_maps(matrix: Tensor) -> Maps:
+    """Return the maps of `(rows, columns)` or `(rows, groups, columns)`, which read the kernel where it lies."""
+    if len(matrix.shape) == 2:
+        return Maps(lambda u: ops.transpose(ops.matmul(matrix, ops.transpose(u))), lambda v: ops.matmul(v, matrix))
+    return Maps(lambda u: ops.einsum("rgc,kgc->kgr", matrix, u), lambda v: ops.einsum("rgc,kgr->kgc", matrix, v))
 
 
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:

@@ -86,7 +86,9 @@ MISREAD = [name for name, row in ROWS.items() if row.geometry]
 def test_without_the_geometry_the_norm_would_be_another(name):
     row = ROWS[name]
     layer = built(row)
-    assert abs(dense.norm(layer.kernel) / dense.norm(dense.matrix_of(layer, row.input_shape)) - 1) >= 0.02  # no accident
+    assert (
+        abs(dense.norm(layer.kernel) / dense.norm(dense.matrix_of(layer, row.input_shape)) - 1) >= 0.02
+    )  # no accident
 
 
 @every_constraint
