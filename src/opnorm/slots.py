@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 from keras import ops
-from keras.optimizers import LossScaleOptimizer, Optimizer
+from keras.optimizers import LossScaleOptimizer, MultiOptimizer, Optimizer
 
 from opnorm.constraints import SpectralConstraint, Tensor, Update, find_slot
 
@@ -51,8 +51,8 @@ def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
 
 
 def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> None:
-    if isinstance(optimizer, LossScaleOptimizer):
-        return  # its inner optimizer, built on the same kernels, is the one that applies the constraints
+    if isinstance(optimizer, LossScaleOptimizer | MultiOptimizer):
+        return  # their inner optimizers, built on the same kernels, are the ones that apply the constraints
     _slots[optimizer] = {
         id(kernel): OptimizerSlot(optimizer, _add_state(optimizer, kernel, index))
         for index, kernel in enumerate(variables)
