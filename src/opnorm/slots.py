@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 from keras import ops
-from keras.optimizers import LossScaleOptimizer, MultiOptimizer, Optimizer
+from keras.optimizers import LossScaleOptimizer, Optimizer
 
 from opnorm.constraints import SpectralConstraint, Tensor, Update, find_slot
 
@@ -37,6 +37,7 @@ class OptimizerSlot:
         return kernel
 
 
+_WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
 _slots: WeakKeyDictionary[Optimizer, dict[int, OptimizerSlot]] = WeakKeyDictionary()
 
 
@@ -51,7 +52,7 @@ def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
 
 
 def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> None:
-    if isinstance(optimizer, LossScaleOptimizer | MultiOptimizer):
+    if isinstance(optimizer, _WRAPPERS):
         return  # their inner optimizers, built on the same kernels, are the ones that apply the constraints
     _slots[optimizer] = {
         id(kernel): OptimizerSlot(optimizer, _add_state(optimizer, kernel, index))
