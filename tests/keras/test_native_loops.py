@@ -165,7 +165,9 @@ def test_an_optax_loop_is_constrained(mlp, data, form):
         return values, momenta, carried
 
     values = [v.value for v in variables]
-    carried = [c.initial_state(v, i) if c else None for i, (c, v) in enumerate(zip(constraints, variables, strict=True))]
+    carried = [
+        c.initial_state(v, i) if c else None for i, (c, v) in enumerate(zip(constraints, variables, strict=True))
+    ]
     momenta = optimizer.init(values)
     for _ in range(STEPS if form == "state" else 2):
         values, momenta, carried = step(values, momenta, carried)
