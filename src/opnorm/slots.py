@@ -38,6 +38,7 @@ class OptimizerSlot:
         return kernel
 
 
+_WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
 _slots: WeakKeyDictionary[Optimizer, dict[int, OptimizerSlot]] = WeakKeyDictionary()
 
 
@@ -52,8 +53,8 @@ def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
 
 
 def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> None:
-    if isinstance(optimizer, LossScaleOptimizer):
-        return  # its inner optimizer, built on the same kernels, is the one that applies the constraints
+    if isinstance(optimizer, _WRAPPERS):
+        return  # their inner optimizers, built on the same kernels, are the ones that apply the constraints
     _slots[optimizer] = {
         id(kernel): OptimizerSlot(optimizer, _add_state(optimizer, kernel, index))
         for index, kernel in enumerate(variables)
