@@ -177,7 +177,7 @@ def test_a_second_compile_gives_the_new_optimizer_its_own_vectors(mlp, data):
     for kernel in kernels(model):
         first, second = (state_of(optimizer, kernel) for optimizer in optimizers)
         assert first is not second
-        assert abs(array(first) @ array(second)) == pytest.approx(1, abs=0.01)  # both the leading direction
+        assert abs(array(first)[0] @ array(second)[0]) == pytest.approx(1, abs=0.01)  # both the leading direction
     assert [len(vectors(optimizer)) for optimizer in optimizers] == [2, 2]
 
 
