@@ -56,8 +56,11 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
         x = linear_operator(x)
     if isinstance(x, LinearOperator):
         return Bounds(*_bracket(x, tolerance))
-    values = x.toarray() if issparse(x) else x
-    return Bounds(*bracket_matrix(_as_matrix(real_array(values, "x"), axis), tolerance or _MATRIX_TOLERANCE))
+    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or _MATRIX_TOLERANCE))
+
+
+def _entries(x: Any) -> Array:
+    return real_array(x.toarray() if issparse(x) else x, "x")
 
 
 def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
@@ -80,12 +83,12 @@ def _bracket(operator: LinearOperator, tolerance: float | None) -> tuple[float, 
 
 
 def _bracket_dense(matrix: Any, tolerance: float | None) -> tuple[float, float]:
-    return bracket_matrix(_as_matrix(real_array(matrix, "x"), -1), tolerance or _MATRIX_TOLERANCE)
+    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or _MATRIX_TOLERANCE)
 
 
 @_bracket.register(_MATRIX)
 def _(operator: Any, tolerance: float | None) -> tuple[float, float]:
-    return _bracket_dense(operator.A.toarray() if issparse(operator.A) else operator.A, tolerance)
+    return _bracket_dense(operator.A, tolerance)
 
 
 @_bracket.register

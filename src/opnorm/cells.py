@@ -1,8 +1,8 @@
 """Cells that tile the torus of frequencies, each with the factor by which a norm can fall inside it.
 
-Where a symbol's norm reaches its supremum S, it stays above `S cos(sum_i d_i |t_i|)` at distance t (d: the degrees), so a
-cell that contains the maximum has `||M(centre)|| >= S cos(slack)`. Pairs of axes get diamonds, `d_1 |t_1| + d_2 |t_2| <=
-slack`: they tile the plane with half as many points as boxes of the same slack.
+Where a symbol's norm reaches its supremum S, it stays above `S cos(sum_i d_i |t_i|)` at distance t (d: the degrees), so
+a cell that contains the maximum has `||M(centre)|| >= S cos(slack)`. Pairs of axes get diamonds, `d_1 |t_1| + d_2 |t_2|
+<= slack`: they tile the plane with half as many points as boxes of the same slack.
 
 Reference:
     R. J. Duffin, A. C. Schaeffer, "Some properties of functions of exponential type", Bull. AMS 44 (1938).

@@ -1,7 +1,7 @@
 """Proofs by Cholesky that a matrix has spectral norm at most tau, valid in floating-point arithmetic.
 
-If the floating-point Cholesky factorization of `(tau**2 - e) I - fl(A* A)` runs to completion, then `||A|| <= tau`. The
-shift `e` pays for every rounding error: those of the Gram matrix and those of the factorization (`docs/mathematics.md`).
+If the floating-point Cholesky factorization of `(tau**2 - e) I - fl(A* A)` runs to completion, then `||A|| <= tau`.
+The shift `e` pays for every rounding error: those of the Gram matrix and of the factorization (`docs/mathematics.md`).
 
 Reference:
     S. M. Rump, "Verification of positive definiteness", BIT 46 (2006).
@@ -129,7 +129,7 @@ def _proved_small(grams: Matrices, rows: int, frobenius: Array, taus: Array) -> 
     shifted[:, np.arange(short), np.arange(short)] += diagonal[:, None]
     result = diagonal > 0
     result[result] = _completes(shifted[result])
-    return result
+    return np.asarray(result)
 
 
 def _completes(stack: Matrices) -> NDArray[np.bool_]:
@@ -142,7 +142,7 @@ def _completes(stack: Matrices) -> NDArray[np.bool_]:
         half = len(stack) // 2
         if half == 0:
             return np.zeros(1, dtype=bool)
-        return np.concatenate([_completes(stack[:half]), _completes(stack[half:])])
+        return np.append(_completes(stack[:half]), _completes(stack[half:]))
     return np.ones(len(stack), dtype=bool)
 
 

@@ -16,7 +16,7 @@ Pairs = tuple[tuple[int, int], ...]
 class Convolution(SizedOperator):
     """The matrix that a convolution layer multiplies its flattened input with, without its bias.
 
-    `Convolution(kernel, (h, w)) @ x.ravel()` equals Keras's `Conv2D(x).ravel()` for x of shape (h, w, cin), channels last.
+    `Convolution(kernel, (h, w)) @ x.ravel()` equals Keras's `Conv2D(x).ravel()` for x of shape (h, w, cin).
     Like every layer of that name it correlates: the kernel is not flipped. Without `input_shape` the object stands for
     every image size: `opnorm.spectral_norm` bounds the norm over all of them, and applying it raises an error.
 
@@ -63,13 +63,13 @@ class Convolution(SizedOperator):
                 f"Argument `groups` must divide the {self.kernel.shape[-1]} output channels. Received: groups={groups}"
             )
         self.padding = _check_padding(padding, self.rank)
-        self.input_shape = None if input_shape is None else positive_integers(input_shape, self.rank, "input_shape")
-        shape = None
-        if self.input_shape is not None:
-            self.pads = self._pads(self.input_shape)
-            self.output_shape = self._output_shape(self.input_shape, self.pads)
-            shape = (prod(self.output_shape) * self.channels[1], prod(self.input_shape) * self.channels[0])
-        super().__init__(np.float64, shape)
+        super().__init__(np.float64, None if input_shape is None else self._set_size(input_shape))
+
+    def _set_size(self, input_shape: int | Sequence[int]) -> tuple[int, int]:
+        self.input_shape = positive_integers(input_shape, self.rank, "input_shape")
+        self.pads = self._pads(self.input_shape)
+        self.output_shape = self._output_shape(self.input_shape, self.pads)
+        return prod(self.output_shape) * self.channels[1], prod(self.input_shape) * self.channels[0]
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -95,7 +95,9 @@ class Convolution(SizedOperator):
             return ((0, 0),) * self.rank
         if self.padding == "causal":
             return ((self.extents[0] - 1, 0),)
-        totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(sizes, self.strides, self.extents, strict=True)]
+        totals = [
+            max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(sizes, self.strides, self.extents, strict=True)
+        ]
         return tuple((total // 2, total - total // 2) for total in totals)  # TensorFlow's rule: the odd one goes after
 
     def _output_shape(self, sizes: tuple[int, ...], pads: Pairs) -> tuple[int, ...]:
@@ -114,7 +116,7 @@ class Convolution(SizedOperator):
         for position in product(*map(range, self.kernel.shape[:-2])):
             steps = zip(position, self.dilation_rate, self.strides, self.output_shape, strict=True)
             window = tuple(slice(a * d, a * d + s * (m - 1) + 1, s) for a, d, s, m in steps)
-            yield (slice(None), slice(None), *window), blocks[(slice(None), *position)]
+            yield (slice(None), slice(None), *window), blocks[:, *position]
 
     def _matmat(self, X: Array) -> Array:
         batch = X.shape[1]

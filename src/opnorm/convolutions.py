@@ -88,7 +88,9 @@ def _corner(operator: Convolution, exponent: int) -> Convolution:
     pixels = min(_PRODUCTS / operator.kernel.size, _ENTRIES / max(operator.channels))
     longest = pixels ** (1 / operator.rank)
     sizes, pads = [], []
-    steps = zip(operator.input_shape, operator.pads, operator.output_shape, operator.extents, operator.strides, strict=True)
+    steps = zip(
+        operator.input_shape, operator.pads, operator.output_shape, operator.extents, operator.strides, strict=True
+    )
     for n, (low, high), outputs, extent, stride in steps:
         cut = min(n, max(int(longest), 2 * extent))
         kept = min(outputs, -(-(cut + low) // stride))
@@ -130,4 +132,4 @@ def _right_vector(operator: Convolution) -> Array:
         left[k] = u / max(bidiagonal[k, k], np.finfo(np.float64).tiny)
         v = operator.rmatvec(left[k])
         v = v - (right[: k + 1] @ v) @ right[: k + 1]
-    return np.linalg.svd(bidiagonal)[2][0] @ right
+    return np.asarray(np.linalg.svd(bidiagonal)[2][0] @ right)

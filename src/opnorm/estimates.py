@@ -40,7 +40,7 @@ def _decomposed(symbol: Symbol, cells: Cells, part: slice) -> Array:
     matrices = symbol.at(cells.groups[part], cells.centres[part])
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.transpose(0, 2, 1)
     largest = np.linalg.eigvalsh(wide @ wide.conj().transpose(0, 2, 1))[:, -1]
-    return np.sqrt(np.maximum(largest, 0))
+    return np.asarray(np.sqrt(np.maximum(largest, 0)))
 
 
 def _iterated(symbol: Symbol, frequencies: Array, steps: int) -> Array:
@@ -52,7 +52,7 @@ def _iterated(symbol: Symbol, frequencies: Array, steps: int) -> Array:
     x, _ = _unit(draw[0] + 1j * draw[1])
     y = np.zeros((len(x), columns), dtype=np.complex64)
     bidiagonals = np.zeros((len(x), steps + 1, steps))
-    beta = np.zeros((len(x), 1), dtype=np.float32)
+    beta: Array = np.zeros((len(x), 1))
     for step in range(steps):
         image = _real_product((phases * x[:, None, :]).reshape(len(x), -1), taps.reshape(-1, columns))
         y, alpha = _unit(image - beta * y)

@@ -3,6 +3,8 @@
 A Lanczos estimate gives a vector; the vector proves the lower end, one Cholesky factorization proves the upper one.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg import blas, eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
@@ -63,7 +65,7 @@ def _top_eigenvector(gram: Gram, accuracy: float) -> Array:
     n = G.shape[0]
     if n <= _LANCZOS_SIZE:
         return np.asarray(eigh(G, lower=True, subset_by_index=[n - 1, n - 1])[1][:, 0])
-    product = LinearOperator((n, n), matvec=lambda v: blas.dsymv(1.0, G, v, lower=1), dtype=np.float64)
+    product: Any = LinearOperator((n, n), matvec=lambda v: blas.dsymv(1.0, G, v, lower=1), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)
     vector = eigsh(product, k=1, which="LA", tol=accuracy, v0=start, ncv=min(n, 24))[1][:, 0]
     return np.asarray(vector)

@@ -27,7 +27,7 @@ class BlockDiagonal(LinearOperator):
         self.blocks = tuple(blocks)
         self._rows = np.cumsum([block.shape[0] for block in self.blocks])
         self._columns = np.cumsum([block.shape[1] for block in self.blocks])
-        super().__init__(np.float64, (int(self._rows[-1]), int(self._columns[-1])))
+        super().__init__(np.float64, (int(self._rows[-1]), int(self._columns[-1])))  # type: ignore[call-arg]
 
     def _matmat(self, X: Array) -> Array:
         parts = zip(self.blocks, np.split(X, self._columns[:-1]), strict=True)
@@ -58,7 +58,7 @@ class Diagonal(LinearOperator):
 
     def __init__(self, factors: Any):
         self.factors = real_array(factors, "factors").ravel()
-        super().__init__(np.float64, (self.factors.size, self.factors.size))
+        super().__init__(np.float64, (self.factors.size, self.factors.size))  # type: ignore[call-arg]
 
     def _matmat(self, X: Array) -> Array:
         return self.factors[:, None] * X
@@ -89,8 +89,8 @@ def linear_operator(layer: Any) -> LinearOperator:
     """
     raise TypeError(
         f"opnorm does not know the linear operator of {type(layer).__module__}.{type(layer).__qualname__}. Register a "
-        f"function of the layer that returns a LinearOperator: `opnorm.linear_operator.register({type(layer).__name__}, "
-        f"function)`. Received: {layer!r}"
+        "function of the layer that returns a LinearOperator: "
+        f"`opnorm.linear_operator.register({type(layer).__name__}, function)`. Received: {layer!r}"
     )
 
 

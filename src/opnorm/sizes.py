@@ -15,7 +15,8 @@ class SizedOperator(LinearOperator):
 
     def __init__(self, dtype: Any, shape: tuple[int, int] | None):
         self.has_size = shape is not None
-        super().__init__(dtype, shape or (0, 0))  # SciPy's operators cannot be without a shape
+        # SciPy's operators cannot be without a shape; its stubs give the base class no __init__.
+        super().__init__(dtype, shape or (0, 0))  # type: ignore[call-arg]
 
     def matvec(self, x: Any) -> Any:
         """Return `A x`; needs a size."""

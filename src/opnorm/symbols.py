@@ -59,7 +59,7 @@ class Symbol:
             values = np.empty((len(phases), rows * columns), dtype=np.complex128)
             values.real, values.imag = phases.real @ flat, phases.imag @ flat
             return values.reshape(-1, rows, columns)
-        return np.einsum("bt,btij->bij", phases, self.taps[groups])
+        return np.asarray(np.einsum("bt,btij->bij", phases, self.taps[groups]))
 
     def split(self) -> list["Symbol"]:
         """Return one symbol for each group."""
