@@ -4,13 +4,12 @@ from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 
 from opnorm.arguments import Array, check_tolerance, real_array
 from opnorm.convolution import Convolution
-from opnorm.convolutions import bracket_convolution
-from opnorm.matrices import bracket_matrix
+from opnorm.convolution_bounds import bracket_convolution
+from opnorm.matrix_bounds import bracket_matrix
 from opnorm.operators import BlockDiagonal, Diagonal, is_registered, linear_operator
 from opnorm.sizes import Adjoint
 
@@ -60,7 +59,7 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
 
 
 def _entries(x: Any) -> Array:
-    return real_array(x.toarray() if issparse(x) else x, "x")
+    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x")
 
 
 def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:

@@ -116,7 +116,8 @@ class Convolution(SizedOperator):
         for position in product(*map(range, self.kernel.shape[:-2])):
             steps = zip(position, self.dilation_rate, self.strides, self.output_shape, strict=True)
             window = tuple(slice(a * d, a * d + s * (m - 1) + 1, s) for a, d, s, m in steps)
-            yield (slice(None), slice(None), *window), blocks[:, *position]
+            tap: tuple[Any, ...] = (slice(None), *position)
+            yield (slice(None), slice(None), *window), blocks[tap]
 
     def _matmat(self, X: Array) -> Array:
         batch = X.shape[1]

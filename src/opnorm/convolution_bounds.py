@@ -7,8 +7,8 @@ import numpy as np
 from opnorm.arguments import Array
 from opnorm.certificates import down, gamma
 from opnorm.convolution import Convolution
-from opnorm.matrices import rescale
-from opnorm.suprema import bracket_symbol
+from opnorm.matrix_bounds import rescale
+from opnorm.symbol_bounds import bracket_symbol
 from opnorm.symbols import Symbol, symbol_of
 
 _STEPS = 24  # Golub-Kahan steps: about half a percent below the norm at the sizes of real layers

@@ -62,7 +62,7 @@ def _bracket_scaled(A: Array, tolerance: float) -> tuple[float, float]:
 def _top_eigenvector(gram: Gram, accuracy: float) -> Array:
     """Return an estimate of the unit eigenvector of the largest eigenvalue."""
     G = gram.lower
-    n = G.shape[0]
+    n: int = G.shape[0]
     if n <= _LANCZOS_SIZE:
         return np.asarray(eigh(G, lower=True, subset_by_index=[n - 1, n - 1])[1][:, 0])
     product: Any = LinearOperator((n, n), matvec=lambda v: blas.dsymv(1.0, G, v, lower=1), dtype=np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opnorm.cells import Cells, tiling
 from opnorm.certificates import down, proved, up
 from opnorm.estimates import batch_size, climb, estimate_norms
-from opnorm.matrices import bracket_matrix
+from opnorm.matrix_bounds import bracket_matrix
 from opnorm.symbols import Symbol
 
 _LARGE = 1024  # entries of a matrix from which a group is worth a run of its own
