@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -170,9 +171,12 @@ def _check_padding(padding: str | Sequence[Sequence[int]], rank: int) -> str | P
             "paddings repeat pixels, so the bound for zeros does not hold for them. "
             f"Received: padding={padding!r} with {rank} axes"
         )
-    pairs = tuple(tuple(pair) for pair in padding)
-    if len(pairs) != rank or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+    try:
+        pairs = tuple((index(low), index(high)) for low, high in padding)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != rank or any(min(pair) < 0 for pair in pairs):
         raise ValueError(
             f"Argument `padding` must be {rank} pairs of integers that are not negative. Received: padding={padding!r}"
         )
-    return tuple((int(low), int(high)) for low, high in pairs)
+    return pairs
