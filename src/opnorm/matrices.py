@@ -1,0 +1,41 @@
+"""A kernel as the matrix, or the diagonal blocks of the matrix, that its layer applies."""
+
+from math import prod
+
+from keras import ops
+
+from opnorm.checks import require
+from opnorm.iterations import Tensor
+
+Axis = int | tuple[int, ...]
+
+
+def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
+    """Return `kernel` with its output axes as columns: `(rows, columns)`, or `(rows, groups, columns)` of one block.
+
+    No copy is made when the output axes come last, as in Keras's dense and convolution kernels.
+    """
+    outputs = _output_axes(kernel.shape, axis)
+    order = [i for i in range(len(kernel.shape)) if i not in outputs] + outputs
+    if order != sorted(order):
+        kernel = ops.transpose(kernel, order)
+    return ops.reshape(kernel, (-1, *state_shape_of(kernel.shape[-len(outputs) :], groups)))
+
+
+def state_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
+    """Return the shape of `u` for a kernel of `shape`: `(columns,)`, or `(groups, columns)` of one block."""
+    return state_shape_of([shape[i] for i in _output_axes(shape, axis)], groups)
+
+
+def state_shape_of(outputs: list[int], groups: int) -> tuple[int, ...]:
+    """Return the shape of `u` for output axes of these sizes."""
+    columns = prod(outputs)
+    require(columns % groups == 0, "groups", f"must divide the number of output channels, {columns}", groups)
+    return (columns,) if groups == 1 else (groups, columns // groups)
+
+
+def _output_axes(shape: tuple[int, ...], axis: Axis) -> list[int]:
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    inside = all(-len(shape) <= i < len(shape) for i in axes)
+    require(inside, "axis", f"must name axes of the kernel, whose shape is {tuple(shape)}", axis)
+    return sorted(i % len(shape) for i in axes)
