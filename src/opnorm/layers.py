@@ -146,11 +146,7 @@ def _(layer: Any) -> LinearOperator:
     outputs = [n * s for n, s in zip(sizes, layer.strides, strict=True)]
     if layer.padding == "valid":
         outputs = [n + more for n, more in zip(outputs, spare, strict=True)]
-        return Adjoint(Convolution(kernel, outputs, padding="valid", **common))
-    # An odd pixel is cut off after the image, but before it by PyTorch, which pads outputs on one side only.
-    low = [-(-more // 2) if keras.backend.backend() == "torch" else more // 2 for more in spare]
-    pairs = [(first, more - first) for first, more in zip(low, spare, strict=True)]
-    return Adjoint(Convolution(kernel, outputs, padding=pairs, **common))
+    return Adjoint(Convolution(kernel, outputs, padding=layer.padding, **common))
 
 
 def _several(layer: Any) -> LinearOperator:

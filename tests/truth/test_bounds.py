@@ -178,5 +178,5 @@ def test_what_is_no_real_matrix_is_refused_by_name(value, said):
 
 @pytest.mark.parametrize("tolerance", [0, -1, np.nan, np.inf])
 def test_a_tolerance_must_be_positive_and_finite(tolerance):
-    with pytest.raises(ValueError, match="`tolerance`.*Received: "):
+    with pytest.raises(ValueError, match=r"`tolerance`.*Received: "):
         spectral_norm(np.eye(2), tolerance=tolerance)
