@@ -93,6 +93,12 @@ def test_the_ends_round_outwards_where_float64_ends(scale):
     assert lower <= scale * 4.0 <= upper
 
 
+def test_the_ends_round_outwards_among_subnormal_numbers():
+    unit = 5e-324
+    assert spectral_norm(np.full((1, 2), unit)).upper == 2 * unit  # the norm is 1.41 units
+    assert spectral_norm(np.full((1, 3), unit)).lower == unit  # the norm is 1.73 units
+
+
 def test_zero_has_norm_zero():
     assert spectral_norm(np.zeros((3, 4))) == Bounds(0.0, 0.0)
 

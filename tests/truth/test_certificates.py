@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,6 +33,14 @@ def test_a_stack_is_judged_one_matrix_at_a_time(seed, rows, columns, is_complex)
     truth = np.linalg.svd(stack, compute_uv=False)[:, 0]
     above = np.random.default_rng(seed).random(5) < 0.5
     np.testing.assert_array_equal(proved(stack, truth * np.where(above, 1 + 1e-7, 1 - 1e-9)), above)
+
+
+@pytest.mark.parametrize("entry", [1 / 3, 0.7, 0.9, 0.3])
+def test_a_bound_two_roundings_below_an_exactly_known_norm_is_not_proved(entry):
+    for n in range(2, 120, 3):  # without the shift, more than a third of these pass the factorization
+        tau = float(Fraction(entry) * n) * (1 - 2**-52)
+        assert Fraction(tau) < Fraction(entry) * n
+        assert not Gram.of(np.full((n, n), entry)).proves(tau)
 
 
 def test_cancellation_in_the_gram_matrix_does_not_fool_the_proof():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
+from opnorm import convolution_bounds
 from opnorm.bounds import spectral_norm
 from opnorm.convolution import Convolution
 from opnorm.convolution_bounds import bracket_convolution
@@ -53,6 +54,13 @@ def test_a_small_convolution_is_bracketed_to_a_millionth(case):
     assert lower <= case.truth * (1 + ROUNDING)
     assert case.truth <= upper * (1 + ROUNDING)
     assert upper <= lower * (1 + 1e-6)
+
+
+@CASES
+def test_a_corner_of_the_image_has_no_larger_norm(case, monkeypatch):
+    monkeypatch.setattr(convolution_bounds, "_PRODUCTS", 1.0)  # every image is too big now
+    corner = convolution_bounds._corner(case.operator, 0)
+    assert norm(corner.matmat(np.eye(corner.shape[1]))) <= case.truth * (1 + ROUNDING)
 
 
 @CASES
