@@ -11,9 +11,9 @@ from opnorm.matrix_bounds import rescale
 from opnorm.symbol_bounds import bracket_symbol
 from opnorm.symbols import Symbol, symbol_of
 
-_STEPS = 24  # Golub-Kahan steps: about half a percent below the norm at the sizes of real layers
-_PRODUCTS = 3e8  # multiplications of one product beyond which a corner of the image stands for the whole
-_ENTRIES = 5e5  # entries of an image likewise: the steps keep 48 images, 200 MB
+_STEPS = 16  # Golub-Kahan steps: about half a percent below the norm at the sizes of real layers
+_PRODUCTS = 2e8  # multiplications of one product beyond which a corner of the image stands for the whole
+_ENTRIES = 5e5  # entries of an image likewise: the steps keep 32 images, 130 MB
 _FOLDED = 512  # side of a symbol that is still cheap: 20 ms at each of a few dozen frequencies
 
 

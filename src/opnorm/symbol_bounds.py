@@ -17,6 +17,7 @@ from opnorm.symbols import Symbol
 
 _LARGE = 1024  # entries of a matrix from which a group is worth a run of its own
 _WORK = 2e12  # multiplications after which no cell is split any more: about a minute on two cores
+_CELLS = 1e6  # likewise, for the memory of their centres
 _CLIMBS = 3  # starts of a local search: a better lower end saves hundreds of cells
 _PROBES = 10  # Golub-Kahan steps that rank frequencies, to about a percent
 
@@ -33,8 +34,10 @@ def bracket_symbol(symbol: Symbol, tolerance: float) -> tuple[float, float]:
         return max(low for low, _ in brackets), max(high for _, high in brackets)
     apart = len(symbol.taps) > 1 and symbol.taps[0, 0].size >= _LARGE
     lower, upper = 0.0, 0.0
-    for part in symbol.split() if apart else [symbol]:
-        lower, upper = _refine(part, tolerance, lower, upper)
+    parts = symbol.split() if apart else [symbol]
+    for part in sorted(parts, key=lambda part: -part.frobenius[0]):  # the first may settle the others
+        if up(np.sqrt(part.taps.shape[1]) * part.frobenius.max()) > upper:  # ||M(w)|| <= sum of the taps' norms
+            lower, upper = _refine(part, tolerance, lower, upper)
     return lower, upper
 
 
@@ -43,15 +46,15 @@ def _refine(symbol: Symbol, tolerance: float, lower: float, upper: float) -> tup
     finest = acos(1 / (1 + tolerance)) * 0.97  # the cell of the maximum itself must pass, with room for rounding
     coarsest = finest * 2.0 ** floor(log2(1.2 / finest))  # beyond a slack of 1.2 hardly any cell passes
     cells = tiling(np.arange(len(symbol.taps)), symbol.degrees, coarsest)
-    budget = _WORK / _work_per_cell(symbol)
+    budget = min(_WORK / _work_per_cell(symbol), _CELLS)
     while len(cells):
+        budget -= len(cells)
+        if budget < 0:
+            return lower, _settle(symbol, cells, max(upper, lower * (1 + tolerance)))
         norms = estimate_norms(symbol, cells, _PROBES)
         for best in np.argsort(norms)[-_CLIMBS:]:
             if norms[best] > lower * 0.99:  # an estimate may be a percent too small
                 lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
-        budget -= len(cells)
-        if budget < 0:
-            return lower, _settle(symbol, cells, max(upper, lower * (1 + tolerance)))
         upper = max(upper, up(lower * (1 + tolerance)))
         failed = norms > upper * cos(cells.slack)
         tried = cells.where(~failed)

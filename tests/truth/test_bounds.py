@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,6 +100,12 @@ def test_the_ends_round_outwards_among_subnormal_numbers():
     unit = 5e-324
     assert spectral_norm(np.full((1, 2), unit)).upper == 2 * unit  # the norm is 1.41 units
     assert spectral_norm(np.full((1, 3), unit)).lower == unit  # the norm is 1.73 units
+
+
+def test_bounds_need_no_deep_learning_framework():
+    code = "import sys, opnorm.bounds; print({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_zero_has_norm_zero():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-from opnorm import convolution_bounds
+from opnorm import convolution_bounds, symbol_bounds
 from opnorm.bounds import spectral_norm
 from opnorm.convolution import Convolution
 from opnorm.convolution_bounds import bracket_convolution
@@ -54,6 +54,14 @@ def test_a_small_convolution_is_bracketed_to_a_millionth(case):
     assert lower <= case.truth * (1 + ROUNDING)
     assert case.truth <= upper * (1 + ROUNDING)
     assert upper <= lower * (1 + 1e-6)
+
+
+@CASES
+def test_a_bracket_cut_short_still_contains_the_norm(case, monkeypatch):
+    monkeypatch.setattr(symbol_bounds, "_CELLS", 30)  # a few cells on the coarsest levels
+    lower, upper = bracket_convolution(case.operator, 1e-6)
+    assert lower <= case.truth * (1 + ROUNDING)
+    assert case.truth <= upper * (1 + ROUNDING) < np.inf
 
 
 @CASES
@@ -197,6 +205,15 @@ def test_many_groups_are_bounded_by_the_largest():
     together = spectral_norm(Convolution(kernel, groups=64))
     assert max(b.lower for b in each) <= together.upper
     assert together.lower <= max(b.upper for b in each)
+
+
+def test_a_group_of_zeros_costs_nothing_and_changes_nothing():
+    kernel = np.random.default_rng(1).standard_normal((3, 3, 40, 80))
+    kernel[..., :40] = 0
+    alone, both = spectral_norm(Convolution(kernel[..., 40:])), spectral_norm(Convolution(kernel, groups=2))
+    assert both == alone
+    kernel[..., :40] = 1e-300
+    assert spectral_norm(Convolution(kernel, groups=2)) == alone
 
 
 def test_wide_groups_are_bounded_by_the_largest():
