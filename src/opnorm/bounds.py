@@ -77,7 +77,8 @@ def _bracket(operator: LinearOperator, tolerance: float | None) -> tuple[float, 
     """Return the bracket of an operator's norm."""
     if operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES:
         return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance)
-    singular = svds(operator, k=1, return_singular_vectors=False, rng=0)
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))
+    singular = svds(operator, k=1, v0=start, return_singular_vectors=False)
     return float(singular[0]) * (1 - 1e-6), float("inf")  # svds iterates to roundoff; its products are unknown code
 
 
