@@ -9,7 +9,7 @@ from scipy.sparse import random_array
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.bounds import Bounds, spectral_norm
-from opnorm.operators import BlockDiagonal, Diagonal
+from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
 
 ROUNDING = 1e-12  # LAPACK's own relative error on these matrices (sides to 300) stays below 1e-13
 
@@ -100,6 +100,18 @@ def test_the_ends_round_outwards_among_subnormal_numbers():
     unit = 5e-324
     assert spectral_norm(np.full((1, 2), unit)).upper == 2 * unit  # the norm is 1.41 units
     assert spectral_norm(np.full((1, 3), unit)).lower == unit  # the norm is 1.73 units
+
+
+def test_a_layer_of_ones_own_is_bounded_once_it_is_registered():
+    class Mixer:
+        weights = np.diag([2.0, 3.0])
+
+    with pytest.raises(TypeError, match=r"linear_operator\.register\(Mixer"):
+        linear_operator(Mixer())
+    linear_operator.register(Mixer, lambda layer: aslinearoperator(layer.weights))
+    lower, upper = spectral_norm(Mixer())
+    assert lower <= 3 <= upper
+    assert list(linear_operators(Mixer())) == ["kernel"]
 
 
 def test_bounds_need_no_deep_learning_framework():
