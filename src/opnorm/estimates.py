@@ -113,7 +113,8 @@ def _top_pair(matrix: Complex) -> tuple[Complex, Complex]:
 
 def _best_frequency(symbol: Symbol, group: int, x: Complex, y: Complex, near: Array, radius: Array) -> Array:
     """Return the point of a small grid around `near` where `|x M(w) y*|` is largest."""
-    coefficients = (x @ symbol.taps[group]) @ y.conj()
+    taps = symbol.taps[group]
+    coefficients = (x.real @ taps + 1j * (x.imag @ taps)) @ y.conj()  # in parts: `x @ taps` would copy to complex
     line = np.linspace(-1, 1, 9)
     axes = np.meshgrid(*[line * r for r in radius], indexing="ij")
     points = near + np.stack([a.ravel() for a in axes], axis=1)
