@@ -18,17 +18,22 @@ GRID = 32  # the recipe's frequencies on each axis
 TIMED = 8  # of its GRID**2 singular value decompositions, the rest takes as long
 
 
-def seconds(function: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> tuple[float, object]:
     begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+    result = function()
+    return time.perf_counter() - begin, result
+
+
+def seconds(function: Callable[[], object]) -> float:
+    return timed(function)[0]
 
 
 def compare(name: str, x: object, reference: Callable[[], float], runs: int, goal: str) -> list[str]:
     """Return the row of one comparison; `reference` returns the seconds that it takes."""
-    ours, theirs = zip(*[(seconds(lambda: spectral_norm(x)), reference()) for _ in range(runs)], strict=True)
+    pairs = [(*timed(lambda: spectral_norm(x)), reference()) for _ in range(runs)]
+    ours, bounds, theirs = zip(*pairs, strict=True)
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    lower, upper = spectral_norm(x)
+    lower, upper = bounds[0]
     width = f"{upper / lower - 1:.1e}"
     print(name, f"{ratio:.3f}", width, flush=True)
     return [name, f"{statistics.median(ours):.3g} s", f"{statistics.median(theirs):.3g} s", f"{ratio:.3f}", width, goal]
