@@ -10,16 +10,37 @@ from typing import TYPE_CHECKING
 from opnorm import _registration
 
 if TYPE_CHECKING:
+    from opnorm.bounds import Bounds, spectral_norm
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
+    from opnorm.convolution import Convolution
     from opnorm.models import project
+    from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
 
 __version__ = version("opnorm")
-__all__ = ["MaxSpectralNorm", "SpectralNorm", "project"]
+__all__ = [
+    "BlockDiagonal",
+    "Bounds",
+    "Convolution",
+    "Diagonal",
+    "MaxSpectralNorm",
+    "SpectralNorm",
+    "linear_operator",
+    "linear_operators",
+    "project",
+    "spectral_norm",
+]
 
 _HOMES = {
+    "BlockDiagonal": "operators",
+    "Bounds": "bounds",
+    "Convolution": "convolution",
+    "Diagonal": "operators",
     "MaxSpectralNorm": "constraints",
     "SpectralNorm": "constraints",
+    "linear_operator": "operators",
+    "linear_operators": "operators",
     "project": "models",
+    "spectral_norm": "bounds",
 }
 
 

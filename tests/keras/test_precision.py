@@ -35,7 +35,9 @@ def test_huge_weights_are_constrained_in_half_precision(mlp, data, policy):
         assert norm(layer.kernel) == pytest.approx(1, abs=ROUNDED if policy == "bfloat16" else EXACT)
     for u in vectors(model.optimizer):
         assert u.dtype == "float32"
-        assert np.linalg.norm(array(u), axis=-1) == pytest.approx(1, abs=1e-6)  # float32 rounding: it was not stored in half
+        assert np.linalg.norm(array(u), axis=-1) == pytest.approx(
+            1, abs=1e-6
+        )  # float32 rounding: it was not stored in half
     assert len(vectors(model.optimizer)) == 2
 
 
