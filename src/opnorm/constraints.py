@@ -1,47 +1,23 @@
-"""The Keras constraints: pure functions with state, `(kernel, state) -> (kernel, state)`.
-
-Keras applies a constraint after each optimizer update. Its state, the vector `u` of the power iteration, is an
-optimizer variable (`opnorm.slots`): `u` is to the constraint what momentum is to Adam.
-"""
+"""The Keras constraints that scale a kernel by its spectral norm, estimated by power iteration."""
 
 import random
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from contextvars import ContextVar
-from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from opnorm.base import OperatorConstraint
 from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
-
-Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Slot(Protocol):
-    """The place of one kernel's state while an optimizer applies an update."""
-
-    def run(self, update: Update, kernel: Any) -> Tensor:
-        """Return the kernel that `update` makes of `kernel` and the state, and store the new state."""
-
-
-def _no_slot(kernel: Any) -> Slot | None:
-    return None
-
-
-# `opnorm.slots` sets it while an optimizer applies an update.
-find_slot: ContextVar[Callable[[Any], Slot | None]] = ContextVar("find_slot", default=_no_slot)
 
 _CONVERGED = 2e-7  # float32's resolution: half a step gains less, so the true norm is above by < sqrt(2e-7 / 2) = 3e-4
 _CONVERGED_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
 
 
-class SpectralConstraint(keras.constraints.Constraint):
+class SpectralConstraint(OperatorConstraint):
     """Abstract: multiplies a kernel by `scale(sigma)`, sigma an estimate from below of its spectral norm."""
 
     def __init__(
@@ -68,7 +44,6 @@ class SpectralConstraint(keras.constraints.Constraint):
         self.companion = bool(companion)
         self.seed = seed if seed is None else to_count("seed", seed, 0)
         self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
-        self._warned = False
 
     @abstractmethod
     def scale(self, sigma: Tensor) -> Tensor:
@@ -89,30 +64,12 @@ class SpectralConstraint(keras.constraints.Constraint):
         return random_directions((vectors, *shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the constrained kernel and the next state; pure, so it serves any training loop.
-
-        Args:
-            kernel: A tensor or variable, after the optimizer's update.
-            state: What `initial_state` or the last `update` returned.
-        """
+        """Return the constrained kernel and the next state; pure, so it serves any training loop."""
         return self._apply(kernel, state, self.warmup_iterations, self.tolerance)
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
         return self._apply(kernel, self.initial_state(kernel), _CONVERGED_STEPS, _CONVERGED)[0]
-
-    def __call__(self, w: Any) -> Tensor:
-        """Return the constrained kernel, and advance its state where an optimizer holds one."""
-        slot = find_slot.get()(w)
-        if slot is not None:
-            return slot.run(self.update, w)
-        if isinstance(w, keras.Variable):
-            self._warn_once(w)
-        return self.project(w)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor; JSON-serializable."""
-        return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
@@ -127,17 +84,6 @@ class SpectralConstraint(keras.constraints.Constraint):
         )
         factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
         return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
-
-    def _warn_once(self, kernel: Any) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            f"No optimizer state for the constraint {type(self).__name__} of '{kernel.path}': the norm is found from a "
-            "fresh start at every update, which is correct but slow. Remedy: attach the constraint and `import opnorm` "
-            "before the optimizer is built, and let the optimizer's own `build` and `apply` call `super()`.",
-            stacklevel=4,
-        )
 
 
 @keras.saving.register_keras_serializable("opnorm")
