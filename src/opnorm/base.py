@@ -79,7 +79,7 @@ class OperatorConstraint(keras.constraints.Constraint):
             return
         self._warned = True
         warnings.warn(
-            f"No optimizer state for the constraint {type(self).__name__} of '{kernel.path}': it starts afresh at every "
+            f"No optimizer state for the constraint {type(self).__name__} of '{kernel.path}': it starts afresh at each "
             "update, which is correct but slow. Remedy: attach the constraint and `import opnorm` before the optimizer "
             "is built, and let the optimizer's own `build` and `apply` call `super()`.",
             stacklevel=4,
