@@ -85,12 +85,12 @@ def test_accumulating_gradients_changes_the_kernel_only_by_real_updates(mlp, dat
     inner = keras.optimizers.Adam(1e-3, gradient_accumulation_steps=4)
     model.compile(wrap(inner), "mse")
     model.optimizer.build(model.trainable_variables)
+    everything = [*kernels(model), *(state_of(inner, k) for k in kernels(model))]
     for step in range(12):
-        before = [array(k) for k in kernels(model)], [array(state_of(inner, k)) for k in kernels(model)]
+        before = [array(v) for v in everything]
         model.train_on_batch(data[0][step : step + 8], data[1][step : step + 8])
-        after = [array(k) for k in kernels(model)], [array(state_of(inner, k)) for k in kernels(model)]
-        for old, new in zip(sum(before, []), sum(after, []), strict=True):
-            assert np.array_equal(old, new) == (step % 4 != 3)
+        for variable, old in zip(everything, before, strict=True):
+            assert np.array_equal(array(variable), old) == (step % 4 != 3), variable.path
         if step >= 3:
             assert [norm(k) for k in kernels(model)] == pytest.approx([1, 1], abs=EXACT)
 
