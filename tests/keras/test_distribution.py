@@ -54,7 +54,10 @@ def assert_equal_to_one_device(trained, alone, replicas):
 
 
 def assert_constrained(trained):
-    assert [norm(trained["wide_kernel"]), norm(trained["last_kernel"])] == pytest.approx([1, 1], abs=EXACT)
+    for layer in ("wide", "last"):
+        kernel, u = trained[f"{layer}_kernel"], trained[f"{layer}_u"]
+        assert norm(kernel) == pytest.approx(1, abs=EXACT)
+        assert np.linalg.norm(kernel @ u) == pytest.approx(1, abs=EXACT)  # the vector, too, was trained
 
 
 @on_tensorflow
