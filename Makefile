@@ -1,0 +1,52 @@
+# Set-up is part of every target: `make demo` and `make test` work on a fresh checkout with Python >= 3.11.
+PYTHON ?= python3
+BACKEND ?= jax
+BIN := .venv/bin
+KERAS_TESTS := test-tensorflow test-jax test-torch
+
+.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types clean
+
+help:
+	@echo "make demo   train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
+	@echo "make test   run all tests, on TensorFlow, JAX and PyTorch"
+	@echo "make lint   check style and formatting"
+	@echo "make types  check types"
+
+demo: .venv/demo-$(BACKEND)
+	$(BIN)/opnorm demo --backend $(BACKEND)
+
+test: test-plain $(KERAS_TESTS) test-legacy
+
+test-plain: .venv/dev
+	$(BIN)/python -m pytest tests/plain
+
+# Keras has one backend a process: the same tests run once on each.
+$(KERAS_TESTS): test-%: .venv/dev
+	KERAS_BACKEND=$* $(BIN)/python -m pytest tests/keras
+
+test-legacy: .venv/dev
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest tests/legacy
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"opnorm needs Python 3.11 or later, this is {sys.version}"'
+	$(PYTHON) -m venv .venv
+
+.venv/demo-%: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,$*]'
+	@touch $@
+
+# tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out.
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras
+	@touch $@

@@ -1,0 +1,88 @@
+"""The examples do what they say, and opnorm.tf1 says what is missing where it cannot work."""
+
+import doctest
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import opnorm
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def test_the_recipe_in_circulation_fails_where_opnorm_reaches_the_target(capsys):
+    rows = runpy.run_path(str(EXAMPLES / "failures" / "tf1_recipe.py"))["main"]()
+    outcome = {(row.constraint, row.widths): row for row in rows}
+    assert len(outcome) == 4
+    assert max(outcome["the recipe", (32, 32, 32)].sigmas) > 1.1
+    assert "Trying to share variable layer_2_u/layer_2_u" in outcome["the recipe", (32, 16, 8)].error
+    for widths in [(32, 32, 32), (32, 16, 8)]:
+        np.testing.assert_allclose(outcome["opnorm.tf1", widths].sigmas, 1, rtol=1e-2)  # C22
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_the_example_learns_the_digits_with_every_layer_at_its_target(capsys):
+    sigmas, accuracy = runpy.run_path(str(EXAMPLES / "tf1_dense.py"))["main"]()
+    np.testing.assert_allclose(sigmas, 2, rtol=1e-2)  # C22
+    assert len(sigmas) == 4
+    assert accuracy > 0.9
+    assert "spectral norm 2.0" in capsys.readouterr().out
+
+
+def assert_says_what_to_do(message):
+    assert message.startswith("`opnorm.tf1` found no legacy layers")
+    assert "pip install tf_keras" in message
+    assert "set the environment variable TF_USE_LEGACY_KERAS=1" in message
+
+
+def test_without_tf_keras_the_error_says_what_to_install_and_set(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf_keras", None)  # an import of it fails, as if it were not installed
+    monkeypatch.delitem(sys.modules, "opnorm.tf1")
+    monkeypatch.delattr(opnorm, "tf1")
+    with pytest.raises(ImportError) as raised:
+        opnorm.tf1.SpectralNorm()
+    assert_says_what_to_do(str(raised.value))
+
+
+def test_without_the_environment_variable_so_it_does_and_importing_tf_keras_by_name_is_enough():
+    code = """
+import opnorm
+try:
+    opnorm.tf1.SpectralNorm()
+except ImportError as error:
+    print(error)
+import tf_keras
+tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TF_USE_LEGACY_KERAS": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,  # a busy machine takes its time to import TensorFlow
+    )
+    assert result.returncode == 0, result.stderr
+    assert_says_what_to_do(result.stdout)
+
+
+def test_the_documentation_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tf1.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks), {})
+
+
+def test_the_example_of_the_docstring_runs():
+    found = doctest.DocTestFinder(recurse=False).find(
+        opnorm.tf1.SpectralNorm, "SpectralNorm", globs={"opnorm": opnorm, "tf": tf}
+    )
+    outcome = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(o.attempted for o in outcome) == 2
+    assert sum(o.failed for o in outcome) == 0
