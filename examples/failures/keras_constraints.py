@@ -1,8 +1,8 @@
 """What holds for every Keras constraint: averages, accumulated gradients and loaded weights pass it by.
 
 `MaxNorm(1)` bounds each column, not the spectral norm. `use_ema=True` averages the kernels before the constraint acts
-and writes the average back at the end. With `gradient_accumulation_steps` the constraint acts at each micro-step, so the
-kernel moves where no update is made. `set_weights` asks no constraint at all.
+and writes the average back at the end. With `gradient_accumulation_steps` the constraint acts at each micro-step, so
+the kernel moves where no update is made. `set_weights` asks no constraint at all.
 opnorm projects the averages, leaves micro-steps alone, and has `opnorm.project(model)` for loaded weights.
 
 Run: python examples/failures/keras_constraints.py
@@ -33,7 +33,7 @@ class Exact(keras.constraints.Constraint):
 
 def trained(constraint, **options):
     """Return the sigma after training with these options of the optimizer."""
-    model = network(lambda: dense(constraint), keras.optimizers.Adam(1e-2, **options))
+    model = network(lambda: dense(constraint), keras.optimizers.Adam(**options))
     train(model)
     column = max(float(np.linalg.norm(layer.get_weights()[0], axis=0).max()) for layer in model.layers[:-1])
     return f"largest column {column:.2f}", worst_sigma(model), column
@@ -45,7 +45,7 @@ def accumulated(constraint):
     kernel = keras.Variable(draw.standard_normal(SHAPE).astype("float32"))
     kernel.constraint = constraint
     start = ops.convert_to_numpy(kernel).copy()
-    optimizer = keras.optimizers.Adam(1e-2, gradient_accumulation_steps=4)
+    optimizer = keras.optimizers.Adam(gradient_accumulation_steps=4)
     optimizer.build([kernel])
     for _ in range(3):
         optimizer.apply([ops.convert_to_tensor(draw.standard_normal(SHAPE).astype("float32"))], [kernel])
