@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from opnorm.checks import require, require_count, require_positive
-from opnorm.iterations import TINY, Tensor, random_direction, settled_power_iteration
-from opnorm.matrices import Axis, state_shape, to_matrix
+from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
+from opnorm.matrices import Axis, output_shape, to_matrix
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -54,25 +54,20 @@ class SpectralConstraint(keras.constraints.Constraint):
         warmup_iterations: int,
         tolerance: float,
         perturbation: float,
+        companion: bool,
         seed: int | None,
     ) -> None:
         require(operator == "matrix", "operator", "must be 'matrix'", operator)
-        require_count("groups", groups, 1)
-        require_count("power_iterations", power_iterations, 1)
-        require_count("warmup_iterations", warmup_iterations, 0)
-        require_positive("tolerance", tolerance)
-        require(0 <= perturbation < 1, "perturbation", "must be at least 0 and below 1", perturbation)
-        if seed is not None:
-            require_count("seed", seed, 0)
         self.operator = operator
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
-        self.groups = groups
-        self.power_iterations = power_iterations
-        self.warmup_iterations = warmup_iterations
-        self.tolerance = tolerance
-        self.perturbation = perturbation
-        self.seed = seed
-        self._start = random.randrange(2**31) if seed is None else seed  # follows keras.utils.set_random_seed
+        self.axis = to_axis("axis", axis)
+        self.groups = to_count("groups", groups, 1)
+        self.power_iterations = to_count("power_iterations", power_iterations, 1)
+        self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
+        self.tolerance = to_positive("tolerance", tolerance)
+        self.perturbation = to_fraction("perturbation", perturbation)
+        self.companion = bool(companion)
+        self.seed = seed if seed is None else to_count("seed", seed, 0)
+        self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
         self._warned = False
 
     @abstractmethod
@@ -80,13 +75,18 @@ class SpectralConstraint(keras.constraints.Constraint):
         """Return the factor for a kernel whose norm is `sigma`; 1 where `sigma` is zero."""
 
     def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray:
-        """Return a first `u` for `kernel`: drawn isotropically, unit length, float32.
+        """Return the first vectors for `kernel`: drawn isotropically, unit length, float32.
+
+        They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
+        without a companion or for a single column, with an axis of `groups` before the last where there are several.
 
         Args:
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different vectors.
         """
-        return random_direction(state_shape(tuple(kernel.shape), self.axis, self.groups), (self._start, index))
+        shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
+        vectors = 2 if self.companion and shape[-1] > 1 else 1
+        return random_directions((vectors, *shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
@@ -126,7 +126,7 @@ class SpectralConstraint(keras.constraints.Constraint):
             self.perturbation,
         )
         factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.u
+        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
 
     def _warn_once(self, kernel: Any) -> None:
         if self._warned:
@@ -165,6 +165,8 @@ class SpectralNorm(SpectralConstraint):
         tolerance: Sigma still moves while half an iteration raises it by more than this, relative.
         perturbation: Relative size of a fixed random vector that is mixed into `u`, so that a `u` orthogonal to the
             leading singular vector escapes; it costs about its square in sigma. 0 switches it off.
+        companion: Whether a second vector follows the second singular value, so that one that overtakes the first is
+            seen at once, not many updates later.
         seed: Seeds the first `u`. By default it follows `keras.utils.set_random_seed`.
 
     Example:
@@ -185,9 +187,9 @@ class SpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("value", value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -196,9 +198,10 @@ class SpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
-        self.value = value
+        self.value = to_positive("value", value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
@@ -214,7 +217,7 @@ class MaxSpectralNorm(SpectralConstraint):
     Args:
         max_value: The largest norm allowed, positive.
         operator: See `SpectralNorm`; so are `axis`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
-            `perturbation` and `seed`.
+            `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))
@@ -234,9 +237,9 @@ class MaxSpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("max_value", max_value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -245,9 +248,10 @@ class MaxSpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
-        self.max_value = max_value
+        self.max_value = to_positive("max_value", max_value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""

@@ -19,16 +19,15 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
     order = [i for i in range(len(kernel.shape)) if i not in outputs] + outputs
     if order != sorted(order):
         kernel = ops.transpose(kernel, order)
-    return ops.reshape(kernel, (-1, *state_shape_of(kernel.shape[-len(outputs) :], groups)))
+    return ops.reshape(kernel, (-1, *_blocks(kernel.shape[-len(outputs) :], groups)))
 
 
-def state_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
+def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
     """Return the shape of `u` for a kernel of `shape`: `(columns,)`, or `(groups, columns)` of one block."""
-    return state_shape_of([shape[i] for i in _output_axes(shape, axis)], groups)
+    return _blocks([shape[i] for i in _output_axes(shape, axis)], groups)
 
 
-def state_shape_of(outputs: list[int], groups: int) -> tuple[int, ...]:
-    """Return the shape of `u` for output axes of these sizes."""
+def _blocks(outputs: list[int], groups: int) -> tuple[int, ...]:
     columns = prod(outputs)
     require(columns % groups == 0, "groups", f"must divide the number of output channels, {columns}", groups)
     return (columns,) if groups == 1 else (groups, columns // groups)

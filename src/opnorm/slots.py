@@ -14,7 +14,8 @@ import keras
 from keras import ops
 from keras.optimizers import LossScaleOptimizer, Optimizer
 
-from opnorm.constraints import SpectralConstraint, Tensor, Update, find_slot
+from opnorm.constraints import SpectralConstraint, Update, find_slot
+from opnorm.iterations import Tensor
 
 
 class OptimizerSlot:

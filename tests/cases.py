@@ -1,0 +1,109 @@
+"""The registry of the laws: every constraint, with what it makes of singular values, and kernels of every kind.
+
+A new constraint is one line in `CONSTRAINTS`; it then has to obey every law of `tests/keras`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import opnorm
+
+
+class Case(NamedTuple):
+    build: Callable[..., Any]  # the constraint of (c, **options)
+    values: Callable[[np.ndarray, float], np.ndarray]  # what must become of singular values, largest first
+
+    @property
+    def fills(self):
+        """Whether a norm below c is brought up to c."""
+        return bool(self.values(np.array([0.5]), 1.0)[0] == 1.0)
+
+
+CONSTRAINTS = {
+    "SpectralNorm": Case(opnorm.SpectralNorm, lambda s, c: c * s / s[0]),
+    "MaxSpectralNorm": Case(opnorm.MaxSpectralNorm, lambda s, c: s / max(1.0, s[0] / c)),
+}
+CAPS = [name for name, case in CONSTRAINTS.items() if not case.fills]
+
+
+def gaussian(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype("float32")
+
+
+def with_values(rows, columns, values, seed=0):
+    """Return a float32 matrix with these singular values and random singular vectors."""
+    u, _ = np.linalg.qr(gaussian(rows, rows, seed=seed).astype("float64"))
+    v, _ = np.linalg.qr(gaussian(columns, columns, seed=seed + 1).astype("float64"))
+    return (u[:, : len(values)] * values @ v[:, : len(values)].T).astype("float32")
+
+
+def zero_rows(kernel, every):
+    kernel = kernel.copy()
+    kernel[::every] = 0
+    return kernel
+
+
+def block_diagonal(small, large):
+    return np.block([[small * np.eye(8), np.zeros((8, 4))], [np.zeros((4, 8)), large * np.eye(4)]]).astype("float32")
+
+
+KERNELS = {
+    "tall": gaussian(40, 12),
+    "wide": gaussian(12, 40),
+    "convolution": gaussian(3, 3, 4, 8),
+    "one_entry": gaussian(1, 1),
+    "one_row": gaussian(1, 9),
+    "one_column": gaussian(9, 1),
+    "vector": gaussian(9),
+    "rank_one": with_values(10, 6, [3.0]),
+    "nearly_repeated": with_values(16, 8, [4.0, 3.996, 3.996, 2.0, 2.0]),
+    "repeated": with_values(16, 8, [3.0] * 8),
+    "zero_rows": zero_rows(gaussian(20, 10), every=2),
+    "block_diagonal": block_diagonal(1.0, 3.0),
+    "tiny": 1e-30 * gaussian(20, 10),
+    "huge": 1e30 * gaussian(20, 10),
+}
+
+
+@cache
+def compiled(function):
+    """Return `function`, compiled on JAX, which otherwise compiles every loop anew at every call."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
+def repeated(constraint, kernel, state, updates):
+    """Return what `updates` updates make of the same `kernel`, the state carried along: the kernel and the state."""
+    update = compiled(constraint.update)
+    for _ in range(updates):
+        result, state = update(kernel, state)
+    return result, state
+
+
+def built_optimizer(variables):
+    """Return an optimizer, built on `variables`, that leaves them where they are: what acts is the constraints."""
+    optimizer = keras.optimizers.SGD(0.0)
+    optimizer.build(variables)
+    return optimizer
+
+
+def take_steps(optimizer, variables, steps=1):
+    """Apply zero gradients to `variables`, `steps` times; compiled on JAX, as in `fit`."""
+    gradients = [keras.ops.zeros_like(v.value) for v in variables]
+    if keras.backend.backend() != "jax":
+        for _ in range(steps):
+            optimizer.apply(gradients, variables)
+        return
+    step = compiled(optimizer.stateless_apply)
+    state, values = [v.value for v in optimizer.variables], [v.value for v in variables]
+    for _ in range(steps):
+        values, state = step(state, gradients, values)
+    for variable, value in zip([*variables, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)

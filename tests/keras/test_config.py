@@ -1,0 +1,123 @@
+"""A constraint is its JSON config: rebuilt, copied, pickled or loaded in a fresh process, it behaves the same."""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from inspect import signature
+
+import dense
+import keras
+import numpy as np
+import pytest
+from cases import CONSTRAINTS, compiled, gaussian
+from keras import layers
+
+import opnorm
+
+every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
+OPTIONS = {
+    "axis": (-2, -1),
+    "groups": 4,
+    "power_iterations": 2,
+    "warmup_iterations": 7,
+    "tolerance": 1e-3,
+    "perturbation": 0.01,
+    "seed": 11,
+}
+
+
+def through_json(constraint):
+    return type(constraint).from_config(json.loads(json.dumps(constraint.get_config())))
+
+
+COPIES = {
+    "config": through_json,
+    "keras": lambda c: keras.constraints.deserialize(json.loads(json.dumps(keras.constraints.serialize(c)))),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda c: pickle.loads(pickle.dumps(c)),
+}
+
+
+@every_constraint
+def test_config_holds_the_arguments_of_the_constructor_and_nothing_else(constraint_name):
+    constraint = CONSTRAINTS[constraint_name].build(0.9, **OPTIONS)
+    config = constraint.get_config()
+    assert set(config) == set(signature(type(constraint)).parameters)
+    assert OPTIONS.items() <= config.items()
+    assert 0.9 in config.values()
+
+
+@every_constraint
+def test_config_of_numpy_arguments_is_json(constraint_name):
+    options = {"axis": np.int64(-1), "groups": np.int64(2), "seed": np.int32(3), "perturbation": np.float32(0.5)}
+    constraint = CONSTRAINTS[constraint_name].build(np.float32(0.5), **options)
+    assert json.loads(json.dumps(constraint.get_config())) == through_json(constraint).get_config()
+
+
+@every_constraint
+@pytest.mark.parametrize("way", COPIES)
+def test_copy_behaves_the_same(constraint_name, way):
+    constraint = CONSTRAINTS[constraint_name].build(0.9, **OPTIONS)
+    twin = COPIES[way](constraint)
+    assert twin is not constraint
+    assert type(twin) is type(constraint)
+    kernel = gaussian(3, 3, 4, 2)
+    for one, two in zip(first_update(constraint, kernel), first_update(twin, kernel), strict=True):
+        assert np.array_equal(one, two)
+
+
+def first_update(constraint, kernel):
+    return [dense.array(x) for x in compiled(constraint.update)(kernel, constraint.initial_state(kernel))]
+
+
+LOAD = """
+model = keras.models.load_model(sys.argv[1])
+constraints = [layer.kernel_constraint for layer in model.layers]
+print(json.dumps([[type(c).__name__, c.get_config()] for c in constraints]))
+"""
+ORDERS = ("import opnorm, keras", "import keras, opnorm")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Return the path of a saved model with one layer for each constraint of the registry."""
+    stack = [layers.Dense(8, kernel_constraint=case.build(0.9, **OPTIONS)) for case in CONSTRAINTS.values()]
+    model = keras.Sequential([keras.Input((8,)), *stack])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fresh_processes(saved):
+    """Return what a fresh process for each order of imports prints; they run side by side."""
+    processes = {
+        order: subprocess.Popen(
+            [sys.executable, "-c", f"import json, sys\n{order}\n{LOAD}", str(saved)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for order in ORDERS
+    }
+    return {order: process.communicate()[0] for order, process in processes.items()}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_fresh_process_loads_a_saved_model_whichever_is_imported_first(fresh_processes, order):
+    loaded = json.loads(fresh_processes[order])
+    expected = [case.build(0.9, **OPTIONS) for case in CONSTRAINTS.values()]
+    assert loaded == [[type(c).__name__, json.loads(json.dumps(c.get_config()))] for c in expected]
+
+
+def test_importing_opnorm_imports_no_framework():
+    script = "import sys, opnorm; print(sorted({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    printed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout
+    assert printed.strip() == b"[]"
+    assert "keras" in sys.modules
+    assert opnorm.SpectralNorm is opnorm.constraints.SpectralNorm

@@ -1,0 +1,68 @@
+"""A wrong argument is refused in Keras's style: the argument's name, its rule, the value received."""
+
+import math
+from inspect import signature
+
+import keras
+import numpy as np
+import pytest
+from cases import CONSTRAINTS, gaussian
+from keras import layers
+
+import opnorm
+
+every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
+
+WRONG = {
+    "operator": ["reshaped", "", None],
+    "groups": [0, -1, 1.5, True],
+    "power_iterations": [0, -1, 1.5, True, "1"],
+    "warmup_iterations": [-1, 0.5, None],
+    "tolerance": [0, -1e-3, math.inf, math.nan, "small"],
+    "perturbation": [-1e-3, 1.0, math.nan],
+    "seed": [-1, 0.5, "zero"],
+    "axis": [(), (-1, -1), 1.5, "channels_last", (0.5,)],
+}
+
+
+def expected(name, value):
+    return rf"Argument `{name}` must .*\. Received: {name}={{}}$".format(
+        "".join(f"\\{c}" if c in "().[]" else c for c in repr(value))
+    )
+
+
+@every_constraint
+@pytest.mark.parametrize("value", [0, 0.0, -1, math.inf, -math.inf, math.nan, "1", None, True], ids=repr)
+def test_target_that_is_not_positive_and_finite_is_refused(constraint_name, value):
+    build = CONSTRAINTS[constraint_name].build
+    name = next(iter(signature(build).parameters))
+    with pytest.raises(ValueError, match=expected(name, value)):
+        build(value)
+
+
+@every_constraint
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values], ids=repr)
+def test_wrong_option_is_refused(constraint_name, name, value):
+    with pytest.raises(ValueError, match=expected(name, value)):
+        CONSTRAINTS[constraint_name].build(1.0, **{name: value})
+
+
+@every_constraint
+@pytest.mark.parametrize(("name", "value"), [("axis", 2), ("axis", (0, -3)), ("axis", (1, -1)), ("groups", 3)], ids=repr)
+def test_option_that_does_not_fit_the_kernel_is_refused_by_name(constraint_name, name, value):
+    constraint = CONSTRAINTS[constraint_name].build(1.0, **{name: value})
+    kernel = gaussian(6, 8)
+    for use in (constraint.initial_state, constraint.project):
+        with pytest.raises(ValueError, match=expected(name, value)):
+            use(kernel)
+
+
+@every_constraint
+def test_scalar_weight_is_refused(constraint_name):
+    with pytest.raises(ValueError, match="Argument `axis` must"):
+        CONSTRAINTS[constraint_name].build(1.0).project(np.float32(2.0))
+
+
+def test_model_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match="Argument `model` must be built"):
+        opnorm.project(keras.Sequential([layers.Dense(3)]))

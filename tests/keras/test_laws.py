@@ -1,0 +1,88 @@
+"""The laws that every constraint of the registry obeys on every kernel, against the dense truth."""
+
+from functools import cache
+
+import dense
+import keras
+import numpy as np
+import pytest
+from cases import CAPS, CONSTRAINTS, KERNELS, compiled, gaussian, repeated
+from keras import ops
+
+TARGET = 0.95
+
+
+@cache  # several laws look at the same results, whose cost is compilation
+def applied(constraint_name, kernel_name):
+    """Return the first update's kernel and state, and the projection, of a kernel of the registry."""
+    constraint = CONSTRAINTS[constraint_name].build(TARGET, seed=1)
+    kernel = KERNELS[kernel_name]
+
+    def run(kernel, state):
+        return *constraint.update(kernel, state), constraint.project(kernel)
+
+    return [dense.array(x) for x in compiled(run)(kernel, constraint.initial_state(kernel))]
+
+
+def truth(constraint_name, kernel):
+    return dense.with_values(kernel, lambda s: CONSTRAINTS[constraint_name].values(s, TARGET))
+
+
+def error(result, kernel):
+    """Return how far `result` is from the truth `kernel`, relative, in spectral norm."""
+    assert np.all(np.isfinite(result))
+    return dense.norm(result.astype("float64") - kernel) / dense.norm(kernel)
+
+
+every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
+every_kernel = pytest.mark.parametrize("kernel_name", KERNELS)
+
+
+@every_constraint
+@every_kernel
+def test_first_update_is_the_dense_truth_within_two_percent(constraint_name, kernel_name):
+    result, _, _ = applied(constraint_name, kernel_name)
+    assert error(result, truth(constraint_name, KERNELS[kernel_name])) <= 0.02  # C5's promise of a cold start
+
+
+@every_constraint
+@every_kernel
+def test_projection_is_the_dense_truth(constraint_name, kernel_name):
+    _, _, result = applied(constraint_name, kernel_name)
+    assert error(result, truth(constraint_name, KERNELS[kernel_name])) <= 1e-3  # what `project` documents
+
+
+@every_constraint
+@every_kernel
+def test_state_is_a_float32_unit_vector(constraint_name, kernel_name):
+    _, state, _ = applied(constraint_name, kernel_name)
+    assert state.dtype == "float32"
+    assert abs(np.linalg.norm(state) - 1) <= 1e-5  # rounding of a few dozen float32 squares
+
+
+@every_constraint
+@pytest.mark.parametrize("target", [0.1, 0.95, 5.0])
+def test_every_target_is_met_from_above_and_from_below(constraint_name, target):
+    case = CONSTRAINTS[constraint_name]
+    constraint = case.build(target, seed=1)
+    for norm_before in (0.5, 10.0):  # below and above: 0.5 also lies above the target 0.1
+        kernel = gaussian(24, 16)
+        kernel *= np.float32(norm_before / dense.norm(kernel))
+        result, _ = repeated(constraint, kernel, constraint.initial_state(kernel), updates=10)
+        expected = dense.with_values(kernel, lambda s: case.values(s, target))
+        assert error(dense.array(result), expected) <= 1e-3  # the norm of a kernel at rest, C2's promise
+
+
+DTYPES = ["float32", "bfloat16"] + ["float64"] * (keras.backend.backend() != "jax")  # JAX has it only by a global flag
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("constraint_name", CAPS)
+def test_cap_leaves_a_kernel_inside_the_ball_bit_for_bit(constraint_name, dtype):
+    constraint = CONSTRAINTS[constraint_name].build(5.0, seed=1)
+    kernel = gaussian(24, 16)
+    kernel = ops.cast(kernel * np.float32(0.99 * 5.0 / dense.norm(kernel)), dtype)
+    update = compiled(constraint.update)
+    result, _ = update(kernel, constraint.initial_state(kernel))
+    assert result.dtype == kernel.dtype
+    assert bool(ops.all(result == kernel))
