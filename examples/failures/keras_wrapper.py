@@ -19,7 +19,6 @@ from keras import layers
 
 import opnorm
 
-
 CONSTRAINTS = {layers.Embedding: "embeddings_constraint", layers.DepthwiseConv2D: "depthwise_constraint"}
 
 
@@ -36,7 +35,7 @@ def constrained(kind, *args, **options):
 
 def fit_and_evaluate(make):
     """Train, then evaluate on the same data."""
-    model = network(lambda: make(layers.Dense, 32, activation="relu"))
+    model = network(lambda: make(layers.Dense, 32, activation="relu"), keras.optimizers.Adam(1e-2))
     fit = train(model)
     evaluate = model.evaluate(*data(), verbose=0)
     return f"last loss of fit {fit:.2f}, evaluate {evaluate:.2f}", worst_sigma(model), fit, evaluate

@@ -1,9 +1,9 @@
 """`keras.layers.SpectralNormalization` on single layers, beside opnorm's constraint.
 
-The wrapper writes a frozen kernel too. It iterates in half precision under mixed_float16, where the square of a norm
-overflows from 256 on. It casts outputs to the dtype of the inputs, which for an Embedding is an integer. It takes a
-depthwise kernel for one column, so that its norm is that of all channels together; and it refuses an LSTM.
-opnorm's constraint acts in the update, so on trainable kernels alone, in float32, on the geometry it is given.
+The wrapper writes a frozen kernel too. It casts outputs to the dtype of the inputs, which for an Embedding is an
+integer. It takes a depthwise kernel for one column, so that its norm is that of all channels together; and it refuses
+an LSTM, which has its kernel in a cell.
+opnorm's constraint acts in the update, so on trainable kernels alone, and on the geometry that it is given.
 
 Run: python examples/failures/keras_wrapper_layers.py
 """
@@ -19,10 +19,10 @@ from keras import layers, ops
 from keras_wrapper import both
 
 
-def steps(layer, inputs, times=20):
+def steps(layer, inputs, times=3):
     """Return the outputs of training steps without gradient: a forward pass, then the optimizer's update."""
     optimizer = keras.optimizers.SGD()
-    for _ in range(times):  # twenty, that a small kernel has settled under either
+    for _ in range(times):  # three, that a small kernel has settled under either
         outputs = layer(inputs, training=True)
         variables = layer.trainable_variables
         optimizer.apply([ops.zeros(v.shape) for v in variables], variables)
@@ -40,21 +40,6 @@ def frozen(make):
     steps(layer, data()[0], times=1)
     moved = float(np.abs(ops.convert_to_numpy(kernel) - before).max())
     return f"a frozen kernel moves by {moved:.2f}", true_sigma(kernel), moved
-
-
-def large(make):
-    """Run a layer in mixed_float16 whose kernel has norm 300."""
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        layer = make(layers.Dense, 32)
-        layer.build((None, 20))
-        kernel = kernel_of(layer)
-        kernel.assign(kernel * (300 / true_sigma(kernel)))
-        steps(layer, data()[0])
-    finally:
-        keras.config.set_dtype_policy("float32")
-    share = float(np.isnan(ops.convert_to_numpy(kernel)).mean())
-    return f"norm 300 in mixed_float16: {share:.0%} nan", true_sigma(kernel), share
 
 
 def embedding(make):
@@ -81,7 +66,7 @@ def recurrent(make):
 
 def rows():
     """Return the rows of the jobs above."""
-    return both([frozen, large, embedding, depthwise, recurrent])
+    return both([frozen, embedding, depthwise, recurrent])
 
 
 if __name__ == "__main__":
