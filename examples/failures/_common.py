@@ -8,14 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 STEPS = 40
-PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}  # KERAS_BACKEND: the package it needs
+BACKENDS = ("tensorflow", "jax", "torch")  # as KERAS_BACKEND has them, and as their packages are named
 
 
 class Row(NamedTuple):
@@ -31,7 +33,7 @@ def on_each_backend(script: str) -> None:
     """Run `script` once for each installed backend and exit; return at once where KERAS_BACKEND names one."""
     if os.environ.get("KERAS_BACKEND"):
         return
-    backends = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    backends = [name for name in BACKENDS if importlib.util.find_spec(name)]
     runs = [subprocess.run([sys.executable, script], env={**os.environ, "KERAS_BACKEND": name}) for name in backends]
     sys.exit(max(run.returncode for run in runs))
 
@@ -91,7 +93,8 @@ def measured(name: str, measure: Callable[[], tuple[Any, ...]]) -> Row:
     try:
         outcome, sigma, *figures = measure()
     except Exception as error:  # any error: that the recipe ends in one is the finding
-        return Row(name, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}")
+        message = Text.from_ansi(str(error)).plain  # Keras prints parts of it in bold
+        return Row(name, f"{type(error).__name__}: {shorten(message, 90, placeholder=' ...')}")
     return Row(name, outcome, sigma, tuple(figures))
 
 
@@ -100,5 +103,5 @@ def show(title: str, rows: list[Row]) -> None:
     table = Table("recipe", "what happens", "true sigma (wanted 1)", title=title)
     for row in rows:
         style = "green" if row.name.startswith("opnorm") else None
-        table.add_row(row.name, row.outcome, f"{row.sigma:.4f}", style=style)
+        table.add_row(row.name, Text(row.outcome), f"{row.sigma:.4f}", style=style)
     Console().print(table)

@@ -63,6 +63,7 @@ def test_a_constraint_that_is_a_layer_crashes_on_jax(own_variable):
     row = own_variable["the constraint is a Layer"]
     if BACKEND == "jax":
         assert row.outcome.startswith("TypeError")
+        assert "'NoneType' object is not" in row.outcome
     else:
         assert row.figures[0] <= 1e-6  # saved with the model: this recipe is right here
 
@@ -131,7 +132,7 @@ def test_opnorm_evaluates_what_it_trains(keras_wrapper):
     assert_opnorm_holds_one(keras_wrapper)
     for name in ("opnorm: fit and evaluate", "opnorm: in mixed precision"):
         fit, evaluate = keras_wrapper[name].figures
-        assert evaluate == pytest.approx(fit, rel=0.05)  # one step of training lies between the two
+        assert 0.9 * fit < evaluate < fit  # one more step of training lies between the two
 
 
 def test_the_wrapper_fails_on_single_layers_where_opnorm_holds():
