@@ -21,3 +21,12 @@ def require_positive(name: str, value: Any) -> None:
     """Raise unless `value` is a positive finite number."""
     holds = isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
     require(holds, name, "must be a positive finite number", value)
+
+
+def require_axis(value: Any) -> int | tuple[int, ...]:
+    """Return `value` as an int or a tuple of ints, or raise unless it names one axis or several different ones."""
+    axes = value if isinstance(value, (tuple, list)) else [value]
+    integers = all(isinstance(i, Integral) and not isinstance(i, bool) for i in axes)
+    holds = integers and 0 < len(axes) == len(set(axes))
+    require(holds, "axis", "must be an integer or a tuple of different integers", value)
+    return tuple(int(i) for i in axes) if isinstance(value, (tuple, list)) else int(value)

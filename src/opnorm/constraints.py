@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from opnorm.checks import require, require_count, require_positive
+from opnorm.checks import require, require_axis, require_count, require_positive
 from opnorm.iterations import TINY, Tensor, random_direction, settled_power_iteration
 from opnorm.matrices import Axis, state_shape, to_matrix
 
@@ -65,14 +65,14 @@ class SpectralConstraint(keras.constraints.Constraint):
         if seed is not None:
             require_count("seed", seed, 0)
         self.operator = operator
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
-        self.groups = groups
-        self.power_iterations = power_iterations
-        self.warmup_iterations = warmup_iterations
-        self.tolerance = tolerance
-        self.perturbation = perturbation
-        self.seed = seed
-        self._start = random.randrange(2**31) if seed is None else seed  # follows keras.utils.set_random_seed
+        self.axis = require_axis(axis)
+        self.groups = int(groups)  # a NumPy number would be no JSON
+        self.power_iterations = int(power_iterations)
+        self.warmup_iterations = int(warmup_iterations)
+        self.tolerance = float(tolerance)
+        self.perturbation = float(perturbation)
+        self.seed = None if seed is None else int(seed)
+        self._start = random.randrange(2**31) if seed is None else int(seed)  # follows keras.utils.set_random_seed
         self._warned = False
 
     @abstractmethod
@@ -198,7 +198,7 @@ class SpectralNorm(SpectralConstraint):
             perturbation=perturbation,
             seed=seed,
         )
-        self.value = value
+        self.value = float(value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
@@ -247,7 +247,7 @@ class MaxSpectralNorm(SpectralConstraint):
             perturbation=perturbation,
             seed=seed,
         )
-        self.max_value = max_value
+        self.max_value = float(max_value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""
