@@ -14,7 +14,9 @@ def seeded_run():
     """Return the kernels after a short `fit` in which everything random follows the global seed."""
     keras.utils.set_random_seed(7)
     hidden = layers.Dense(6, activation="tanh", kernel_constraint=opnorm.SpectralNorm())
-    model = keras.Sequential([keras.Input((5,)), hidden, layers.Dense(2, kernel_constraint=opnorm.MaxSpectralNorm(0.5))])
+    model = keras.Sequential(
+        [keras.Input((5,)), hidden, layers.Dense(2, kernel_constraint=opnorm.MaxSpectralNorm(0.5))]
+    )
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     model.fit(gaussian(32, 5), gaussian(32, 2), batch_size=8, verbose=0)
     return [dense.array(v) for v in [*model.variables, *model.optimizer.variables]]

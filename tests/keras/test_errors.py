@@ -48,7 +48,9 @@ def test_wrong_option_is_refused(constraint_name, name, value):
 
 
 @every_constraint
-@pytest.mark.parametrize(("name", "value"), [("axis", 2), ("axis", (0, -3)), ("axis", (1, -1)), ("groups", 3)], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "value"), [("axis", 2), ("axis", (0, -3)), ("axis", (1, -1)), ("groups", 3)], ids=repr
+)
 def test_option_that_does_not_fit_the_kernel_is_refused_by_name(constraint_name, name, value):
     constraint = CONSTRAINTS[constraint_name].build(1.0, **{name: value})
     kernel = gaussian(6, 8)
