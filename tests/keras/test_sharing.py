@@ -45,9 +45,9 @@ def attention(constraint):
 
 
 SHARED = {
-    "two_of_one_width": lambda c: keras.Sequential([keras.Input((7,)), *stacked(10, 10, constraint=c)]),
-    "two_widths": lambda c: keras.Sequential([keras.Input((7,)), *stacked(10, 5, constraint=c)]),
-    "square_and_not": lambda c: keras.Sequential([keras.Input((10,)), *stacked(10, 10, 3, constraint=c)]),
+    "two_of_one_width": lambda c: keras.Sequential([keras.Input((12,)), *stacked(8, 8, constraint=c)]),
+    "two_widths": lambda c: keras.Sequential([keras.Input((12,)), *stacked(8, 4, constraint=c)]),
+    "square_and_not": lambda c: keras.Sequential([keras.Input((8,)), *stacked(8, 8, 4, constraint=c)]),
     "attention": attention,
 }
 
