@@ -80,8 +80,8 @@ DTYPES = ["float32", "bfloat16"] + ["float64"] * (keras.backend.backend() != "ja
 @pytest.mark.parametrize("constraint_name", CAPS)
 def test_cap_leaves_a_kernel_inside_the_ball_bit_for_bit(constraint_name, dtype):
     constraint = CONSTRAINTS[constraint_name].build(5.0, seed=1)
-    kernel = gaussian(12, 8)
-    kernel = ops.cast(kernel * np.float32(0.99 * 5.0 / dense.norm(kernel)), dtype)
+    kernel = gaussian(12, 8).astype("float64")
+    kernel = ops.convert_to_tensor(kernel * (0.99 * 5.0 / dense.norm(kernel)), dtype=dtype)
     update = op_by_op(constraint.update)
     result, _ = update(kernel, constraint.initial_state(kernel))
     assert result.dtype == kernel.dtype
