@@ -1,28 +1,36 @@
-"""Rows of figures, as JSON between processes and as a Markdown table in `benchmarks/README.md`."""
+"""Measured rows: as JSON between processes, and in `benchmarks/README.md` between the markers of their section."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
 
 
-def write_rows(path, rows):
+def write_rows(path: str, rows: Iterable[Sequence[str]]) -> None:
     """Write `rows` as JSON."""
-    Path(path).write_text(json.dumps(rows))
+    Path(path).write_text(json.dumps(list(rows)), encoding="utf-8")
 
 
-def read_rows(path):
+def read_rows(path: str) -> list[list[str]]:
     """Return the rows that `write_rows` wrote."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_table(section, header, rows):
-    """Print the table, and put it between the section's markers in the README."""
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
-    text = README.read_text()
-    before, rest = text.split(begin)
-    draft = README.with_suffix(".tmp")
-    draft.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
-    draft.replace(README)
+def write_table(section: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table, and put it between `<!-- section:begin -->` and `<!-- section:end -->`.
+
+    Raises:
+        ValueError: When the README lacks one of the markers.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"<!-- {section}:begin -->\n")
+    _, end, after = rest.partition(f"<!-- {section}:end -->")
+    if not (begin and end):
+        raise ValueError(f"benchmarks/README.md has no markers for the section. Received: section={section!r}")
+    unfinished = README.with_suffix(".tmp")
+    unfinished.write_text(before + begin + table + "\n" + end + after, encoding="utf-8")
+    unfinished.replace(README)
     print(table)

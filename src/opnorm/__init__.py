@@ -5,36 +5,57 @@ Importing this package imports no deep-learning framework; each public name is r
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from opnorm import _registration
 
+if TYPE_CHECKING:
+    from opnorm.bounds import Bounds, spectral_norm
+    from opnorm.constraints import MaxSpectralNorm, SpectralNorm
+    from opnorm.convolution import Convolution
+    from opnorm.models import project
+    from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
+
 __version__ = version("opnorm")
+__all__ = [
+    "BlockDiagonal",
+    "Bounds",
+    "Convolution",
+    "Diagonal",
+    "MaxSpectralNorm",
+    "SpectralNorm",
+    "linear_operator",
+    "linear_operators",
+    "project",
+    "spectral_norm",
+]
 
 _HOMES = {
-    "SpectralNorm": "constraints",
+    "BlockDiagonal": "operators",
+    "Bounds": "bounds",
+    "Convolution": "convolution",
+    "Diagonal": "operators",
     "MaxSpectralNorm": "constraints",
+    "SpectralNorm": "constraints",
+    "linear_operator": "operators",
+    "linear_operators": "operators",
     "project": "models",
-    "tf1": None,
+    "spectral_norm": "bounds",
 }
-
-__all__ = ["MaxSpectralNorm", "SpectralNorm", "project", "tf1"]  # noqa: F822 - resolved by __getattr__
 
 
 def __getattr__(name: str) -> object:
     """Return the public name `name`, importing its home module now."""
+    if name == "tf1":  # a module, and not in `__all__`: it needs TensorFlow
+        return import_module("opnorm.tf1")
     if name not in _HOMES:
         raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
-    home = _HOMES[name]
-    if home is None:
-        return import_module(f"opnorm.{name}")
-    value = getattr(import_module(f"opnorm.{home}"), name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), "tf1"])
 
 
 _registration.register_with_keras()

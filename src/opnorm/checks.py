@@ -1,6 +1,7 @@
 """Argument checks with one form of message: what the argument must be, and the value received."""
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,22 +12,37 @@ def require(holds: bool, name: str, must: str, value: Any) -> None:
         raise ValueError(f"Argument `{name}` {must}. Received: {name}={value!r}")
 
 
-def require_count(name: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an integer that is at least `least`."""
-    holds = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-    require(holds, name, f"must be an integer >= {least}", value)
+def to_count(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int; raise unless it is an integer that is at least `least`."""
+    require(_is_integer(value) and int(value) >= least, name, f"must be an integer >= {least}", value)
+    return int(value)
 
 
-def require_positive(name: str, value: Any) -> None:
-    """Raise unless `value` is a positive finite number."""
-    holds = isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
-    require(holds, name, "must be a positive finite number", value)
+def to_positive(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is a positive finite number."""
+    require(_is_real(value) and 0 < float(value) < math.inf, name, "must be a positive finite number", value)
+    return float(value)
 
 
-def require_axis(value: Any) -> int | tuple[int, ...]:
-    """Return `value` as an int or a tuple of ints, or raise unless it names one axis or several different ones."""
-    axes = value if isinstance(value, (tuple, list)) else [value]
-    integers = all(isinstance(i, Integral) and not isinstance(i, bool) for i in axes)
-    holds = integers and 0 < len(axes) == len(set(axes))
-    require(holds, "axis", "must be an integer or a tuple of different integers", value)
-    return tuple(int(i) for i in axes) if isinstance(value, (tuple, list)) else int(value)
+def to_fraction(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is at least 0 and below 1."""
+    require(_is_real(value) and 0 <= float(value) < 1, name, "must be a number at least 0 and below 1", value)
+    return float(value)
+
+
+def to_axis(name: str, value: Any) -> int | tuple[int, ...]:
+    """Return `value` as an int or a tuple of ints; raise unless it is an integer or several of them, all different."""
+    if _is_integer(value):
+        return int(value)
+    axes = tuple(value) if isinstance(value, Iterable) else ()
+    distinct = bool(axes) and all(map(_is_integer, axes)) and len(set(axes)) == len(axes)
+    require(distinct, name, "must be an integer or a tuple of different integers", value)
+    return tuple(map(int, axes))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,47 +1,23 @@
-"""The Keras constraints: pure functions with state, `(kernel, state) -> (kernel, state)`.
-
-Keras applies a constraint after each optimizer update. Its state, the vector `u` of the power iteration, is an
-optimizer variable (`opnorm.slots`): `u` is to the constraint what momentum is to Adam.
-"""
+"""The Keras constraints that scale a kernel by its spectral norm, estimated by power iteration."""
 
 import random
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from contextvars import ContextVar
-from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from opnorm.checks import require, require_axis, require_count, require_positive
-from opnorm.iterations import TINY, Tensor, random_direction, settled_power_iteration
-from opnorm.matrices import Axis, state_shape, to_matrix
-
-Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Slot(Protocol):
-    """The place of one kernel's state while an optimizer applies an update."""
-
-    def run(self, update: Update, kernel: Any) -> Tensor:
-        """Return the kernel that `update` makes of `kernel` and the state, and store the new state."""
-
-
-def _no_slot(kernel: Any) -> Slot | None:
-    return None
-
-
-# `opnorm.slots` sets it while an optimizer applies an update.
-find_slot: ContextVar[Callable[[Any], Slot | None]] = ContextVar("find_slot", default=_no_slot)
+from opnorm.base import OperatorConstraint
+from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
+from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
 _CONVERGED = 2e-7  # float32's resolution: half a step gains less, so the true norm is above by < sqrt(2e-7 / 2) = 3e-4
 _CONVERGED_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
 
 
-class SpectralConstraint(keras.constraints.Constraint):
+class SpectralConstraint(OperatorConstraint):
     """Abstract: multiplies a kernel by `scale(sigma)`, sigma an estimate from below of its spectral norm."""
 
     def __init__(
@@ -54,71 +30,52 @@ class SpectralConstraint(keras.constraints.Constraint):
         warmup_iterations: int,
         tolerance: float,
         perturbation: float,
+        companion: bool,
         seed: int | None,
     ) -> None:
         require(operator == "matrix", "operator", "must be 'matrix'", operator)
-        require_count("groups", groups, 1)
-        require_count("power_iterations", power_iterations, 1)
-        require_count("warmup_iterations", warmup_iterations, 0)
-        require_positive("tolerance", tolerance)
-        require(0 <= perturbation < 1, "perturbation", "must be at least 0 and below 1", perturbation)
-        if seed is not None:
-            require_count("seed", seed, 0)
         self.operator = operator
-        self.axis = require_axis(axis)
-        self.groups = int(groups)  # a NumPy number would be no JSON
-        self.power_iterations = int(power_iterations)
-        self.warmup_iterations = int(warmup_iterations)
-        self.tolerance = float(tolerance)
-        self.perturbation = float(perturbation)
-        self.seed = None if seed is None else int(seed)
-        self._start = random.randrange(2**31) if seed is None else int(seed)  # follows keras.utils.set_random_seed
-        self._warned = False
+        self.axis = to_axis("axis", axis)
+        self.groups = to_count("groups", groups, 1)
+        self.power_iterations = to_count("power_iterations", power_iterations, 1)
+        self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
+        self.tolerance = to_positive("tolerance", tolerance)
+        self.perturbation = to_fraction("perturbation", perturbation)
+        self.companion = bool(companion)
+        self.seed = seed if seed is None else to_count("seed", seed, 0)
+        self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
 
     @abstractmethod
     def scale(self, sigma: Tensor) -> Tensor:
         """Return the factor for a kernel whose norm is `sigma`; 1 where `sigma` is zero."""
 
     def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray:
-        """Return a first `u` for `kernel`: drawn isotropically, unit length, float32.
+        """Return the first vectors for `kernel`: drawn isotropically, unit length, float32.
+
+        They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
+        without a companion or for a single column, with an axis of `groups` before the last where there are several.
 
         Args:
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different vectors.
         """
-        return random_direction(state_shape(tuple(kernel.shape), self.axis, self.groups), (self._start, index))
+        shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
+        vectors = 2 if self.companion and shape[-1] > 1 else 1
+        return random_directions((vectors, *shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the constrained kernel and the next state; pure, so it serves any training loop.
-
-        Args:
-            kernel: A tensor or variable, after the optimizer's update.
-            state: What `initial_state` or the last `update` returned.
-        """
+        """Return the constrained kernel and the next state; pure, so it serves any training loop."""
         return self._apply(kernel, state, self.warmup_iterations, self.tolerance)
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
         return self._apply(kernel, self.initial_state(kernel), _CONVERGED_STEPS, _CONVERGED)[0]
 
-    def __call__(self, w: Any) -> Tensor:
-        """Return the constrained kernel, and advance its state where an optimizer holds one."""
-        slot = find_slot.get()(w)
-        if slot is not None:
-            return slot.run(self.update, w)
-        if isinstance(w, keras.Variable):
-            self._warn_once(w)
-        return self.project(w)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor; JSON-serializable."""
-        return {name: getattr(self, name) for name in signature(type(self)).parameters}
-
     def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
         wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
         estimate = settled_power_iteration(
-            to_matrix(ops.cast(wide, "float32"), self.axis, self.groups),
+            matrix_maps(to_matrix(ops.cast(wide, "float32"), self.axis, self.groups)),
             ops.convert_to_tensor(state, dtype="float32"),
             self.power_iterations,
             extra_steps,
@@ -126,18 +83,7 @@ class SpectralConstraint(keras.constraints.Constraint):
             self.perturbation,
         )
         factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.u
-
-    def _warn_once(self, kernel: Any) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            f"No optimizer state for the constraint {type(self).__name__} of '{kernel.path}': the norm is found from a "
-            "fresh start at every update, which is correct but slow. Remedy: attach the constraint and `import opnorm` "
-            "before the optimizer is built, and let the optimizer's own `build` and `apply` call `super()`.",
-            stacklevel=4,
-        )
+        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -165,6 +111,8 @@ class SpectralNorm(SpectralConstraint):
         tolerance: Sigma still moves while half an iteration raises it by more than this, relative.
         perturbation: Relative size of a fixed random vector that is mixed into `u`, so that a `u` orthogonal to the
             leading singular vector escapes; it costs about its square in sigma. 0 switches it off.
+        companion: Whether a second vector follows the second singular value, so that one that overtakes the first is
+            seen at once, not many updates later.
         seed: Seeds the first `u`. By default it follows `keras.utils.set_random_seed`.
 
     Example:
@@ -185,9 +133,9 @@ class SpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("value", value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -196,9 +144,10 @@ class SpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
-        self.value = float(value)
+        self.value = to_positive("value", value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
@@ -214,7 +163,7 @@ class MaxSpectralNorm(SpectralConstraint):
     Args:
         max_value: The largest norm allowed, positive.
         operator: See `SpectralNorm`; so are `axis`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
-            `perturbation` and `seed`.
+            `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))
@@ -234,9 +183,9 @@ class MaxSpectralNorm(SpectralConstraint):
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
+        companion: bool = True,
         seed: int | None = None,
     ) -> None:
-        require_positive("max_value", max_value)
         super().__init__(
             operator=operator,
             axis=axis,
@@ -245,9 +194,10 @@ class MaxSpectralNorm(SpectralConstraint):
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
             perturbation=perturbation,
+            companion=companion,
             seed=seed,
         )
-        self.max_value = float(max_value)
+        self.max_value = to_positive("max_value", max_value)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""

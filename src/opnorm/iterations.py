@@ -1,9 +1,12 @@
-"""Power iteration on tensors: the spectral norm from below, warm-started from the last update's vector.
+"""Power iteration on tensors: the spectral norm from below, warm-started from the last update's vectors.
 
-A kernel is seen as a matrix of shape `(rows, columns)`, or as the blocks of a block-diagonal one, `(rows, groups,
-columns)`. A v = sigma u: `u` lives on the output side (the columns), `v` on the input side. Everything is float32.
+An operator is a pair of functions on stacks of vectors, `Maps`; it may have several diagonal blocks, each with vectors
+of its own. A v = sigma u: `u` lives on the output side, `v` on the input side. Vectors are stacked along a first axis:
+`u`, and its companion, which follows the second singular vector so that a singular value that overtakes the first one
+in training is seen at once. Everything is float32.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,98 +17,128 @@ Tensor = Any  # a tensor of whichever backend Keras runs on
 TINY = float(np.finfo("float32").tiny)  # the least divisor that is not flushed to zero
 
 
-class Estimate(NamedTuple):
-    """A lower estimate of the spectral norm of each block, and where it comes from; lengths keep their axis."""
+class Maps(NamedTuple):
+    """A linear operator W on stacks of vectors: `(1 or 2, n)`, or `(1 or 2, blocks, n)` if it is block-diagonal."""
 
-    u: Tensor  # unit vectors, (columns,) or (groups, columns): the next start
-    sigma: Tensor  # (1,) or (groups, 1)
-    rotation: Tensor  # what half a step still added to sigma, relative: 0 when u is a singular vector
-    start: Tensor  # the unit vectors x that the half step set out from ...
-    image: Tensor  # ... their images W x, scaled to unit length ...
-    length: Tensor  # ... and the lengths |W x|
+    times: Callable[[Tensor], Tensor]  # u -> W u, from the output side to the input side
+    transposed: Callable[[Tensor], Tensor]  # v -> W^T v, back
+
+
+class Estimate(NamedTuple):
+    """A lower estimate of the spectral norm of each block, and how it was found; lengths keep their axis."""
+
+    vectors: Tensor  # unit vectors, `u` first: the next start
+    sigma: Tensor  # (1, 1) or (1, blocks, 1)
+    rotation: Tensor  # what the last half step still added to sigma, relative: 0 when `u` is a singular vector
+    start: Tensor  # the unit vector x that the last step set out from ...
+    image: Tensor  # ... its image W x, scaled to unit length ...
+    length: Tensor  # ... and |W x|
 
 
 def settled_power_iteration(
-    matrix: Tensor, u: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
+    maps: Maps, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
 ) -> Estimate:
     """Return the estimate after `steps` power iterations, and up to `extra_steps` more while it still moves.
 
-    It moves while the sigma of some block gains more than `tolerance` in half a step: after a cold start, newly loaded
-    weights, a spike. A vector of relative size `perturbation` is mixed into `u` first, so that a `u` orthogonal to the
-    leading singular vector escapes; it costs about `perturbation**2` in sigma.
+    It moves while the sigma of a block that may be the largest gains more than `tolerance` in half a step: after a
+    cold start, newly loaded weights, a spike. Fixed vectors of relative size `perturbation` are mixed in first, so that
+    a `u` orthogonal to the leading singular vector escapes; they cost about `perturbation**2` in sigma.
     """
-    estimate = power_iteration(matrix, _perturbed(u, perturbation) if perturbation else u)
+    if perturbation:
+        noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
+        vectors = vectors / ops.maximum(_length(vectors), TINY) + perturbation * noise
+    estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
-        estimate = power_iteration(matrix, estimate.u)
+        estimate = power_iteration(maps, estimate.vectors)
     if not extra_steps:
         return estimate
     return Estimate(
         *ops.while_loop(
-            lambda *state: ops.any(Estimate(*state).rotation > tolerance),
-            lambda *state: tuple(_accelerated_step(matrix, Estimate(*state))),
+            lambda *state: _moves(Estimate(*state), tolerance),
+            lambda *state: tuple(_accelerated_step(maps, Estimate(*state))),
             tuple(estimate),
             maximum_iterations=extra_steps,
         )
     )
 
 
-def power_iteration(matrix: Tensor, u: Tensor) -> Estimate:
-    """Return the estimate one power iteration after `u`: two passes over `matrix`, which is read where it lies."""
-    start, _ = _unit(u)  # u is a direction: averaging or summing replicas may have rescaled it
-    return _half_step(matrix, start, *_unit(_times(matrix, start)))
+def _moves(estimate: Estimate, tolerance: float) -> Tensor:
+    # A unit vector whose sigma gains a rotation of r is within about sqrt(r) of a singular vector, so that sigma can
+    # still grow by about that: blocks that stay below the largest even then may go on moving.
+    reach = estimate.sigma * (1 + ops.sqrt(ops.maximum(estimate.rotation, 0.0)))
+    return ops.any(ops.logical_and(estimate.rotation > tolerance, reach >= ops.max(estimate.sigma)))
 
 
-def random_direction(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
+def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
+    """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
+    start = _orthonormal(vectors)
+    images = maps.times(start)
+    scale = ops.max(ops.abs(images), axis=(0, -1), keepdims=True)  # before squaring: 1e-30 and 1e+30 stay in range
+    scale = ops.maximum(scale, TINY)
+    return _half_step(maps, *_ritz(start, images / scale), scale)
+
+
+def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
     """Return isotropic unit vectors along the last axis, float32, the same on every backend."""
-    direction = np.random.default_rng(seed).standard_normal(shape)
-    return (direction / np.linalg.norm(direction, axis=-1, keepdims=True)).astype("float32")
+    directions = np.random.default_rng(seed).standard_normal(shape)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return directions.astype("float32")
 
 
-def _half_step(matrix: Tensor, start: Tensor, image: Tensor, length: Tensor) -> Estimate:
+_fixed_directions = lru_cache(maxsize=256)(random_directions)
+
+
+def _half_step(maps: Maps, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
     # With v = W x / |W x|, the norm of z = W^T v is never below v^T W x = |W x|: no third pass to find sigma, and the
-    # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its vector.
-    z, sigma = _unit(_times_transposed(matrix, image))
-    sound = ops.logical_and(sigma > 0, sigma < float("inf"))  # False for NaN too
-    rotation = ops.where(sound, sigma / ops.maximum(length, TINY) - 1, 0.0)
-    return Estimate(ops.where(sound, z, start), ops.where(sound, sigma, 0.0), rotation, start, image, length)
+    # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its vectors.
+    lengths = ops.maximum(_length(images), TINY)
+    images = images / lengths
+    z = maps.transposed(images) / scale
+    sizes = _length(z)
+    sound = ops.logical_and(sizes > 0, sizes < float("inf"))  # False for NaN too
+    vectors = ops.where(sound, z / ops.maximum(sizes, TINY), start)
+    sigma = ops.where(sound, sizes * scale, 0.0)
+    rotation = ops.where(sound, sizes / lengths - 1, 0.0)
+    return Estimate(vectors, sigma[:1], rotation[:1], start[:1], images[:1], (lengths * scale)[:1])
 
 
-def _accelerated_step(matrix: Tensor, last: Estimate) -> Estimate:
-    # Starts from the best combination of the last start x and of u (Rayleigh-Ritz on their span) instead of from u:
-    # W x is known, so that it costs the two passes of a power iteration and converges about twice as fast.
-    across = last.u - _dot(last.start, last.u) * last.start
-    across, size = _unit(across)
-    image = _times(matrix, last.u) / ops.maximum(last.length, TINY)  # scaled as last.image is
-    image = (image - _dot(last.start, last.u) * last.image) / ops.maximum(size, TINY)
-    angle = 0.5 * ops.arctan2(2 * _dot(last.image, image), 1 - _dot(image, image))
-    start, _ = _unit(ops.cos(angle) * last.start + ops.sin(angle) * across)
-    image, length = _unit(ops.cos(angle) * last.image + ops.sin(angle) * image)
-    return _half_step(matrix, start, image, length * last.length)
+def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
+    # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
+    # costs the two passes of a power iteration and converges about twice as fast.
+    pair = _orthonormal(ops.concatenate([last.start, last.vectors[:1]]))
+    images = ops.concatenate([last.image, maps.times(pair[1:]) / last.length])
+    start, images = _ritz(pair, images)
+    size = ops.maximum(_length(start[:1]), TINY)  # not 1 where x and u agree to the last digits: a settled block
+    step = _half_step(maps, start[:1] / size, images[:1] / size, last.length)
+    return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
 
 
-def _times(matrix: Tensor, u: Tensor) -> Tensor:
-    return ops.matmul(matrix, u) if len(matrix.shape) == 2 else ops.einsum("rgc,gc->gr", matrix, u)
+def _ritz(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    # Rotates two orthonormal vectors, and their images, so that the images become orthogonal, the longer one first.
+    if vectors.shape[0] == 1:
+        return vectors, images
+    first, second = images[:1], images[1:]
+    angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first, first) - _dot(second, second))
+    return _rotated(vectors, angle), _rotated(images, angle)
 
 
-def _times_transposed(matrix: Tensor, v: Tensor) -> Tensor:
-    return ops.matmul(v, matrix) if len(matrix.shape) == 2 else ops.einsum("rgc,gr->gc", matrix, v)
+def _rotated(pair: Tensor, angle: Tensor) -> Tensor:
+    first, second = pair[:1], pair[1:]
+    cos, sin = ops.cos(angle), ops.sin(angle)
+    return ops.concatenate([cos * first + sin * second, cos * second - sin * first])
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    first = vectors[:1] / ops.maximum(_length(vectors[:1]), TINY)
+    if vectors.shape[0] == 1:
+        return first
+    second = vectors[1:] - _dot(first, vectors[1:]) * first
+    return ops.concatenate([first, second / ops.maximum(_length(second), TINY)])
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     return ops.sum(x * y, axis=-1, keepdims=True)
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    # Divided by the largest entry before squaring: neither 1e-30 nor 1e+30 leaves the range of float32.
-    largest = ops.max(ops.abs(x), axis=-1, keepdims=True)
-    scaled = x / ops.maximum(largest, TINY)
-    length = ops.sqrt(_dot(scaled, scaled))
-    return scaled / ops.maximum(length, TINY), largest * length
-
-
-_fixed_direction = lru_cache(maxsize=256)(random_direction)
-
-
-def _perturbed(u: Tensor, size: float) -> Tensor:
-    unit, _ = _unit(u)
-    return unit + size * ops.convert_to_tensor(_fixed_direction(tuple(u.shape), (0,)))
+def _length(x: Tensor) -> Tensor:
+    return ops.sqrt(_dot(x, x))

@@ -5,7 +5,7 @@ from math import prod
 from keras import ops
 
 from opnorm.checks import require
-from opnorm.iterations import Tensor
+from opnorm.iterations import Maps, Tensor
 
 Axis = int | tuple[int, ...]
 
@@ -19,16 +19,22 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
     order = [i for i in range(len(kernel.shape)) if i not in outputs] + outputs
     if order != sorted(order):
         kernel = ops.transpose(kernel, order)
-    return ops.reshape(kernel, (-1, *state_shape_of(kernel.shape[-len(outputs) :], groups)))
+    return ops.reshape(kernel, (-1, *_blocks(kernel.shape[-len(outputs) :], groups)))
 
 
-def state_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
+def matrix_maps(matrix: Tensor) -> Maps:
+    """Return the maps of `(rows, columns)` or `(rows, groups, columns)`, which read the kernel where it lies."""
+    if len(matrix.shape) == 2:
+        return Maps(lambda u: ops.transpose(ops.matmul(matrix, ops.transpose(u))), lambda v: ops.matmul(v, matrix))
+    return Maps(lambda u: ops.einsum("rgc,kgc->kgr", matrix, u), lambda v: ops.einsum("rgc,kgr->kgc", matrix, v))
+
+
+def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
     """Return the shape of `u` for a kernel of `shape`: `(columns,)`, or `(groups, columns)` of one block."""
-    return state_shape_of([shape[i] for i in _output_axes(shape, axis)], groups)
+    return _blocks([shape[i] for i in _output_axes(shape, axis)], groups)
 
 
-def state_shape_of(outputs: list[int], groups: int) -> tuple[int, ...]:
-    """Return the shape of `u` for output axes of these sizes."""
+def _blocks(outputs: list[int], groups: int) -> tuple[int, ...]:
     columns = prod(outputs)
     require(columns % groups == 0, "groups", f"must divide the number of output channels, {columns}", groups)
     return (columns,) if groups == 1 else (groups, columns // groups)
@@ -37,6 +43,5 @@ def state_shape_of(outputs: list[int], groups: int) -> tuple[int, ...]:
 def _output_axes(shape: tuple[int, ...], axis: Axis) -> list[int]:
     axes = [axis] if isinstance(axis, int) else list(axis)
     inside = all(-len(shape) <= i < len(shape) for i in axes)
-    different = inside and len({i % len(shape) for i in axes}) == len(axes)
-    require(different, "axis", f"must name different axes of the kernel, whose shape is {tuple(shape)}", axis)
+    require(inside, "axis", f"must name axes of the kernel, whose shape is {tuple(shape)}", axis)
     return sorted(i % len(shape) for i in axes)

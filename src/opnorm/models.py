@@ -2,7 +2,7 @@
 
 import keras
 
-from opnorm.constraints import SpectralConstraint
+from opnorm.base import OperatorConstraint
 
 
 def project(model: keras.Model) -> None:
@@ -18,7 +18,7 @@ def project(model: keras.Model) -> None:
         raise ValueError(f"Argument `model` must be built before it is projected. Received: model={model!r}")
     for variable in model.trainable_variables:
         constraint = variable.constraint
-        if isinstance(constraint, SpectralConstraint):
+        if isinstance(constraint, OperatorConstraint):
             variable.assign(constraint.project(variable))
         elif constraint is not None:
             variable.assign(constraint(variable))

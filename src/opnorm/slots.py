@@ -2,7 +2,7 @@
 
 Keras calls `variable.constraint(variable)` at the end of `Optimizer.apply` and offers no hook where a constraint could
 ask for state. So this module wraps three public methods of `keras.optimizers.Optimizer`, once, on import; nothing else
-in Keras is touched. Where an optimizer passes the wrapped methods by, `SpectralConstraint` does without state.
+in Keras is touched. Where an optimizer passes the wrapped methods by, `OperatorConstraint` does without state.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,29 +14,35 @@ import keras
 from keras import ops
 from keras.optimizers import LossScaleOptimizer, Optimizer
 
-from opnorm.constraints import SpectralConstraint, Tensor, Update, find_slot
+from opnorm.base import OperatorConstraint, Update, find_slot
+from opnorm.iterations import Tensor
 
 
 class OptimizerSlot:
-    """One kernel's state, a variable of the optimizer that updates the kernel."""
+    """One kernel's state, a variable of the optimizer that updates the kernel; None for a constraint without state."""
 
-    def __init__(self, optimizer: Optimizer, state: keras.Variable) -> None:
+    def __init__(self, optimizer: Optimizer, state: keras.Variable | None) -> None:
         self.state = state
         self._steps = optimizer.gradient_accumulation_steps
         self._iteration = next(v for v in optimizer.variables if v.name == "iteration")
 
     def run(self, update: Update, kernel: keras.Variable) -> Tensor:
         """Return the updated kernel and store its state; change neither where gradients only accumulate."""
-        kernel, state = kernel.value, self.state.value
-        if self._steps is None:
-            kernel, state = update(kernel, state)
-        else:
-            is_update_step = (self._iteration + 1) % self._steps == 0
-            kernel, state = ops.cond(is_update_step, lambda: update(kernel, state), lambda: (kernel, state))
+        kernel = kernel.value
+        if self.state is None:
+            return self._when_due(lambda: update(kernel, None)[0], lambda: kernel)
+        state = self.state.value
+        kernel, state = self._when_due(lambda: update(kernel, state), lambda: (kernel, state))
         self.state.assign(state)
         return kernel
 
+    def _when_due(self, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        if self._steps is None:
+            return change()
+        return ops.cond((self._iteration + 1) % self._steps == 0, change, keep)
 
+
+_WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
 _slots: WeakKeyDictionary[Optimizer, dict[int, OptimizerSlot]] = WeakKeyDictionary()
 
 
@@ -51,17 +57,19 @@ def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
 
 
 def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> None:
-    if isinstance(optimizer, LossScaleOptimizer):
-        return  # its inner optimizer, built on the same kernels, is the one that applies the constraints
+    if isinstance(optimizer, _WRAPPERS):
+        return  # their inner optimizers, built on the same kernels, are the ones that apply the constraints
     _slots[optimizer] = {
         id(kernel): OptimizerSlot(optimizer, _add_state(optimizer, kernel, index))
         for index, kernel in enumerate(variables)
-        if isinstance(getattr(kernel, "constraint", None), SpectralConstraint)
+        if isinstance(getattr(kernel, "constraint", None), OperatorConstraint)
     }
 
 
-def _add_state(optimizer: Optimizer, kernel: keras.Variable, index: int) -> keras.Variable:
+def _add_state(optimizer: Optimizer, kernel: keras.Variable, index: int) -> keras.Variable | None:
     start = kernel.constraint.initial_state(kernel, index)
+    if start is None:
+        return None
     return optimizer.add_variable(
         shape=start.shape,
         # A function, not an assignment: TensorFlow may build the optimizer while it traces the training step.
@@ -106,7 +114,7 @@ def _finalize(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, var_list)
         if self.use_ema:  # the averages that replaced the kernels were taken before the constraint acted
             for variable in var_list:
-                if isinstance(variable.constraint, SpectralConstraint):
+                if isinstance(variable.constraint, OperatorConstraint):
                     variable.assign(variable.constraint.project(variable))
 
     return finalize_variable_values

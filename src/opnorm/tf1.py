@@ -32,7 +32,7 @@ _ATTRIBUTE = "_opnorm_u"  # of a kernel: its vector, which so lives exactly as l
 
 
 @tf_keras.utils.register_keras_serializable(package="opnorm")
-class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):  # type: ignore[misc] # both are Any to mypy
+class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):
     """Return the kernel scaled so that its spectral norm is `value`: W <- value * W / sigma.
 
     One object may serve any number of kernels. Each has a vector `u` of its own, a non-trainable variable drawn

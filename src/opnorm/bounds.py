@@ -1,0 +1,115 @@
+"""The norm of a weight as an interval that contains it."""
+
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+
+from opnorm.arguments import Array, check_tolerance, real_array
+from opnorm.convolution import Convolution
+from opnorm.convolution_bounds import bracket_convolution
+from opnorm.matrix_bounds import bracket_matrix
+from opnorm.operators import BlockDiagonal, Diagonal, is_registered, linear_operator
+from opnorm.sizes import Adjoint
+
+_MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, whatever the matrix
+_CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
+_DENSE_ENTRIES = 2**24  # 128 MiB in float64: a matrix that may be written out
+_MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
+
+
+class Bounds(NamedTuple):
+    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded."""
+
+    lower: float
+    upper: float
+
+
+def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float | None = None) -> Bounds:
+    """Return `Bounds(lower, upper)` of the largest singular value of `x`, both ends proved in float64 arithmetic.
+
+    Convolutions without `input_shape`, and those too big to write out, are bounded through their symbol, over every
+    image size at once. An operator of unknown type that is too big to write out has `upper = inf`.
+
+    Args:
+        x: A matrix (array, tensor, variable, SciPy sparse), a kernel of more axes, which is read as the matrix of
+            its axes `axis` against the others; a vector, whose norm is Euclidean; a built layer that
+            `opnorm.linear_operator` knows; or a LinearOperator, `opnorm.Convolution` among them.
+        axis: The output axes of a kernel with more than two axes.
+        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
+
+    Raises:
+        ValueError: When `x` is empty, complex, not finite or has no axes, or a layer is not built.
+
+    Example:
+        >>> lower, upper = opnorm.spectral_norm([[3.0, 0.0], [4.0, 0.0]])
+        >>> lower <= 5 <= upper < 5 * (1 + 1e-6)
+        True
+
+    Reference:
+        S. M. Rump, "Verification of positive definiteness", BIT 46 (2006).
+    """
+    tolerance = None if tolerance is None else check_tolerance(tolerance)
+    if is_registered(x):
+        x = linear_operator(x)
+    if isinstance(x, LinearOperator):
+        return Bounds(*_bracket(x, tolerance))
+    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or _MATRIX_TOLERANCE))
+
+
+def _entries(x: Any) -> Array:
+    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x")
+
+
+def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
+    if array.ndim == 0:
+        raise ValueError(f"Argument `x` must be a vector, a matrix or a kernel. Received: a number, x={array}")
+    if array.ndim <= 2:
+        return array.reshape(len(array), -1)
+    outputs = np.atleast_1d(axis) % array.ndim
+    last = np.moveaxis(array, outputs, range(-len(outputs), 0))
+    return last.reshape(-1, int(np.prod([array.shape[i] for i in outputs])))
+
+
+@singledispatch
+def _bracket(operator: LinearOperator, tolerance: float | None) -> tuple[float, float]:
+    """Return the bracket of an operator's norm."""
+    if operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES:
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance)
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))
+    singular = svds(operator, k=1, v0=start, return_singular_vectors=False)
+    return float(singular[0]) * (1 - 1e-6), float("inf")  # svds iterates to roundoff; its products are unknown code
+
+
+def _bracket_dense(matrix: Any, tolerance: float | None) -> tuple[float, float]:
+    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or _MATRIX_TOLERANCE)
+
+
+@_bracket.register(_MATRIX)
+def _(operator: Any, tolerance: float | None) -> tuple[float, float]:
+    return _bracket_dense(operator.A, tolerance)
+
+
+@_bracket.register
+def _(operator: Adjoint, tolerance: float | None) -> tuple[float, float]:
+    return _bracket(operator.operator, tolerance)
+
+
+@_bracket.register
+def _(operator: BlockDiagonal, tolerance: float | None) -> tuple[float, float]:
+    brackets = [_bracket(block, tolerance) for block in operator.blocks]
+    return max(low for low, _ in brackets), max(high for _, high in brackets)
+
+
+@_bracket.register
+def _(operator: Diagonal, tolerance: float | None) -> tuple[float, float]:
+    largest = float(np.max(np.abs(operator.factors)))
+    return largest, largest
+
+
+@_bracket.register
+def _(operator: Convolution, tolerance: float | None) -> tuple[float, float]:
+    if operator.has_size and operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES and min(operator.shape) <= 2048:
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance)
+    return bracket_convolution(operator, tolerance or _CONVOLUTION_TOLERANCE)

@@ -1,0 +1,100 @@
+"""Run by `test_distribution.py` in a process of its own: trains and stores kernels and vectors, one device or many.
+
+The devices have to be set up before the backend starts, so each way to distribute needs its own process.
+"""
+
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+
+import opnorm
+from opnorm.slots import state_of
+
+WAY, FOLDER = sys.argv[1:]
+STEPS = 30  # enough for a vector that lives, with one iteration a step and no warm-up
+MIXED = "scaled" in WAY
+
+
+def numpy(x):
+    return np.asarray(ops.convert_to_numpy(x))
+
+
+def build():
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Dense(
+            width,
+            activation,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=1.0, seed=1),
+            kernel_constraint=opnorm.SpectralNorm(warmup_iterations=0, seed=5),
+            name=name,
+        )
+        for name, width, activation in (("wide", 16, "tanh"), ("last", 4, None))
+    ]
+    model = keras.Sequential([keras.Input((12,)), *layers])
+    optimizer = keras.optimizers.SGD(1e-2)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0) if MIXED else optimizer, "mse")
+    return model, optimizer
+
+
+def fit(model):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 12)).astype("float32"), rng.standard_normal((16, 4)).astype("float32")
+    model.fit(x, y, batch_size=16, epochs=STEPS, verbose=0, shuffle=False)
+
+
+def mirrored():
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model, optimizer = build()
+    fit(model)
+    return model, lambda v: [numpy(copy) for copy in strategy.experimental_local_results(v.value)], optimizer
+
+
+def shards(variable):
+    return [np.asarray(shard.data) for shard in variable.value.addressable_shards]
+
+
+def data_parallel():
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    model, optimizer = build()
+    fit(model)
+    return model, shards, optimizer
+
+
+def model_parallel():
+    mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "model"], keras.distribution.list_devices("cpu"))
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*wide.*kernel.*"] = (None, "model")  # matches the path of the vector too, whose own layout must win
+    layout[".*wide.*bias"] = ("model",)
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
+    model, optimizer = build()
+    fit(model)
+    return model, shards, optimizer
+
+
+def single():
+    model, optimizer = build()
+    fit(model)
+    return model, lambda v: [numpy(v)], optimizer
+
+
+def main():
+    ways = {"mirrored": mirrored, "data_parallel": data_parallel, "model_parallel": model_parallel, "single": single}
+    model, copies, optimizer = ways[WAY.removesuffix("_scaled")]()
+    stored = {}
+    for name, kernel in (("wide", model.layers[0].kernel), ("last", model.layers[1].kernel)):
+        for kind, variable in (("kernel", kernel), ("u", state_of(optimizer, kernel))):
+            stored[f"{name}_{kind}"] = numpy(variable)
+            for index, copy in enumerate(copies(variable)):
+                stored[f"{name}_{kind}_copy{index}"] = copy
+    np.savez(FOLDER, **stored)
+
+
+main()
