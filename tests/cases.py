@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 import opnorm
+from opnorm.constraints import SpectralConstraint
 
 
 class Case(NamedTuple):
@@ -28,6 +29,7 @@ CONSTRAINTS = {
     "MaxSpectralNorm": Case(opnorm.MaxSpectralNorm, lambda s, c: s / max(1.0, s[0] / c)),
 }
 CAPS = [name for name, case in CONSTRAINTS.items() if not case.fills]
+ITERATIVE = [name for name, case in CONSTRAINTS.items() if issubclass(case.build, SpectralConstraint)]
 
 
 def gaussian(*shape, seed=0):

@@ -25,6 +25,7 @@ OPTIONS = {
     "warmup_iterations": 7,
     "tolerance": 1e-3,
     "perturbation": 0.01,
+    "companion": False,
     "seed": 11,
 }
 

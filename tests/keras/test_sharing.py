@@ -22,7 +22,7 @@ def states(optimizer, kernels):
 def assert_each_has_its_own_state(optimizer, kernels):
     """Assert one variable a kernel, of its width, no two alike, all of them saved with the optimizer."""
     found = states(optimizer, kernels)
-    assert [s.shape for s in found] == [(kernel.shape[-1],) for kernel in kernels]
+    assert [s.shape[-1] for s in found] == [kernel.shape[-1] for kernel in kernels]
     assert len({id(s) for s in found}) == len(kernels)
     assert len({dense.array(s).tobytes() for s in found}) == len(kernels)
     assert {id(s) for s in found} <= {id(v) for v in optimizer.variables}
