@@ -10,6 +10,7 @@ def _register(keras: ModuleType) -> None:
     # Keras 2 (TF1-style code with `opnorm.tf1`) has nothing to register with, and must stay importable.
     if int(keras.__version__.split(".")[0]) >= 3:
         import_module("opnorm.slots")
+        import_module("opnorm.constraints")
         import_module("opnorm.layers")
 
 

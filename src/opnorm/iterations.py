@@ -119,6 +119,7 @@ def _ritz(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         return vectors, images
     first, second = images[:1], images[1:]
     angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first, first) - _dot(second, second))
+    angle = ops.where(ops.isnan(angle), 0.0, angle)  # a kernel that is not finite must leave the vectors as they are
     return _rotated(vectors, angle), _rotated(images, angle)
 
 

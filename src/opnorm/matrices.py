@@ -43,5 +43,6 @@ def _blocks(outputs: list[int], groups: int) -> tuple[int, ...]:
 def _output_axes(shape: tuple[int, ...], axis: Axis) -> list[int]:
     axes = [axis] if isinstance(axis, int) else list(axis)
     inside = all(-len(shape) <= i < len(shape) for i in axes)
-    require(inside, "axis", f"must name axes of the kernel, whose shape is {tuple(shape)}", axis)
+    different = inside and len({i % len(shape) for i in axes}) == len(axes)
+    require(different, "axis", f"must name different axes of the kernel, whose shape is {tuple(shape)}", axis)
     return sorted(i % len(shape) for i in axes)

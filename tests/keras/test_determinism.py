@@ -40,7 +40,7 @@ def starts_of(constraints):
     keras.Sequential([keras.Input((10,)), *stack])
     kernels = [layer.kernel for layer in stack]
     optimizer = built_optimizer(kernels)
-    return [dense.array(state_of(optimizer, kernel)) for kernel in kernels]
+    return [dense.array(state_of(optimizer, kernel))[0] for kernel in kernels]
 
 
 def test_different_layers_get_different_u():

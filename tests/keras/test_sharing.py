@@ -22,7 +22,7 @@ def states(optimizer, kernels):
 def assert_each_has_its_own_state(optimizer, kernels):
     """Assert one variable a kernel, of its width, no two alike, all of them saved with the optimizer."""
     found = states(optimizer, kernels)
-    assert [s.shape for s in found] == [(kernel.shape[-1],) for kernel in kernels]
+    assert [s.shape[-1] for s in found] == [kernel.shape[-1] for kernel in kernels]
     assert len({id(s) for s in found}) == len(kernels)
     assert len({dense.array(s).tobytes() for s in found}) == len(kernels)
     assert {id(s) for s in found} <= {id(v) for v in optimizer.variables}
@@ -45,9 +45,9 @@ def attention(constraint):
 
 
 SHARED = {
-    "two_of_one_width": lambda c: keras.Sequential([keras.Input((7,)), *stacked(10, 10, constraint=c)]),
-    "two_widths": lambda c: keras.Sequential([keras.Input((7,)), *stacked(10, 5, constraint=c)]),
-    "square_and_not": lambda c: keras.Sequential([keras.Input((10,)), *stacked(10, 10, 3, constraint=c)]),
+    "two_of_one_width": lambda c: keras.Sequential([keras.Input((12,)), *stacked(8, 8, constraint=c)]),
+    "two_widths": lambda c: keras.Sequential([keras.Input((12,)), *stacked(8, 4, constraint=c)]),
+    "square_and_not": lambda c: keras.Sequential([keras.Input((8,)), *stacked(8, 8, 4, constraint=c)]),
     "attention": attention,
 }
 
