@@ -9,11 +9,12 @@ import numpy as np
 from keras import ops
 
 from opnorm.base import OperatorConstraint
+from opnorm.backend import compiled_once
 from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
-# Ten float32 roundings: a settled vector's gain is noise of up to four. The true norm is above by < sqrt(1e-6 / 2) = 7e-4.
+# Ten float32 roundings: a settled vector's gain is noise of up to four. The norm is above by < sqrt(1e-6 / 2) = 7e-4.
 _CONVERGED = 1e-6
 _CONVERGED_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
 
@@ -74,17 +75,24 @@ class SpectralConstraint(OperatorConstraint):
 
     def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
-        wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
-        estimate = settled_power_iteration(
-            matrix_maps(to_matrix(ops.cast(wide, "float32"), self.axis, self.groups)),
-            ops.convert_to_tensor(state, dtype="float32"),
-            self.power_iterations,
-            extra_steps,
-            tolerance,
-            self.perturbation,
-        )
-        factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
+        return _constrained(self, kernel, ops.convert_to_tensor(state, dtype="float32"), extra_steps, tolerance)
+
+
+@compiled_once(static_argnums=(0, 3, 4))
+def _constrained(
+    constraint: SpectralConstraint, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
+    estimate = settled_power_iteration(
+        matrix_maps(to_matrix(ops.cast(wide, "float32"), constraint.axis, constraint.groups)),
+        state,
+        constraint.power_iterations,
+        extra_steps,
+        tolerance,
+        constraint.perturbation,
+    )
+    factor = ops.cast(constraint.scale(ops.max(estimate.sigma)), _dtype(wide))
+    return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
 
 
 @keras.saving.register_keras_serializable("opnorm")
