@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from opnorm.base import OperatorConstraint
-from opnorm.backend import compiled_once
 from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.compiled import compiled_once
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
@@ -75,7 +75,9 @@ class SpectralConstraint(OperatorConstraint):
 
     def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
-        return _constrained(self, kernel, ops.convert_to_tensor(state, dtype="float32"), extra_steps, tolerance)
+        state = ops.convert_to_tensor(state, dtype="float32")
+        constrained, state = _constrained(self, kernel, state, extra_steps, tolerance)
+        return constrained, state
 
 
 @compiled_once(static_argnums=(0, 3, 4))

@@ -1,4 +1,4 @@
-"""The one place that knows which backend Keras runs on."""
+"""The one line that depends on the backend: JAX compiles what runs eagerly."""
 
 from collections.abc import Callable
 from typing import Any
