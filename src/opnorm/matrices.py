@@ -1,5 +1,6 @@
 """A kernel as the matrix, or the diagonal blocks of the matrix, that its layer applies."""
 
+from collections.abc import Callable
 from math import prod
 
 from keras import ops
@@ -25,8 +26,16 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
 def matrix_maps(matrix: Tensor) -> Maps:
     """Return the maps of `(rows, columns)` or `(rows, groups, columns)`, which read the kernel where it lies."""
     if len(matrix.shape) == 2:
-        return Maps(lambda u: ops.transpose(ops.matmul(matrix, ops.transpose(u))), lambda v: ops.matmul(v, matrix))
+        # A product a vector: XLA on CPUs is faster at two of these than at one with a thin matrix, and the kernel is
+        # still in the cache for the second.
+        return Maps(
+            lambda u: _each(lambda x: ops.matmul(matrix, x), u), lambda v: _each(lambda x: ops.matmul(x, matrix), v)
+        )
     return Maps(lambda u: ops.einsum("rgc,kgc->kgr", matrix, u), lambda v: ops.einsum("rgc,kgr->kgc", matrix, v))
+
+
+def _each(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    return ops.stack([function(vectors[i]) for i in range(vectors.shape[0])])
 
 
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
