@@ -11,6 +11,7 @@ def _register(keras: ModuleType) -> None:
     if int(keras.__version__.split(".")[0]) >= 3:
         import_module("opnorm.slots")
         import_module("opnorm.layers")
+        import_module("opnorm.projections")
 
 
 def register_with_keras() -> None:
