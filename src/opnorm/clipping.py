@@ -10,7 +10,7 @@ Reference:
     2014: the cubics.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import sqrt
 from typing import NamedTuple
 
@@ -56,9 +56,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     in between end between 0 and 1. Everything is returned as it is if one entry is not finite.
     """
     x = matrix if _is_tall(matrix) else _transposed(matrix)
-    x = x / ops.maximum(_MARGIN * norm_bound(x), TINY)
-    for alpha in _cubics(_precision(x).rank, _precision(x).rest):
-        x = _cubic(alpha, x, ops.matmul(x, _gram(x)))
+    x = x / _at_least(TINY, _MARGIN * norm_bound(x))
+    x = _iterated(_precision(x).rank, lambda alpha, x: _cubic(alpha, x, x @ _gram(x)), x)
     return ops.where(ops.all(ops.isfinite(matrix)), x if _is_tall(matrix) else _transposed(x), matrix)
 
 
@@ -68,21 +67,21 @@ def norm_bound(matrix: Tensor) -> Tensor:
     They are Schatten norms of order 64, above the truth by the factor r^(1/64) at most, r the shorter side.
     """
     largest = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
-    bound = ops.maximum(largest, TINY)  # every factor is taken out before a square: 1e-30 and 1e+30 stay in range
+    bound = _at_least(TINY, largest)  # every factor is taken out before a square: 1e-30 and 1e+30 stay in range
     power, root = _gram(matrix / bound), 0.5
     for last in [False] * _SQUARINGS + [True]:
-        size = ops.maximum(_frobenius(power), TINY)
+        size = _at_least(TINY, _frobenius(power))
         bound, root = bound * size**root, root / 2
         if not last:
-            power = ops.matmul(power / size, power / size)
+            power = (power / size) @ (power / size)
     return ops.where(largest > 0, bound, 0.0)
 
 
 def _lowered(matrix: Tensor, level: Tensor, target: float) -> tuple[Tensor, Tensor]:
     # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
-    goal = ops.maximum(target, level / _REACH)
+    goal = _at_least(target, level / _REACH)
     factor, outside = _factor(_gram(matrix / goal))
-    clipped = ops.matmul(matrix, factor) if _is_tall(matrix) else ops.matmul(factor, matrix)
+    clipped = matrix @ factor if _is_tall(matrix) else factor @ matrix
     return ops.where(outside, clipped, matrix), goal
 
 
@@ -96,27 +95,36 @@ def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _factor_by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = ops.eigh(gram)
-    excess = ops.expand_dims(ops.maximum(values - 1, 0.0), -2)
-    changed = ops.matmul(vectors * (1 / ops.sqrt(1 + excess) - 1), _transposed(vectors))  # nothing where nothing is
+    excess = ops.expand_dims(_at_least(0.0, values - 1), -2)
+    changed = (vectors * (1 / ops.sqrt(1 + excess) - 1)) @ _transposed(vectors)  # nothing where nothing is
     return _eye_like(gram) + changed, _frobenius(excess) > _precision(gram).excess
 
 
 def _positive_part(matrix: Tensor) -> Tensor:
     # (D + |D|) / 2, |D| = D sign(D), of a symmetric matrix D with eigenvalues from -1 to _REACH**2.
     sign = matrix / (_MARGIN * _REACH**2)
-    for alpha in _cubics(_precision(matrix).resolution, _precision(matrix).rest):
-        sign = _cubic(alpha, sign, ops.matmul(sign, ops.matmul(sign, sign)))
-    return 0.5 * (matrix + ops.matmul(matrix, sign))
+    sign = _iterated(_precision(matrix).resolution, lambda alpha, x: _cubic(alpha, x, x @ (x @ x)), sign)
+    return 0.5 * (matrix + matrix @ sign)
 
 
 def _inverse_root(excess: Tensor) -> Tensor:
     # (I + excess)^(-1/2), by the coupled iteration y -> (I + excess)^(1/2), z -> its inverse.
     eye, least = _eye_like(excess), 1 / (_MARGIN * _REACH**2)
-    y, z = least * (eye + excess), eye
-    for alpha in _cubics(sqrt(least), _precision(excess).rest):
-        step = _cubic(alpha, eye, ops.matmul(z, y))
-        y, z = ops.matmul(y, step), ops.matmul(step, z)
-    return sqrt(least) * z
+
+    def step(alpha: Tensor, pair: Tensor) -> Tensor:
+        y, z = pair
+        factor = _cubic(alpha, eye, z @ y)
+        return y @ factor, factor @ z
+
+    return sqrt(least) * _iterated(sqrt(least), step, (least * (eye + excess), eye))[1]
+
+
+def _iterated(least: float, step: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
+    # A loop of the backend's: written out, every kernel of a model would take XLA seconds to compile.
+    first = start[0] if isinstance(start, tuple) else start
+    alphas = list(_cubics(least, _precision(first).rest))
+    factors = ops.cast(ops.convert_to_tensor(alphas), first.dtype)
+    return ops.fori_loop(0, len(alphas), lambda i, x: step(factors[i], x), start)
 
 
 def _cubics(least: float, rest: float) -> Iterator[float]:
@@ -127,13 +135,13 @@ def _cubics(least: float, rest: float) -> Iterator[float]:
         least = _cubic(alpha, least, least**3)
 
 
-def _cubic(alpha: float, x: Tensor, cube: Tensor) -> Tensor:
+def _cubic(alpha: Tensor | float, x: Tensor, cube: Tensor) -> Tensor:
     return (1.5 * alpha) * x - (0.5 * alpha**3) * cube
 
 
 def _gram(matrix: Tensor) -> Tensor:
     other = _transposed(matrix)
-    return ops.matmul(other, matrix) if _is_tall(matrix) else ops.matmul(matrix, other)
+    return other @ matrix if _is_tall(matrix) else matrix @ other
 
 
 def _is_tall(matrix: Tensor) -> bool:
@@ -146,6 +154,11 @@ def _transposed(matrix: Tensor) -> Tensor:
 
 def _frobenius(matrix: Tensor) -> Tensor:
     return ops.sqrt(ops.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
+
+
+def _at_least(least: float, x: Tensor) -> Tensor:
+    # Like `@` above, and unlike ops.maximum and ops.matmul on PyTorch (Keras 3.15), it leaves float64 alone.
+    return ops.where(x > least, x, least)
 
 
 def _eye_like(matrix: Tensor) -> Tensor:
