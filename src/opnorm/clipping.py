@@ -41,9 +41,10 @@ def clip(matrix: Tensor, target: float) -> Tensor:
     returned bit for bit; so is everything if one entry is not finite.
     """
     level = ops.where(ops.all(ops.isfinite(matrix)), norm_bound(matrix), 0.0)
+    goal = ops.cast(ops.convert_to_tensor(target), matrix.dtype)  # rounded as `level` is, so that they become equal
     result, _ = ops.while_loop(
-        lambda matrix, level: ops.any(level > target),
-        lambda matrix, level: _lowered(matrix, level, target),
+        lambda matrix, level: ops.any(level > goal),
+        lambda matrix, level: _lowered(matrix, level, goal),
         (matrix, level),
     )
     return result
@@ -77,7 +78,7 @@ def norm_bound(matrix: Tensor) -> Tensor:
     return ops.where(largest > 0, bound, 0.0)
 
 
-def _lowered(matrix: Tensor, level: Tensor, target: float) -> tuple[Tensor, Tensor]:
+def _lowered(matrix: Tensor, level: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
     goal = _at_least(target, level / _REACH)
     factor, outside = _factor(_gram(matrix / goal))
@@ -156,7 +157,7 @@ def _frobenius(matrix: Tensor) -> Tensor:
     return ops.sqrt(ops.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
 
 
-def _at_least(least: float, x: Tensor) -> Tensor:
+def _at_least(least: Tensor | float, x: Tensor) -> Tensor:
     # Like `@` above, and unlike ops.maximum and ops.matmul on PyTorch (Keras 3.15), it leaves float64 alone.
     return ops.where(x > least, x, least)
 
