@@ -110,7 +110,7 @@ def _positive_part(matrix: Tensor) -> Tensor:
 
 def _inverse_root(excess: Tensor) -> Tensor:
     # (I + excess)^(-1/2), by the coupled iteration y -> (I + excess)^(1/2), z -> its inverse.
-    eye, least = _eye_like(excess), 1 / (_MARGIN * _REACH**2)
+    eye, least = ops.broadcast_to(_eye_like(excess), tuple(excess.shape)), 1 / (_MARGIN * _REACH**2)
 
     def step(alpha: Tensor, pair: Tensor) -> Tensor:
         y, z = pair
