@@ -2,6 +2,7 @@
 
 import random
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import keras
@@ -9,10 +10,12 @@ import numpy as np
 from keras import ops
 
 from opnorm.base import OperatorConstraint
-from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
+from opnorm.frequencies import Search, Strides, start_shape, supremum
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
+_OPERATORS = "matrix", "convolution"
 _CONVERGED = 2e-7  # float32's resolution: half a step gains less, so the true norm is above by < sqrt(2e-7 / 2) = 3e-4
 _CONVERGED_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
 
@@ -25,6 +28,7 @@ class SpectralConstraint(OperatorConstraint):
         *,
         operator: str,
         axis: Axis,
+        strides: Strides,
         groups: int,
         power_iterations: int,
         warmup_iterations: int,
@@ -33,9 +37,12 @@ class SpectralConstraint(OperatorConstraint):
         companion: bool,
         seed: int | None,
     ) -> None:
-        require(operator == "matrix", "operator", "must be 'matrix'", operator)
+        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.operator = operator
         self.axis = to_axis("axis", axis)
+        last = operator == "matrix" or self.axis in (-1, (-1,))
+        require(last, "axis", "must be -1 with operator='convolution'", axis)
+        self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
@@ -54,11 +61,15 @@ class SpectralConstraint(OperatorConstraint):
 
         They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
         without a companion or for a single column, with an axis of `groups` before the last where there are several.
+        For a convolution: one complex `u` for each group and frequency, `(1, groups * frequencies, 2 * columns)`.
 
         Args:
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different vectors.
         """
+        if self.operator == "convolution":
+            shape = start_shape(tuple(kernel.shape), self.strides, self.groups)
+            return random_directions((1, *shape), (self._start, index))
         shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
         vectors = 2 if self.companion and shape[-1] > 1 else 1
         return random_directions((vectors, *shape), (self._start, index))
@@ -74,16 +85,22 @@ class SpectralConstraint(OperatorConstraint):
     def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
         wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
-        estimate = settled_power_iteration(
-            matrix_maps(to_matrix(ops.cast(wide, "float32"), self.axis, self.groups)),
-            ops.convert_to_tensor(state, dtype="float32"),
-            self.power_iterations,
-            extra_steps,
-            tolerance,
-            self.perturbation,
+        search = partial(
+            settled_power_iteration,
+            steps=self.power_iterations,
+            extra_steps=extra_steps,
+            tolerance=tolerance,
+            perturbation=self.perturbation,
         )
-        factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
+        sigma, state = self._norm(ops.cast(wide, "float32"), search, ops.convert_to_tensor(state, dtype="float32"))
+        factor = ops.cast(self.scale(sigma), _dtype(wide))
+        return ops.cast(wide * factor, _dtype(kernel)), state
+
+    def _norm(self, kernel: Tensor, search: Search, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        if self.operator == "convolution":
+            return supremum(kernel, self.strides, self.groups, search, vectors)
+        estimate = search(matrix_maps(to_matrix(kernel, self.axis, self.groups)), vectors)
+        return ops.max(estimate.sigma), estimate.vectors
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -128,6 +145,7 @@ class SpectralNorm(SpectralConstraint):
         *,
         operator: str = "matrix",
         axis: Axis = -1,
+        strides: Strides = 1,
         groups: int = 1,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
@@ -139,6 +157,7 @@ class SpectralNorm(SpectralConstraint):
         super().__init__(
             operator=operator,
             axis=axis,
+            strides=strides,
             groups=groups,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
@@ -178,6 +197,7 @@ class MaxSpectralNorm(SpectralConstraint):
         *,
         operator: str = "matrix",
         axis: Axis = -1,
+        strides: Strides = 1,
         groups: int = 1,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
@@ -189,6 +209,7 @@ class MaxSpectralNorm(SpectralConstraint):
         super().__init__(
             operator=operator,
             axis=axis,
+            strides=strides,
             groups=groups,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
