@@ -76,13 +76,15 @@ class SpectralConstraint(OperatorConstraint):
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop."""
-        return self._apply(kernel, state, self.warmup_iterations, self.tolerance)
+        return self._apply(kernel, state, self.warmup_iterations, self.tolerance, climbs=1)
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
-        return self._apply(kernel, self.initial_state(kernel), _CONVERGED_STEPS, _CONVERGED)[0]
+        return self._apply(kernel, self.initial_state(kernel), _CONVERGED_STEPS, _CONVERGED, climbs=3)[0]
 
-    def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    def _apply(
+        self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float, climbs: int
+    ) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
         wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
         search = partial(
@@ -92,13 +94,14 @@ class SpectralConstraint(OperatorConstraint):
             tolerance=tolerance,
             perturbation=self.perturbation,
         )
-        sigma, state = self._norm(ops.cast(wide, "float32"), search, ops.convert_to_tensor(state, dtype="float32"))
+        vectors = ops.convert_to_tensor(state, dtype="float32")
+        sigma, state = self._norm(ops.cast(wide, "float32"), search, vectors, climbs)
         factor = ops.cast(self.scale(sigma), _dtype(wide))
         return ops.cast(wide * factor, _dtype(kernel)), state
 
-    def _norm(self, kernel: Tensor, search: Search, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def _norm(self, kernel: Tensor, search: Search, vectors: Tensor, climbs: int) -> tuple[Tensor, Tensor]:
         if self.operator == "convolution":
-            return supremum(kernel, self.strides, self.groups, search, vectors)
+            return supremum(kernel, self.strides, self.groups, search, vectors, climbs)
         estimate = search(matrix_maps(to_matrix(kernel, self.axis, self.groups)), vectors)
         return ops.max(estimate.sigma), estimate.vectors
 
@@ -118,8 +121,13 @@ class SpectralNorm(SpectralConstraint):
 
     Args:
         value: The target norm, positive.
-        operator: `"matrix"`.
+        operator: `"matrix"`; or `"convolution"`: the norm of the sliding operator with zero padding ("same", "valid",
+            "causal"), for every image size and dilation, by one power iteration at each frequency of a grid. It serves
+            transposed convolutions too. Sigma is below the true norm, measured by less than 1 %; once the iteration has
+            converged it is proved to be within a factor of 1.036 of it in 1-D, 1.072 in 2-D, 1.110 in 3-D.
         axis: The output axis or axes of the kernel, an int or a tuple of ints.
+        strides: The layer's, for `"convolution"` only: an int or one for each spatial axis. With strides and dilation
+            both above 1 leave it at 1, which bounds the norm from above.
         groups: The number of diagonal blocks, consecutive along the output axes; the norm is the largest of theirs.
             For a depthwise kernel `(*spatial, channels, multiplier)`: `axis=(-2, -1), groups=channels`.
         power_iterations: Iterations in every update, at least 1.
@@ -181,7 +189,7 @@ class MaxSpectralNorm(SpectralConstraint):
 
     Args:
         max_value: The largest norm allowed, positive.
-        operator: See `SpectralNorm`; so are `axis`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
+        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
             `perturbation`, `companion` and `seed`.
 
     Example:

@@ -13,6 +13,7 @@ each singular value occurs twice.
 from collections.abc import Callable
 from functools import lru_cache
 from math import cos, pi, prod
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -25,14 +26,36 @@ Strides = int | tuple[int, ...]
 Shape = tuple[int, ...]
 Search = Callable[[Maps, Tensor], Estimate]
 _DENSITY = 6  # points of the grid along an axis, over k - 1: S is within 1 / cos(pi / 12) = 1.035 an axis
-_OFFSETS = (-0.8, -0.4, 0.0, 0.4, 0.8)  # where to look between the points, in half spacings: S is within 0.14 % an axis
+_OFFSETS = (-0.75, -0.25, 0.25, 0.75)  # where to look between the points, in half spacings: 0.2 % of S apart, an axis
+_REACHES = (
+    1.0,
+    0.6,
+    0.2,
+)  # of the climbs: measured on 42 kernels, S is within 0.6 % (1.3 % once) after 1, 0.3 % after 3
 
 
-def supremum(kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor) -> tuple[Tensor, Tensor]:
+class Taps(NamedTuple):
+    """Where the taps of a kernel lie: tap n = strides * place + phase, each phase being a channel of its own."""
+
+    places: np.ndarray  # (taps, axes)
+    phases: np.ndarray  # (prod(strides), taps), one-hot
+
+
+class Peaks(NamedTuple):
+    """The largest singular values at some frequencies."""
+
+    frequencies: Tensor  # (count, axes), in radians
+    rotations: Tensor  # (count, 2 phases, 2 taps): from the taps' complex results to those of the polyphase kernel
+    estimate: Estimate  # blocks: groups * count
+
+
+def supremum(
+    kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int
+) -> tuple[Tensor, Tensor]:
     """Return an estimate of S from below, and the next vectors.
 
     Once `search` has converged, S is at most `grid_factor` times the estimate, for every kernel: so much is true of the
-    largest norm on the grid. A second search starts from the likely peak between the grid's points and raises it.
+    largest norm on the grid. Further searches climb from there to the likely peak between the grid's points.
 
     Args:
         kernel: `(*spatial, cin / groups, cout)`, float32.
@@ -40,23 +63,17 @@ def supremum(kernel: Tensor, strides: Strides, groups: int, search: Search, vect
         groups: The layer's; the norm is the largest of the groups'.
         search: Finds the largest singular values of `Maps` from given vectors.
         vectors: `(1, *start_shape(...))`, float32.
+        climbs: The number of the further searches, at most 3.
     """
-    shape = tuple(kernel.shape)
-    spatial, steps = shape[:-2], positive_integers(strides, len(shape) - 2, "strides")
-    blocks = _blocks(kernel, groups)
-    grid = _grid(spatial, steps)
-    rotations = ops.convert_to_tensor(_rotations(spatial, steps))
-    estimate = search(_maps(blocks, rotations), vectors)
-    point, offset = _peak(blocks, rotations, estimate, _waves(spatial, steps))
-    places, phases = (ops.convert_to_tensor(x) for x in _taps(spatial, steps))
-    frequency = ops.take(ops.convert_to_tensor(grid), point, axis=0) + ops.take(
-        ops.convert_to_tensor(_offsets(spatial, steps)), offset, axis=0
-    )
-    angles = ops.sum(places * frequency, axis=-1)
-    at_peak = _rotation(phases * ops.cos(angles), phases * ops.sin(angles))
-    starts = ops.reshape(estimate.vectors, (1, groups, len(grid), -1))
-    peak = search(_maps(blocks, at_peak[None]), ops.take(starts, point, axis=2))
-    return ops.maximum(ops.max(estimate.sigma), ops.max(peak.sigma)), estimate.vectors
+    spatial = tuple(kernel.shape[:-2])
+    steps = positive_integers(strides, len(spatial), "strides")
+    blocks, taps = _blocks(kernel, groups), _taps(spatial, steps)
+    peaks = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)
+    sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
+    for reach in _REACHES[:climbs]:
+        peaks = _search(blocks, taps, search, *_climb(blocks, taps, peaks, reach * _offsets(spatial, steps)))
+        sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
+    return sigma, vectors
 
 
 def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
@@ -103,33 +120,11 @@ def _offsets(spatial: Shape, strides: Shape) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _taps(spatial: Shape, strides: Shape) -> tuple[np.ndarray, np.ndarray]:
-    # Tap n = strides * place + phase: places (taps, axes); phases (prod(strides), taps), one column one-hot for each tap.
+def _taps(spatial: Shape, strides: Shape) -> Taps:
     index = np.indices(spatial).reshape(len(spatial), -1)
     places, phases = index // np.array(strides)[:, None], index % np.array(strides)[:, None]
     number = np.ravel_multi_index(tuple(phases), strides)
-    return places.T.astype("float32"), np.eye(prod(strides), dtype="float32")[:, number]
-
-
-@lru_cache(maxsize=64)
-def _rotations(spatial: Shape, strides: Shape) -> np.ndarray:
-    # (frequencies, 2 phases, 2 taps): from the taps' complex results to the channels of the polyphase kernel.
-    places, phases = _taps(spatial, strides)
-    angles = (_grid(spatial, strides) @ places.T)[:, None]
-    c, s = np.cos(angles) * phases, np.sin(angles) * phases
-    return np.concatenate([np.concatenate([c, s], -1), np.concatenate([-s, c], -1)], -2)
-
-
-@lru_cache(maxsize=64)
-def _waves(spatial: Shape, strides: Shape) -> tuple[np.ndarray, np.ndarray]:
-    # (2 taps, offsets) each: the real and the imaginary part of a trigonometric polynomial at the offsets.
-    angles = _taps(spatial, strides)[0] @ _offsets(spatial, strides).T
-    c, s = np.cos(angles), np.sin(angles)
-    return np.concatenate([c, s]), np.concatenate([-s, c])
-
-
-def _rotation(c: Tensor, s: Tensor) -> Tensor:
-    return ops.concatenate([ops.concatenate([c, s], -1), ops.concatenate([-s, c], -1)], -2)
+    return Taps(places.T.astype("float32"), np.eye(prod(strides), dtype="float32")[:, number])
 
 
 def _blocks(kernel: Tensor, groups: int) -> Tensor:
@@ -164,19 +159,36 @@ def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
     return ops.reshape(z, (groups, -1, parts, 2 * rows // parts))
 
 
-def _peak(blocks: Tensor, rotations: Tensor, estimate: Estimate, waves: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    # With v, u fixed, |v* M(w) u| <= ||M(w)|| is the modulus of a trigonometric polynomial whose coefficients cost one
-    # product with the kernel. Returns the number of the point, and of the offset from it, where it is largest.
-    groups, (count, _, parts) = blocks.shape[0], rotations.shape
-    v = ops.reshape(estimate.image, (groups, count, rotations.shape[1], -1))
-    y = ops.matmul(ops.transpose(rotations, (0, 2, 1)), v)
-    z = _times_taps(blocks, estimate.vectors, parts) / ops.maximum(ops.max(estimate.sigma), TINY)
-    split = (groups * count, 2, parts // 2, -1)
+def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
+    angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, None]
+    c, s = ops.cos(angles) * taps.phases, ops.sin(angles) * taps.phases
+    rotations = ops.concatenate([ops.concatenate([c, s], axis=-1), ops.concatenate([-s, c], axis=-1)], axis=-2)
+    return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
+
+
+def _climb(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    # Returns the one frequency, some point + offset, where the norm promises to be largest, and vectors to start with.
+    # With v, u fixed, |v* M(w) u| <= ||M(w)|| is the modulus of a trigonometric polynomial of w.
+    coefficients = ops.reshape(_coefficients(blocks, peaks), (-1, 2 * len(taps.places)))
+    angles = taps.places @ offsets.T
+    c, s = np.cos(angles), np.sin(angles)
+    waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
+    heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
+    best = ops.argmax(ops.reshape(heights, (-1,)))
+    point, offset = best // len(offsets) % len(peaks.frequencies), best % len(offsets)
+    frequency = ops.take(peaks.frequencies, point, axis=0) + ops.take(ops.convert_to_tensor(offsets), offset, axis=0)
+    vectors = ops.reshape(peaks.estimate.vectors, (1, len(blocks), len(peaks.frequencies), -1))
+    return frequency[None], ops.take(vectors, point, axis=2)
+
+
+def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
+    # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
+    estimate, (count, phases, taps) = peaks.estimate, peaks.rotations.shape
+    v = ops.reshape(estimate.image, (len(blocks), count, phases, -1))
+    y = ops.matmul(ops.transpose(peaks.rotations, (0, 2, 1)), v)
+    z = _times_taps(blocks, estimate.vectors, taps) / ops.maximum(ops.max(estimate.sigma), TINY)
+    split = (len(blocks) * count, 2, taps // 2, -1)
     y, z = ops.reshape(y, split), ops.reshape(z, split)
     real = ops.sum(y * z, axis=(1, 3))
     imaginary = ops.sum(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], axis=-1)
-    coefficients = ops.concatenate([real, imaginary], axis=-1)
-    heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
-    best = ops.argmax(ops.reshape(heights, (-1,)))
-    offsets = waves[0].shape[1]
-    return best // offsets % count, best % offsets
+    return ops.concatenate([real, imaginary], axis=-1)
