@@ -71,7 +71,7 @@ def supremum(
     peaks = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)
     sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
     for reach in _REACHES[:climbs]:
-        peaks = _search(blocks, taps, search, *_climb(blocks, taps, peaks, reach * _offsets(spatial, steps)))
+        peaks = _search(blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps)))
         sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
     return sigma, vectors
 
@@ -161,7 +161,8 @@ def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
 
 def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
     angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, None]
-    c, s = ops.cos(angles) * taps.phases, ops.sin(angles) * taps.phases
+    phases = ops.convert_to_tensor(taps.phases)
+    c, s = ops.cos(angles) * phases, ops.sin(angles) * phases
     rotations = ops.concatenate([ops.concatenate([c, s], axis=-1), ops.concatenate([-s, c], axis=-1)], axis=-2)
     return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
 

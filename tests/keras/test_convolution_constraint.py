@@ -79,7 +79,7 @@ def test_projected_kernel_has_the_target_norm_by_the_certificate(name):
     certified = bracket(compiled(constraint.project)(kernel), strides, groups)
     assert certified.upper >= 0.7 * (1 - 1e-4)  # sigma is from below, up to float32 and the perturbation
     assert certified.lower <= 0.7 * (1 + 4e-3)  # the climb's steps are 0.3 % apart
-    assert certified.lower <= 0.7 * grid_factor(kernel.shape[:-2], strides)
+    assert certified.lower <= 0.7 * (1 + 1e-6) * grid_factor(kernel.shape[:-2], strides)  # proved, up to float32
 
 
 def test_peak_between_the_points_of_the_grid_is_found():
