@@ -71,7 +71,9 @@ def supremum(
     peaks = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)
     sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
     for reach in _REACHES[:climbs]:
-        peaks = _search(blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps)))
+        peaks = _search(
+            blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps))
+        )
         sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
     return sigma, vectors
 
@@ -176,19 +178,19 @@ def _climb(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tup
     waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
     heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
     best = ops.argmax(ops.reshape(heights, (-1,)))
-    point, offset = best // len(offsets) % len(peaks.frequencies), best % len(offsets)
+    point, offset = best // len(offsets) % peaks.frequencies.shape[0], best % len(offsets)
     frequency = ops.take(peaks.frequencies, point, axis=0) + ops.take(ops.convert_to_tensor(offsets), offset, axis=0)
-    vectors = ops.reshape(peaks.estimate.vectors, (1, len(blocks), len(peaks.frequencies), -1))
+    vectors = ops.reshape(peaks.estimate.vectors, (1, blocks.shape[0], peaks.frequencies.shape[0], -1))
     return frequency[None], ops.take(vectors, point, axis=2)
 
 
 def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
     # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
     estimate, (count, phases, taps) = peaks.estimate, peaks.rotations.shape
-    v = ops.reshape(estimate.image, (len(blocks), count, phases, -1))
+    v = ops.reshape(estimate.image, (blocks.shape[0], count, phases, -1))
     y = ops.matmul(ops.transpose(peaks.rotations, (0, 2, 1)), v)
     z = _times_taps(blocks, estimate.vectors, taps) / ops.maximum(ops.max(estimate.sigma), TINY)
-    split = (len(blocks) * count, 2, taps // 2, -1)
+    split = (blocks.shape[0] * count, 2, taps // 2, -1)
     y, z = ops.reshape(y, split), ops.reshape(z, split)
     real = ops.sum(y * z, axis=(1, 3))
     imaginary = ops.sum(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], axis=-1)
