@@ -189,8 +189,8 @@ class MaxSpectralNorm(SpectralConstraint):
 
     Args:
         max_value: The largest norm allowed, positive.
-        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
-            `perturbation`, `companion` and `seed`.
+        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `power_iterations`, `warmup_iterations`,
+            `tolerance`, `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))

@@ -1,7 +1,7 @@
 """The operator norm of a convolution, valid for every image size: power iteration at many frequencies at once.
 
-At the frequency w a kernel with taps K_n is the matrix M(w) = sum_n exp(-i n.w) K_n. With zero padding ("same", "valid",
-"causal"), whatever the size of the image and the dilation, the operator's norm is at most S = sup_w ||M(w)||, and comes
+At the frequency w a kernel with taps K_n is the matrix M(w) = sum_n exp(-i n.w) K_n. With zero padding ("same",
+"valid", "causal"), whatever the size of the image and the dilation, the operator's norm is at most S = sup_w ||M(w)||, and comes
 as close to S as one likes on large images. Strides s turn the kernel into one of `ceil(k / s)` taps and `prod(s)` times
 the channels (polyphase), with the same two properties where the dilation is 1.
 
@@ -91,7 +91,7 @@ def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
 
 
 def grid_factor(spatial: Shape, strides: Strides) -> float:
-    """Return the factor `prod_i 1 / cos(pi (k_i - 1) / (2 N_i))`: S is at most so many times the grid's largest norm."""
+    """Return the factor `prod_i 1 / cos(pi (k_i - 1) / (2 N_i))`: S is at most that times the grid's maximum."""
     sizes = _sides(spatial, positive_integers(strides, len(spatial), "strides"))
     return prod(1 / cos(pi * (k - 1) / (2 * n)) for k, n in zip(sizes, _points(sizes), strict=True))
 
