@@ -1,9 +1,9 @@
 """The operator norm of a convolution, valid for every image size: power iteration at many frequencies at once.
 
 At the frequency w a kernel with taps K_n is the matrix M(w) = sum_n exp(-i n.w) K_n. With zero padding ("same",
-"valid", "causal"), whatever the size of the image and the dilation, the operator's norm is at most S = sup_w ||M(w)||, and comes
-as close to S as one likes on large images. Strides s turn the kernel into one of `ceil(k / s)` taps and `prod(s)` times
-the channels (polyphase), with the same two properties where the dilation is 1.
+"valid", "causal"), whatever the size of the image and the dilation, the operator's norm is at most S = sup_w ||M(w)||,
+and comes as close to S as one likes on large images. Strides s turn the kernel into one of `ceil(k / s)` taps and
+`prod(s)` times the channels (polyphase), with the same two properties where the dilation is 1.
 
 No matrix M(w) is ever built: all frequencies' vectors are multiplied with the kernel in one matrix product, which reads
 the kernel once, and the taps' results are then rotated by their phases. Complex numbers are pairs of real ones, so that
