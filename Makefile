@@ -18,7 +18,7 @@ demo: .venv/demo-$(BACKEND)
 test: test-plain $(KERAS_TESTS) test-legacy
 
 test-plain: .venv/dev
-	$(BIN)/python -m pytest tests/plain
+	$(BIN)/python -m pytest tests/plain tests/truth
 
 # Keras has one backend a process: the same tests run once on each.
 $(KERAS_TESTS): test-%: .venv/dev

@@ -58,10 +58,13 @@ def variants(build):
         return layer
 
     axis = 0 if build is mlp else (0, 1, 2)
+    sliding = {"opnorm.SpectralNorm, convolution": opnorm.SpectralNorm(operator="convolution", strides=2)}
+    sliding = {name: build(constraint, plain) for name, constraint in sliding.items() if build is cnn}
     return {
         "no constraint": build(None, plain),
         "opnorm.SpectralNorm": build(opnorm.SpectralNorm(), plain),
         "opnorm.MaxSpectralNorm": build(opnorm.MaxSpectralNorm(), plain),
+        **sliding,
         "keras MaxNorm": build(keras.constraints.MaxNorm(1.0, axis=axis), plain),
         "keras SpectralNormalization": build(None, keras.layers.SpectralNormalization),
     }

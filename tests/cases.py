@@ -1,22 +1,26 @@
 """The registry of the laws: every constraint, with what it makes of singular values, and kernels of every kind.
 
-A new constraint is one line in `CONSTRAINTS`; it then has to obey every law of `tests/keras`.
+A new constraint is one line in `CONSTRAINTS`, or in `STATELESS`; it then has to obey every law of `tests/keras`.
 """
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 import opnorm
-from opnorm.constraints import SpectralConstraint
 
 
 class Case(NamedTuple):
     build: Callable[..., Any]  # the constraint of (c, **options)
     values: Callable[[np.ndarray, float], np.ndarray]  # what must become of singular values, largest first
+
+    def seeded(self, c):
+        """Return the constraint of `c`, made reproducible where it draws vectors."""
+        return self.build(c, **{"seed": 1} if "seed" in signature(self.build).parameters else {})
 
     @property
     def fills(self):
@@ -24,12 +28,16 @@ class Case(NamedTuple):
         return bool(self.values(np.array([0.5]), 1.0)[0] == 1.0)
 
 
-CONSTRAINTS = {
+CONSTRAINTS = {  # with vectors of their own
     "SpectralNorm": Case(opnorm.SpectralNorm, lambda s, c: c * s / s[0]),
     "MaxSpectralNorm": Case(opnorm.MaxSpectralNorm, lambda s, c: s / max(1.0, s[0] / c)),
 }
-CAPS = [name for name, case in CONSTRAINTS.items() if not case.fills]
-ITERATIVE = [name for name, case in CONSTRAINTS.items() if issubclass(case.build, SpectralConstraint)]
+STATELESS = {
+    "SpectralClip": Case(opnorm.SpectralClip, np.minimum),
+}
+EVERY = CONSTRAINTS | STATELESS
+CAPS = [name for name, case in EVERY.items() if not case.fills]
+DTYPES = ["float32", "bfloat16"] + ["float64"] * (keras.backend.backend() != "jax")  # JAX has it only by a global flag
 
 
 def gaussian(*shape, seed=0):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opnorm.convolution import Convolution
     from opnorm.models import project
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
+    from opnorm.projections import Orthogonal, SpectralClip
 
 __version__ = version("opnorm")
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Convolution",
     "Diagonal",
     "MaxSpectralNorm",
+    "Orthogonal",
+    "SpectralClip",
     "SpectralNorm",
     "linear_operator",
     "linear_operators",
@@ -36,6 +39,8 @@ _HOMES = {
     "Convolution": "convolution",
     "Diagonal": "operators",
     "MaxSpectralNorm": "constraints",
+    "Orthogonal": "projections",
+    "SpectralClip": "projections",
     "SpectralNorm": "constraints",
     "linear_operator": "operators",
     "linear_operators": "operators",

@@ -12,6 +12,7 @@ def _register(keras: ModuleType) -> None:
         import_module("opnorm.slots")
         import_module("opnorm.constraints")
         import_module("opnorm.layers")
+        import_module("opnorm.projections")
 
 
 def register_with_keras() -> None:

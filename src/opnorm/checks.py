@@ -18,6 +18,16 @@ def to_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def to_counts(name: str, value: Any, least: int) -> int | tuple[int, ...]:
+    """Return `value` as an int or a tuple of ints; raise unless all are integers that are at least `least`."""
+    if _is_integer(value):
+        return to_count(name, value, least)
+    counts = tuple(value) if isinstance(value, Iterable) else ()
+    sound = bool(counts) and all(_is_integer(count) and int(count) >= least for count in counts)
+    require(sound, name, f"must be an integer >= {least} or a tuple of them", value)
+    return tuple(map(int, counts))
+
+
 def to_positive(name: str, value: Any) -> float:
     """Return `value` as a float; raise unless it is a positive finite number."""
     require(_is_real(value) and 0 < float(value) < math.inf, name, "must be a positive finite number", value)

@@ -2,20 +2,34 @@
 
 import random
 from abc import abstractmethod
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from opnorm.base import OperatorConstraint
-from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
+from opnorm.compiled import compiled_once
+from opnorm.frequencies import Strides, start_shape, supremum
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
-# Eight float32 roundings: less is the noise of a settled vector. The true norm is above by < sqrt(1e-6 / 2) = 7e-4.
-_CONVERGED = 1e-6
-_CONVERGED_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
+_OPERATORS = "matrix", "convolution"
+
+
+class Effort(NamedTuple):
+    """How far to look for the norm in one update."""
+
+    extra_steps: int  # power iterations beyond those of every update, at most
+    tolerance: float  # the relative gain of half a step below which no more are taken
+    climbs: int  # searches between the grid's frequencies, for a convolution
+
+
+# Ten float32 roundings: a settled vector's gain is noise of up to four. The norm is above by < sqrt(1e-6 / 2) = 7e-4.
+# 2000 steps: more would not help, only singular values equal to the first digits need as many.
+_CONVERGED = Effort(extra_steps=2000, tolerance=1e-6, climbs=3)
 
 
 class SpectralConstraint(OperatorConstraint):
@@ -26,6 +40,7 @@ class SpectralConstraint(OperatorConstraint):
         *,
         operator: str,
         axis: Axis,
+        strides: Strides,
         groups: int,
         power_iterations: int,
         warmup_iterations: int,
@@ -34,9 +49,12 @@ class SpectralConstraint(OperatorConstraint):
         companion: bool,
         seed: int | None,
     ) -> None:
-        require(operator == "matrix", "operator", "must be 'matrix'", operator)
+        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.operator = operator
         self.axis = to_axis("axis", axis)
+        last = operator == "matrix" or self.axis in (-1, (-1,))
+        require(last, "axis", "must be -1 with operator='convolution'", axis)
+        self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
@@ -55,36 +73,56 @@ class SpectralConstraint(OperatorConstraint):
 
         They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
         without a companion or for a single column, with an axis of `groups` before the last where there are several.
+        For a convolution: one complex `u` for each group and frequency, `(1, groups * frequencies, 2 * columns)`.
 
         Args:
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different vectors.
         """
+        if self.operator == "convolution":
+            shape = start_shape(tuple(kernel.shape), self.strides, self.groups)
+            return random_directions((1, *shape), (self._start, index))
         shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
         vectors = 2 if self.companion and shape[-1] > 1 else 1
         return random_directions((vectors, *shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop."""
-        return self._apply(kernel, state, self.warmup_iterations, self.tolerance)
+        return self._apply(kernel, state, Effort(self.warmup_iterations, self.tolerance, climbs=1))
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
-        return self._apply(kernel, self.initial_state(kernel), _CONVERGED_STEPS, _CONVERGED)[0]
+        return self._apply(kernel, self.initial_state(kernel), _CONVERGED)[0]
 
-    def _apply(self, kernel: Tensor, state: Tensor, extra_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    def _apply(self, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
-        wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
-        estimate = settled_power_iteration(
-            matrix_maps(to_matrix(ops.cast(wide, "float32"), self.axis, self.groups)),
-            ops.convert_to_tensor(state, dtype="float32"),
-            self.power_iterations,
-            extra_steps,
-            tolerance,
-            self.perturbation,
-        )
-        factor = ops.cast(self.scale(ops.max(estimate.sigma)), _dtype(wide))
-        return ops.cast(wide * factor, _dtype(kernel)), estimate.vectors
+        state = ops.convert_to_tensor(state, dtype="float32")
+        constrained, state = _constrained(self, kernel, state, effort)
+        return constrained, state
+
+
+@compiled_once(static_argnums=(0, 3))
+def _constrained(
+    constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort
+) -> tuple[Tensor, Tensor]:
+    wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
+    sigma, state = _norm(constraint, ops.cast(wide, "float32"), state, effort)
+    factor = ops.cast(constraint.scale(sigma), _dtype(wide))
+    return ops.cast(wide * factor, _dtype(kernel)), state
+
+
+def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
+    search = partial(
+        settled_power_iteration,
+        steps=constraint.power_iterations,
+        extra_steps=effort.extra_steps,
+        tolerance=effort.tolerance,
+        perturbation=constraint.perturbation,
+    )
+    if constraint.operator == "convolution":
+        return supremum(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
+    estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)
+    return ops.max(estimate.sigma), estimate.vectors
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -102,8 +140,13 @@ class SpectralNorm(SpectralConstraint):
 
     Args:
         value: The target norm, positive.
-        operator: `"matrix"`.
+        operator: `"matrix"`; or `"convolution"`: the norm of the sliding operator with zero padding ("same", "valid",
+            "causal"), for every image size and dilation, by one power iteration at each frequency of a grid. It serves
+            transposed convolutions too. Sigma is below the true norm, measured by less than 1 %; once the iteration has
+            converged it is proved to be within a factor of 1.036 of it in 1-D, 1.072 in 2-D, 1.110 in 3-D.
         axis: The output axis or axes of the kernel, an int or a tuple of ints.
+        strides: The layer's, for `"convolution"` only: an int or one for each spatial axis. With strides and dilation
+            both above 1 leave it at 1, which bounds the norm from above.
         groups: The number of diagonal blocks, consecutive along the output axes; the norm is the largest of theirs.
             For a depthwise kernel `(*spatial, channels, multiplier)`: `axis=(-2, -1), groups=channels`.
         power_iterations: Iterations in every update, at least 1.
@@ -129,6 +172,7 @@ class SpectralNorm(SpectralConstraint):
         *,
         operator: str = "matrix",
         axis: Axis = -1,
+        strides: Strides = 1,
         groups: int = 1,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
@@ -140,6 +184,7 @@ class SpectralNorm(SpectralConstraint):
         super().__init__(
             operator=operator,
             axis=axis,
+            strides=strides,
             groups=groups,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
@@ -163,8 +208,8 @@ class MaxSpectralNorm(SpectralConstraint):
 
     Args:
         max_value: The largest norm allowed, positive.
-        operator: See `SpectralNorm`; so are `axis`, `groups`, `power_iterations`, `warmup_iterations`, `tolerance`,
-            `perturbation`, `companion` and `seed`.
+        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `power_iterations`, `warmup_iterations`,
+            `tolerance`, `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))
@@ -179,6 +224,7 @@ class MaxSpectralNorm(SpectralConstraint):
         *,
         operator: str = "matrix",
         axis: Axis = -1,
+        strides: Strides = 1,
         groups: int = 1,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
@@ -190,6 +236,7 @@ class MaxSpectralNorm(SpectralConstraint):
         super().__init__(
             operator=operator,
             axis=axis,
+            strides=strides,
             groups=groups,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from opnorm.constraints import MaxSpectralNorm, SpectralNorm
 from opnorm.demo_recorder import Recorder, singular_values
+from opnorm.projections import SpectralClip
 
 WIDTHS = (256, 256, 10)
 TRAIN_SIZE = 4000
@@ -61,6 +62,7 @@ VARIANTS = (
     ),
     Variant("opnorm SpectralNorm", "W / sigma after every update", partial(SpectralNorm, TARGET)),
     Variant("opnorm MaxSpectralNorm", "W / max(1, sigma) after every update", partial(MaxSpectralNorm, TARGET)),
+    Variant("opnorm SpectralClip", "U min(S, 1) V^T after every update", partial(SpectralClip, TARGET)),
 )
 
 

@@ -54,7 +54,10 @@ def assert_equal_to_one_device(trained, alone, replicas):
 
 
 def assert_constrained(trained):
-    assert [norm(trained["wide_kernel"]), norm(trained["last_kernel"])] == pytest.approx([1, 1], abs=EXACT)
+    for layer in ("wide", "last"):
+        kernel, u = trained[f"{layer}_kernel"], trained[f"{layer}_u"]
+        assert norm(kernel) == pytest.approx(1, abs=EXACT)
+        assert np.linalg.norm(kernel @ u[0]) == pytest.approx(1, abs=EXACT)  # the vector, too, was trained
 
 
 @on_tensorflow
@@ -76,7 +79,7 @@ def test_data_parallel_replicas_train_as_one_device(run):
 def test_a_kernel_split_over_devices_has_the_same_norm(run):
     trained, alone = run("model_parallel"), run("single")
     assert [copy.shape for copy in copies(trained, "wide_kernel")] == [(12, 4)] * 4  # it is split
-    assert [copy.shape for copy in copies(trained, "wide_u")] == [(16,)] * 4  # its vector is on every device
+    assert [copy.shape for copy in copies(trained, "wide_u")] == [(2, 16)] * 4  # its vector is on every device
     assert_constrained(trained)
     for name in TENSORS:
         assert trained[name] == pytest.approx(alone[name], abs=SAME), name

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from cases import (
     CONSTRAINTS,
-    ITERATIVE,
     block_diagonal,
     built_optimizer,
     gaussian,
@@ -21,7 +20,7 @@ from opnorm.iterations import settled_power_iteration
 from opnorm.matrices import matrix_maps
 from opnorm.slots import state_of
 
-every_constraint = pytest.mark.parametrize("constraint_name", ITERATIVE)
+every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
 
 
 def build(constraint_name, c=1.0, **options):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from registry import all_cases
 from explicit import explicit_matrix, norm
 from hypothesis import given
 from hypothesis import strategies as st
+from registry import all_cases
 from scipy.signal import correlate
 
 from opnorm import convolution_bounds, symbol_bounds

@@ -1,0 +1,111 @@
+"""The Keras constraints that change singular values one by one: clipped at a bound, or all made equal."""
+
+from abc import abstractmethod
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from opnorm.base import OperatorConstraint
+from opnorm.checks import require, to_axis, to_count, to_positive
+from opnorm.clipping import clip, orthogonalize
+from opnorm.iterations import Tensor
+from opnorm.matrices import Axis, from_matrix, to_matrix
+
+
+class Projection(OperatorConstraint):
+    """Abstract: replaces the matrix, or each diagonal block of it, by `nearest(matrix)`; it needs no state."""
+
+    def __init__(self, *, operator: str, axis: Axis, groups: int) -> None:
+        require(operator == "matrix", "operator", "must be 'matrix'", operator)
+        self.operator = operator
+        self.axis = to_axis("axis", axis)
+        self.groups = to_count("groups", groups, 1)
+
+    @abstractmethod
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """Return the projections of the matrices `(..., m, n)`, float32 or float64."""
+
+    def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray | None:
+        """Return None: an update starts from the kernel alone. Raise if `axis` or `groups` do not fit the kernel."""
+        to_matrix(kernel, self.axis, self.groups)
+        return None
+
+    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
+        """Return the projected kernel and `state`, which is not read."""
+        return self.project(kernel), state
+
+    def project(self, kernel: Tensor) -> Tensor:
+        """Return the projected kernel; computed in float32, or in float64 for a float64 kernel."""
+        kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
+        dtype = keras.backend.standardize_dtype(kernel.dtype)
+        wide = kernel if dtype == "float64" else ops.cast(kernel, "float32")
+        matrix = to_matrix(wide, self.axis, self.groups)
+        if self.groups == 1:
+            nearest = self.nearest(matrix)
+        else:
+            nearest = ops.swapaxes(self.nearest(ops.swapaxes(matrix, 0, 1)), 0, 1)  # blocks first
+        return ops.cast(from_matrix(nearest, tuple(kernel.shape), self.axis), dtype)
+
+    def _warn_once(self, kernel: Any) -> None:
+        """Do nothing: without a place for its state, which is none, a projection is as fast as ever."""
+
+
+@keras.saving.register_keras_serializable("opnorm")
+class SpectralClip(Projection):
+    """Constrains a kernel to spectral norm at most `max_value` by clipping: W = U S V^T <- U min(S, max_value) V^T.
+
+    It is the nearest such matrix in Frobenius norm: singular values below `max_value` stay as they are, where
+    `MaxSpectralNorm` shrinks all of them alike. A kernel inside the ball is left bit for bit as it is, unless its norm
+    is `max_value` but for rounding; one with a NaN is left alone. The result is exact within 1e-4, relative, in
+    float32.
+
+    The matrix is the one that `SpectralNorm` means. Frequent small excesses cost one pass; a norm of many times
+    `max_value` costs one pass for each factor of 4, in that update alone.
+
+    Args:
+        max_value: The largest singular value allowed, positive.
+        operator: `"matrix"`.
+        axis: The output axis or axes of the kernel, an int or a tuple of ints.
+        groups: The number of diagonal blocks, consecutive along the output axes; each of them is clipped.
+
+    Example:
+        >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.SpectralClip(0.95))
+    """
+
+    def __init__(self, max_value: float = 1.0, *, operator: str = "matrix", axis: Axis = -1, groups: int = 1) -> None:
+        super().__init__(operator=operator, axis=axis, groups=groups)
+        self.max_value = to_positive("max_value", max_value)
+
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """Return the matrices with their singular values clipped."""
+        return clip(matrix, self.max_value)
+
+
+@keras.saving.register_keras_serializable("opnorm")
+class Orthogonal(Projection):
+    """Constrains a kernel to the nearest (semi-)orthogonal matrix: W = U S V^T <- U V^T.
+
+    All singular values become 1, within 1e-4 for those above a thousandth of the largest; a zero one stays zero, and
+    what lies between, mostly rounding errors of a rank-deficient kernel, ends between 0 and 1. A kernel with a NaN is
+    left alone. A one-dimensional weight becomes a unit vector.
+
+    Args:
+        operator: `"matrix"`.
+        axis: The output axis or axes of the kernel, an int or a tuple of ints.
+        groups: The number of diagonal blocks, consecutive along the output axes; each becomes (semi-)orthogonal.
+
+    Example:
+        >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.Orthogonal())
+
+    Reference:
+        Björck and Bowie, An iterative algorithm for computing the best estimate of an orthogonal matrix, 1971.
+    """
+
+    def __init__(self, *, operator: str = "matrix", axis: Axis = -1, groups: int = 1) -> None:
+        super().__init__(operator=operator, axis=axis, groups=groups)
+
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """Return the polar factors of the matrices."""
+        return orthogonalize(matrix)
