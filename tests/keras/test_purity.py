@@ -111,6 +111,14 @@ def test_gradient_penalty_goes_back_twice_through_the_stored_kernels(constraint_
 
 
 @every_constraint
+def test_update_is_no_part_of_the_gradient(constraint_name):
+    constraint, kernel = CONSTRAINTS[constraint_name].build(0.5), gaussian(4, 5)
+    state = constraint.initial_state(kernel)
+    (taken,) = gradients(lambda k: keras.ops.sum(constraint.update(k[0], state)[0] + k[0]), leaves([kernel]))
+    assert np.array_equal(dense.array(taken), np.ones((4, 5)))
+
+
+@every_constraint
 def test_frozen_before_compile_is_untouched_by_fit(constraint_name):
     model = linear(CONSTRAINTS[constraint_name])
     frozen, trained = model.layers
