@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 Tensor = Any  # a tensor of whichever backend Keras runs on
-TINY = float(np.finfo("float32").tiny)  # the least divisor that is not flushed to zero
+TINY = float(np.finfo("float32").tiny)  # added to divisors: none is zero, and no other number notices
 
 
 class Maps(NamedTuple):
@@ -46,7 +46,7 @@ def settled_power_iteration(
     """
     if perturbation:
         noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
-        vectors = vectors / ops.maximum(_length(vectors), TINY) + perturbation * noise
+        vectors = vectors + perturbation * noise
     estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
@@ -71,11 +71,12 @@ def _moves(estimate: Estimate, tolerance: float) -> Tensor:
 
 def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
     """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
-    start = _orthonormal(vectors)
-    images = maps.times(start)
-    scale = ops.max(ops.abs(images), axis=(0, -1), keepdims=True)  # before squaring: 1e-30 and 1e+30 stay in range
-    scale = ops.maximum(scale, TINY)
-    return _half_step(maps, *_ritz(start, images / scale), scale)
+    vectors = _orthonormal(vectors)
+    images = maps.times(vectors)
+    scale = (
+        ops.max(ops.abs(images), axis=(0, -1), keepdims=True) + TINY
+    )  # squares of 1e-30, 1e+30 would leave the range
+    return _half_step(maps, vectors, *_ritz(vectors, images / scale), scale)
 
 
 def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
@@ -88,28 +89,28 @@ def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarr
 _fixed_directions = lru_cache(maxsize=256)(random_directions)
 
 
-def _half_step(maps: Maps, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
+def _half_step(maps: Maps, former: Tensor, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
     # With v = W x / |W x|, the norm of z = W^T v is never below v^T W x = |W x|: no third pass to find sigma, and the
-    # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its vectors.
-    lengths = ops.maximum(_length(images), TINY)
+    # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its former vectors.
+    lengths = _length(images) + TINY
     images = images / lengths
     z = maps.transposed(images) / scale
     sizes = _length(z)
-    sound = ops.logical_and(sizes > 0, sizes < float("inf"))  # False for NaN too
-    vectors = ops.where(sound, z / ops.maximum(sizes, TINY), start)
+    sound = (sizes > 0) & (sizes < float("inf"))  # False for NaN too
+    vectors = ops.where(sound, z / (sizes + TINY), former)
     sigma = ops.where(sound, sizes * scale, 0.0)
-    rotation = ops.where(sound, sizes / lengths - 1, 0.0)
-    return Estimate(vectors, sigma[:1], rotation[:1], start[:1], images[:1], (lengths * scale)[:1])
+    return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start[:1], images[:1], (lengths * scale)[:1])
 
 
 def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
-    pair = _orthonormal(ops.concatenate([last.start, last.vectors[:1]]))
+    u = last.vectors[:1]
+    pair = _orthonormal(ops.concatenate([last.start, u]))
     images = ops.concatenate([last.image, maps.times(pair[1:]) / last.length])
     start, images = _ritz(pair, images)
-    size = ops.maximum(_length(start[:1]), TINY)  # not 1 where x and u agree to the last digits: a settled block
-    step = _half_step(maps, start[:1] / size, images[:1] / size, last.length)
+    size = _length(start[:1]) + TINY  # not 1 where x and u agree to the last digits: a settled block
+    step = _half_step(maps, u, start[:1] / size, images[:1] / size, last.length)
     return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
 
 
@@ -119,22 +120,21 @@ def _ritz(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         return vectors, images
     first, second = images[:1], images[1:]
     angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first, first) - _dot(second, second))
-    angle = ops.where(ops.isnan(angle), 0.0, angle)  # a kernel that is not finite must leave the vectors as they are
-    return _rotated(vectors, angle), _rotated(images, angle)
-
-
-def _rotated(pair: Tensor, angle: Tensor) -> Tensor:
-    first, second = pair[:1], pair[1:]
     cos, sin = ops.cos(angle), ops.sin(angle)
+    return _rotated(vectors, cos, sin), _rotated(images, cos, sin)
+
+
+def _rotated(pair: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = pair[:1], pair[1:]
     return ops.concatenate([cos * first + sin * second, cos * second - sin * first])
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    first = vectors[:1] / ops.maximum(_length(vectors[:1]), TINY)
+    first = vectors[:1] / (_length(vectors[:1]) + TINY)
     if vectors.shape[0] == 1:
         return first
     second = vectors[1:] - _dot(first, vectors[1:]) * first
-    return ops.concatenate([first, second / ops.maximum(_length(second), TINY)])
+    return ops.concatenate([first, second / (_length(second) + TINY)])
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
