@@ -46,7 +46,7 @@ def settled_power_iteration(
     """
     if perturbation:
         noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
-        vectors = vectors + perturbation * noise
+        vectors = vectors / (_length(vectors) + TINY) + perturbation * noise
     estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
