@@ -1,0 +1,57 @@
+"""Imports point one way: the graph is drawn from the source."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import opnorm
+
+PACKAGE = Path(opnorm.__file__).parent
+FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
+TRUTH = {  # bounds and what they rest on: NumPy and SciPy alone
+    "arguments", "bounds", "cells", "certificates", "checks", "convolution", "convolution_bounds", "estimates",
+    "matrix_bounds", "operators", "sizes", "symbol_bounds", "symbols",
+}  # fmt: skip
+
+
+def imported(path):
+    """Return the dotted names that the file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def arrows():
+    modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    return {name: {other for other in modules if f"opnorm.{other}" in imported(path)} for name, path in modules.items()}
+
+
+def test_no_arrow_turns_round():
+    graph = arrows()
+    assert graph["slots"] >= {"base"}  # the graph is no empty one
+    TopologicalSorter(graph).prepare()  # raises CycleError, and names the cycle
+
+
+def test_constraints_know_neither_their_slots_nor_models():
+    graph = arrows()
+    for name in ("iterations", "matrices", "frequencies", "clipping", "base", "constraints", "projections"):
+        assert not graph[name] & {"slots", "models", "demo", "cli"}, name
+
+
+def test_the_truth_rests_on_numpy_and_scipy_alone():
+    graph = arrows()
+    for name in TRUTH:
+        assert graph[name] <= TRUTH, name
+        assert not {module.split(".")[0] for module in imported(PACKAGE / f"{name}.py")} & FRAMEWORKS, name
+
+
+def test_importing_the_package_imports_no_framework():
+    program = f"import sys, opnorm; print(*({FRAMEWORKS!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
