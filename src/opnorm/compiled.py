@@ -1,4 +1,4 @@
-"""The one line that depends on the backend: JAX compiles what runs eagerly."""
+"""Compilation of what runs eagerly, which JAX alone needs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -142,8 +142,9 @@ class SpectralNorm(SpectralConstraint):
         value: The target norm, positive.
         operator: `"matrix"`; or `"convolution"`: the norm of the sliding operator with zero padding ("same", "valid",
             "causal"), for every image size and dilation, by one power iteration at each frequency of a grid. It serves
-            transposed convolutions too. Sigma is below the true norm, measured by less than 1 %; once the iteration has
-            converged it is proved to be within a factor of 1.036 of it in 1-D, 1.072 in 2-D, 1.110 in 3-D.
+            transposed convolutions too. Sigma is below the true norm: by at most 0.5 % on 41 of the 42 kernels measured
+            and 1.3 % on one; once the iteration has converged it is proved to be within a factor of 1.036 of it in 1-D,
+            1.072 in 2-D, 1.110 in 3-D.
         axis: The output axis or axes of the kernel, an int or a tuple of ints.
         strides: The layer's, for `"convolution"` only: an int or one for each spatial axis. With strides and dilation
             both above 1 leave it at 1, which bounds the norm from above.

@@ -77,8 +77,15 @@ def test_projected_kernel_has_the_target_norm_by_the_certificate(name):
     certified = bracket(op_by_op(constraint.project)(kernel), strides, groups)
     assert certified.upper >= 0.7 * (1 - 1e-4)  # sigma is from below, up to float32 and the perturbation
     assert certified.lower <= 0.7 * (1 + 4e-3)  # the climb's steps are 0.3 % apart
-    # Proved of a converged search; `project` stops at a gain of 1e-6, within sqrt(1e-6 / 2) = 7e-4 of that.
-    assert certified.lower <= 0.7 * (1 + 7e-4) * grid_factor(kernel.shape[:-2], strides)
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_converged_search_bounds_the_norm_by_the_grids_factor(name):
+    kernel, strides, groups = CERTIFIED[name]
+    constraint = sliding(value=0.7, strides=strides, groups=groups, tolerance=2e-7, warmup_iterations=300)
+    result, _ = constraint.update(kernel, constraint.initial_state(kernel))
+    proved = 0.7 * grid_factor(kernel.shape[:-2], strides)
+    assert bracket(result, strides, groups).lower <= proved * (1 + 1e-6)  # float32
 
 
 def test_peak_between_the_points_of_the_grid_is_found():
