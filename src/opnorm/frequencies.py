@@ -65,17 +65,30 @@ def supremum(
         vectors: `(1, *start_shape(...))`, float32.
         climbs: The number of the further searches, at most 3.
     """
+    found = find_peaks(kernel, strides, groups, search, vectors, climbs)
+    sigma = ops.max(found[0].estimate.sigma)
+    for peaks in found[1:]:
+        sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
+    return sigma, found[0].estimate.vectors
+
+
+def find_peaks(
+    kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int
+) -> list[Peaks]:
+    """Return the peaks on the grid, then one place for each climb; the arguments are those of `supremum`."""
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
     blocks, taps = _blocks(kernel, groups), _taps(spatial, steps)
-    peaks = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)
-    sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
+    found = [_search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)]
     for reach in _REACHES[:climbs]:
-        peaks = _search(
-            blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps))
-        )
-        sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
-    return sigma, vectors
+        place = _climb(blocks, taps, found[-1], np.float32(reach) * _offsets(spatial, steps))
+        found.append(_search(blocks, taps, search, *place))
+    return found
+
+
+def peak_maps(kernel: Tensor, groups: int, peaks: Peaks) -> Maps:
+    """Return the maps `w -> M(w)` of `kernel` at the frequencies of `peaks`, block-diagonal over groups and these."""
+    return _maps(_blocks(kernel, groups), peaks.rotations)
 
 
 def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
