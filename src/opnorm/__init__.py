@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opnorm.models import project
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
     from opnorm.projections import Orthogonal, SpectralClip
+    from opnorm.wrappers import SpectralNormalization
 
 __version__ = version("opnorm")
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Orthogonal",
     "SpectralClip",
     "SpectralNorm",
+    "SpectralNormalization",
     "linear_operator",
     "linear_operators",
     "project",
@@ -42,6 +44,7 @@ _HOMES = {
     "Orthogonal": "projections",
     "SpectralClip": "projections",
     "SpectralNorm": "constraints",
+    "SpectralNormalization": "wrappers",
     "linear_operator": "operators",
     "linear_operators": "operators",
     "project": "models",

@@ -12,10 +12,9 @@ from keras import ops
 from opnorm.base import OperatorConstraint
 from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
 from opnorm.compiled import compiled_once
-from opnorm.frequencies import Search, Strides, start_shape, supremum
+from opnorm.frequencies import Strides, start_shape, supremum
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
-from opnorm.sigma import convolution_norm, matrix_norm
 
 _OPERATORS = "matrix", "convolution"
 
@@ -95,23 +94,6 @@ class SpectralConstraint(OperatorConstraint):
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
         return self._apply(kernel, self.initial_state(kernel), _CONVERGED)[0]
 
-    def differentiable(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sigma of a float32 `kernel`, whose derivative is v u^T, and the next state."""
-        search = self.search(Effort(self.warmup_iterations, self.tolerance, climbs=1))
-        if self.operator == "convolution":
-            return convolution_norm(kernel, self.strides, self.groups, search, state, climbs=1)
-        return matrix_norm(kernel, self.axis, self.groups, search, state)
-
-    def search(self, effort: Effort) -> Search:
-        """Return the search for the largest singular values of `Maps` from given vectors."""
-        return partial(
-            settled_power_iteration,
-            steps=self.power_iterations,
-            extra_steps=effort.extra_steps,
-            tolerance=effort.tolerance,
-            perturbation=self.perturbation,
-        )
-
     def _apply(self, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
         state = ops.convert_to_tensor(state, dtype="float32")
@@ -130,7 +112,13 @@ def _constrained(
 
 
 def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
-    search = constraint.search(effort)
+    search = partial(
+        settled_power_iteration,
+        steps=constraint.power_iterations,
+        extra_steps=effort.extra_steps,
+        tolerance=effort.tolerance,
+        perturbation=constraint.perturbation,
+    )
     if constraint.operator == "convolution":
         return supremum(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
     estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)

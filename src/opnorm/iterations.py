@@ -44,17 +44,14 @@ def settled_power_iteration(
     cold start, newly loaded weights, a spike. Fixed vectors of relative size `perturbation` are mixed in first, so that
     a `u` orthogonal to the leading singular vector escapes; they cost about `perturbation**2` in sigma.
     """
-    if perturbation:
-        noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
-        vectors = vectors / (_length(vectors) + TINY) + perturbation * noise
-    estimate = power_iteration(maps, vectors)
+    estimate = power_iteration(maps, perturbed(vectors, perturbation))
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
     if not extra_steps:
         return estimate
     return Estimate(
         *ops.while_loop(
-            lambda *state: _moves(Estimate(*state), tolerance),
+            lambda *state: still_moves(Estimate(*state), tolerance),
             lambda *state: tuple(_accelerated_step(maps, Estimate(*state))),
             tuple(estimate),
             maximum_iterations=extra_steps,
@@ -62,7 +59,16 @@ def settled_power_iteration(
     )
 
 
-def _moves(estimate: Estimate, tolerance: float) -> Tensor:
+def perturbed(vectors: Tensor, size: float) -> Tensor:
+    """Return the vectors with fixed ones of relative size `size` mixed in."""
+    if not size:
+        return vectors
+    noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
+    return vectors / (_length(vectors) + TINY) + size * noise
+
+
+def still_moves(estimate: Estimate, tolerance: float) -> Tensor:
+    """Return whether a block that may be the largest gained more than `tolerance` in the last half step."""
     # A unit vector whose sigma gains a rotation of r is within about sqrt(r) of a singular vector, so that sigma can
     # still grow by about that: blocks that stay below the largest even then may go on moving.
     reach = estimate.sigma * (1 + ops.sqrt(ops.maximum(estimate.rotation, 0.0)))
