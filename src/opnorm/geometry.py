@@ -140,20 +140,31 @@ def _(layer: Any) -> tuple[KernelGeometry, ...]:
     return ()  # known, and without a kernel: they multiply each entry with its own number
 
 
+@kernels.register(keras.layers.MultiHeadAttention)
+@kernels.register(keras.layers.GroupQueryAttention)
+def _(layer: Any) -> tuple[KernelGeometry, ...]:
+    _require_built(layer)  # only then are its projections there; each is a sublayer with a kernel of its own
+    return ()
+
+
 def _depthwise(layer: Any, name: str) -> KernelGeometry:
-    channels = _kernel_shape(layer, name)[-2]
+    channels = _kernel_shape(layer, name)[_CHANNELS[0]]
     return KernelGeometry(
         name, "depthwise_constraint", _CHANNELS, channels, strides=_strides(layer), convolution_axis=_CHANNELS
     )
 
 
 def _kernel_shape(layer: Any, name: str = "kernel") -> tuple[int, ...]:
+    _require_built(layer)
+    return tuple(getattr(layer, name).shape)
+
+
+def _require_built(layer: Any) -> None:
     if not layer.built:
         raise ValueError(
-            "Argument `layer` must be built: its geometry depends on its input. Call it on data, or "
-            f"`layer.build(input_shape)`. Received: {layer!r}"
+            "Argument `layer` must be built: its kernels, or their geometry, depend on its input. Call it, or its "
+            f"model, on data, or build it. Received: {layer!r}"
         )
-    return tuple(getattr(layer, name).shape)
 
 
 def _strides(layer: Any) -> Strides:
