@@ -12,7 +12,7 @@ from keras import ops
 from opnorm.base import OperatorConstraint
 from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
 from opnorm.compiled import compiled_once
-from opnorm.frequencies import Strides, start_shape, supremum
+from opnorm.frequencies import Strides, convolution_shape, start_shape, supremum
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
@@ -52,8 +52,8 @@ class SpectralConstraint(OperatorConstraint):
         require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.operator = operator
         self.axis = to_axis("axis", axis)
-        last = operator == "matrix" or self.axis in (-1, (-1,))
-        require(last, "axis", "must be -1 with operator='convolution'", axis)
+        last = operator == "matrix" or self.axis in (-1, (-1,), (-2, -1))
+        require(last, "axis", "must be -1, or (-2, -1) if depthwise, with operator='convolution'", axis)
         self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
@@ -80,7 +80,7 @@ class SpectralConstraint(OperatorConstraint):
             index: Kernels with different indices get different vectors.
         """
         if self.operator == "convolution":
-            shape = start_shape(tuple(kernel.shape), self.strides, self.groups)
+            shape = start_shape(convolution_shape(tuple(kernel.shape), self.axis), self.strides, self.groups)
             return random_directions((1, *shape), (self._start, index))
         shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
         vectors = 2 if self.companion and shape[-1] > 1 else 1
@@ -120,6 +120,7 @@ def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort:
         perturbation=constraint.perturbation,
     )
     if constraint.operator == "convolution":
+        kernel = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), constraint.axis))
         return supremum(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
     estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)
     return ops.max(estimate.sigma), estimate.vectors
@@ -148,8 +149,9 @@ class SpectralNorm(SpectralConstraint):
         axis: The output axis or axes of the kernel, an int or a tuple of ints.
         strides: The layer's, for `"convolution"` only: an int or one for each spatial axis. With strides and dilation
             both above 1 leave it at 1, which bounds the norm from above.
-        groups: The number of diagonal blocks, consecutive along the output axes; the norm is the largest of theirs.
-            For a depthwise kernel `(*spatial, channels, multiplier)`: `axis=(-2, -1), groups=channels`.
+        groups: The number of diagonal blocks, consecutive along the output axes in the order of `axis`; the norm is the
+            largest of theirs. A depthwise kernel, `(*spatial, channels, multiplier)`, has
+            `axis=(-2, -1), groups=channels`, for either operator.
         power_iterations: Iterations in every update, at least 1.
         warmup_iterations: At most so many more in an update where sigma still moves: a cold start, newly loaded
             weights, a spike. 0 switches them off.

@@ -91,6 +91,14 @@ def peak_maps(kernel: Tensor, groups: int, peaks: Peaks) -> Maps:
     return _maps(_blocks(kernel, groups), peaks.rotations)
 
 
+def convolution_shape(shape: Shape, axis: int | Shape) -> Shape:
+    """Return the shape `(*spatial, cin / groups, cout)` of a kernel whose output channels lie along `axis`.
+
+    It is another one for two axes: those of a depthwise kernel, `(*spatial, channels, multiplier)`.
+    """
+    return shape if axis in (-1, (-1,)) else (*shape[:-2], 1, prod(shape[-2:]))
+
+
 def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
     """Return the shape of `u` for a kernel of `shape`: `(groups * frequencies, 2 * cout / groups)`.
 

@@ -92,9 +92,7 @@ def _(layer: keras.layers.EinsumDense) -> tuple[KernelGeometry, ...]:
     shared, summed, kept = einsum_axes(layer.equation)
     groups = prod(_kernel_shape(layer)[i] for i in shared) if shared else 1
     rank = len(shared + summed + kept)
-    axes = tuple(
-        i - rank for i in sorted(shared) + sorted(kept)
-    )  # shared ones first: a block for each of their entries
+    axes = tuple(i - rank for i in sorted(shared) + sorted(kept))  # shared ones first: each entry has a block
     return (KernelGeometry(axis=axes[0] if len(axes) == 1 else axes, groups=groups),)
 
 
@@ -142,20 +140,31 @@ def _(layer: Any) -> tuple[KernelGeometry, ...]:
     return ()  # known, and without a kernel: they multiply each entry with its own number
 
 
+@kernels.register(keras.layers.MultiHeadAttention)
+@kernels.register(keras.layers.GroupQueryAttention)
+def _(layer: Any) -> tuple[KernelGeometry, ...]:
+    _require_built(layer)  # only then are its projections there; each is a sublayer with a kernel of its own
+    return ()
+
+
 def _depthwise(layer: Any, name: str) -> KernelGeometry:
-    channels = _kernel_shape(layer, name)[-2]
+    channels = _kernel_shape(layer, name)[_CHANNELS[0]]
     return KernelGeometry(
         name, "depthwise_constraint", _CHANNELS, channels, strides=_strides(layer), convolution_axis=_CHANNELS
     )
 
 
 def _kernel_shape(layer: Any, name: str = "kernel") -> tuple[int, ...]:
+    _require_built(layer)
+    return tuple(getattr(layer, name).shape)
+
+
+def _require_built(layer: Any) -> None:
     if not layer.built:
         raise ValueError(
-            "Argument `layer` must be built: its geometry depends on its input. Call it on data, or "
-            f"`layer.build(input_shape)`. Received: {layer!r}"
+            "Argument `layer` must be built: its kernels, or their geometry, depend on its input. Call it, or its "
+            f"model, on data, or build it. Received: {layer!r}"
         )
-    return tuple(getattr(layer, name).shape)
 
 
 def _strides(layer: Any) -> Strides:
@@ -166,19 +175,3 @@ def _strides(layer: Any) -> Strides:
     if max(strides) > 1 and max(dilation) > 1:
         return 1
     return strides[0] if len(set(strides)) == 1 else strides
-
-
-def sublayers(layer: Any) -> list[Any]:
-    """Return `layer` and every layer inside it, each once, outer ones first."""
-    found: dict[int, Any] = {}
-    waiting = [layer]
-    while waiting:
-        current = waiting.pop(0)
-        if isinstance(current, keras.layers.Layer) and id(current) not in found:
-            found[id(current)] = current
-            waiting += vars(current).values()
-        elif isinstance(current, (list, tuple)):
-            waiting += current
-        elif isinstance(current, dict):
-            waiting += current.values()
-    return list(found.values())

@@ -66,4 +66,4 @@ def _output_axes(shape: tuple[int, ...], axis: Axis) -> list[int]:
     inside = all(-len(shape) <= i < len(shape) for i in axes)
     different = inside and len({i % len(shape) for i in axes}) == len(axes)
     require(different, "axis", f"must name different axes of the kernel, whose shape is {tuple(shape)}", axis)
-    return sorted(i % len(shape) for i in axes)
+    return [i % len(shape) for i in axes]

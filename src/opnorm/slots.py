@@ -44,12 +44,20 @@ class OptimizerSlot:
 
 _WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
 _slots: WeakKeyDictionary[Optimizer, dict[int, OptimizerSlot]] = WeakKeyDictionary()
+_updated: WeakKeyDictionary[Optimizer, frozenset[int]] = (
+    WeakKeyDictionary()
+)  # ids stay: an optimizer keeps its variables
 
 
 def state_of(optimizer: Optimizer, kernel: keras.Variable) -> keras.Variable | None:
     """Return the variable of `optimizer` that holds the state of the constraint of `kernel`, None if there is none."""
     slot = _find(optimizer, kernel)
     return slot and slot.state
+
+
+def optimizers_of(variable: keras.Variable) -> list[Optimizer]:
+    """Return the optimizers that were built to update `variable`, before now, and are still in use."""
+    return [optimizer for optimizer, held in list(_updated.items()) if id(variable) in held]
 
 
 def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
@@ -91,6 +99,7 @@ def _build(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def build(self: Optimizer, variables: list[keras.Variable]) -> None:
         original(self, variables)
+        _updated[self] = frozenset(map(id, variables))
         _add_slots(self, variables)
 
     return build

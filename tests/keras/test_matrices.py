@@ -39,6 +39,7 @@ ROWS = {  # of 12 rows and 8 columns in all, since JAX compiles for each shape
     "einsum_outputs_around_the_sum": Row(einsum("bd,hdk->bhk", (2, 4)), (12,), {"axis": (2, 0)}, (8,)),
     "einsum_outputs_first": Row(einsum("bde,hde->bh", (8,)), (3, 4), {"axis": 0}, (8,)),
     "einsum_of_each_head": Row(einsum("bhd,hdk->bhk", (2, 4)), (2, 12), {"axis": (0, -1), "groups": 2}, (2, 4)),
+    "einsum_heads_last": Row(einsum("bdh,dkh->bkh", (4, 2)), (12, 2), {"axis": (-1, -2), "groups": 2}, (2, 4)),
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
