@@ -1,17 +1,20 @@
 """The layer wrapper: kernels are normalized inside the forward pass, with the gradient through sigma."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from opnorm.compiled import compiled_once
-from opnorm.constraints import SpectralNorm
-from opnorm.geometry import KernelGeometry, kernels, sublayers
-from opnorm.iterations import TINY, Tensor
+from opnorm.checks import require, to_count, to_fraction, to_positive
+from opnorm.geometry import KernelGeometry, kernels
+from opnorm.iterations import Tensor
+from opnorm.normalizer import Normalizer
+from opnorm.sites import walk
+
+_OPERATORS = "matrix", "convolution"
 
 
 class _Kernel(NamedTuple):
@@ -19,7 +22,7 @@ class _Kernel(NamedTuple):
 
     layer: keras.layers.Layer
     name: str  # the layer's attribute
-    norm: SpectralNorm  # how its norm is found
+    normalizer: Normalizer
     vectors: keras.Variable
 
 
@@ -32,8 +35,9 @@ class SpectralNormalization(keras.layers.Wrapper):
     matrix that its layer applies: `Dense`, `EinsumDense`, `Embedding`, convolutions (transposed, depthwise, grouped,
     separable), recurrent layers, attention, and layers inside `layer`. A zero kernel stays zero.
 
-    Sigma is an estimate from below, computed in float32: vectors `u` take `power_iterations` steps in each call, and
-    more while sigma still moves. A call with `training=True` of a layer that is not frozen keeps them.
+    Sigma is an estimate from below, computed in float32 by subspace iteration: `vectors` leading singular vectors take
+    `power_iterations` steps in each call, and more while sigma still moves. Calls with `training=True` of a layer that
+    is not frozen keep them; no other call writes anything.
 
     Args:
         layer: The `keras.layers.Layer` to wrap, with at least one kernel.
@@ -41,9 +45,14 @@ class SpectralNormalization(keras.layers.Wrapper):
         value: The norm of the kernels, positive.
         cap: Scale down only, W / max(1, sigma / value), as `MaxSpectralNorm` does.
         operator: `"matrix"`, or `"convolution"` for the sliding operator of convolutions; see `SpectralNorm`.
-        warmup_iterations: See `SpectralNorm`; so are `tolerance`, `perturbation`, `companion` and `seed`.
-        **kwargs: `name`, `trainable`, `activity_regularizer`. Of `dtype` the wrapped layer's own policy counts; it is
-            accepted since Keras's wrapper accepts it, and has no effect.
+        vectors: How many singular vectors are followed, at most; where a kernel is divided by its norm, the largest
+            singular values crowd, and overtake each other in every step. A convolution has one for each frequency.
+        warmup_iterations: At most so many more iterations in a call where sigma still moves. 0 switches them off.
+        tolerance: Sigma still moves while half an iteration raises it by more than this, relative.
+        perturbation: Relative size of fixed random vectors mixed into those followed; see `SpectralNorm`.
+        seed: Seeds the first vectors. By default it follows `keras.utils.set_random_seed`.
+        **kwargs: `name`, `trainable`, `activity_regularizer`. The wrapped layer's dtype policy counts: `dtype` is
+            accepted because Keras's wrapper does, and has no effect.
 
     Example:
         >>> layer = opnorm.SpectralNormalization(keras.layers.Dense(10))
@@ -60,33 +69,33 @@ class SpectralNormalization(keras.layers.Wrapper):
         value: float = 1.0,
         cap: bool = False,
         operator: str = "matrix",
+        vectors: int = 8,
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
         perturbation: float = 1e-3,
-        companion: bool = True,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         # No autocasting: `call` has to see the kernels as they are stored. The wrapped layer casts by its own policy.
         super().__init__(layer, autocast=False, **(kwargs | {"dtype": "float32"}))
+        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
+        self.power_iterations = to_count("power_iterations", power_iterations, 1)
+        self.value = to_positive("value", value)
         self.cap = bool(cap)
-        self._norm = SpectralNorm(
-            value,
-            operator=operator,
-            power_iterations=power_iterations,
-            warmup_iterations=warmup_iterations,
-            tolerance=tolerance,
-            perturbation=perturbation,
-            companion=companion,
-            seed=seed,
-        )
-        self._kernels: tuple[_Kernel, ...] = ()
+        self.operator = operator
+        self.vectors = to_count("vectors", vectors, 1)
+        self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
+        self.tolerance = to_positive("tolerance", tolerance)
+        self.perturbation = to_fraction("perturbation", perturbation)
+        self.seed = seed if seed is None else to_count("seed", seed, 0)
         self.supports_masking = layer.supports_masking
+        self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
+        self._kernels: tuple[_Kernel, ...] = ()
 
     def build(self, input_shape: Any) -> None:
         """Build the wrapped layer, and one set of vectors for each of its kernels."""
         super().build(input_shape)
-        found = [(layer, geometry) for layer in sublayers(self.layer) for geometry in kernels(layer)]
+        found = [(part, geometry) for part in _inside(self.layer) for geometry in kernels(part)]
         if not found:
             raise ValueError(
                 "Argument `layer` must have a kernel that `opnorm.kernels` knows; `opnorm.kernels.register` teaches it "
@@ -134,10 +143,9 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor; JSON-serializable."""
-        names = signature(type(self)).parameters.keys() - {"layer", "kwargs"}
-        own = {name: getattr(self._norm, name) for name in names if name != "cap"}
+        names = (*self._settings(), "seed")
         base = {name: entry for name, entry in super().get_config().items() if name != "dtype"}
-        return base | own | {"cap": self.cap}
+        return base | {name: getattr(self, name) for name in names}
 
     def load_own_variables(self, store: Any) -> None:
         """Load the vectors if they are there; others, such as those of Keras's wrapper, are found by the next call."""
@@ -145,39 +153,37 @@ class SpectralNormalization(keras.layers.Wrapper):
         if [tuple(store[key].shape) for key in store] == shapes:
             super().load_own_variables(store)
 
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Normalizer._fields if hasattr(self, name)}
+
     def _prepared(self, layer: keras.layers.Layer, geometry: KernelGeometry, index: int) -> _Kernel:
-        norm = SpectralNorm.from_config(self._norm.get_config() | geometry.options(self._norm.operator))
-        start = norm.initial_state(getattr(layer, geometry.name), index)
+        normalizer = Normalizer(**(self._settings() | geometry.options(self.operator)))
+        start = normalizer.start(tuple(getattr(layer, geometry.name).shape), (self._start, index))
         vectors = self.add_weight(
             shape=start.shape,
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(start, dtype=dtype),
             trainable=False,
             dtype="float32",
             aggregation="only_first_replica",  # replicas of a kernel are equal, so are their vectors
-            name="_".join(["vectors", *([layer.name] if layer is not self.layer else []), geometry.name]),
+            name=f"{layer.name}_{geometry.name}_vectors",
         )
-        return _Kernel(layer, geometry.name, norm, vectors)
+        return _Kernel(layer, geometry.name, normalizer, vectors)
 
     def _factors(self, keep: bool) -> dict[int, Tensor]:
         factors = {}
         for kernel in self._kernels:
-            weight = _effective(kernel)
-            factor, vectors = _factor(kernel.norm, self.cap, weight, ops.convert_to_tensor(kernel.vectors))
+            factor, vectors = kernel.normalizer.factor(_effective(kernel), kernel.vectors)
             factors |= {id(variable): factor for variable in _parts(kernel)}
             if keep:
                 kernel.vectors.assign(vectors)
         return factors
 
 
-@compiled_once(static_argnums=(0, 1))
-def _factor(norm: SpectralNorm, cap: bool, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    # In units of sigma itself, so that neither a kernel of 1e-30 nor one of 1e+30 leaves the range in the gradient.
-    sigma, vectors = norm.differentiable(ops.cast(kernel, "float32"), vectors)
-    unit = ops.stop_gradient(sigma)
-    acts = unit > (norm.value if cap else norm.value * TINY)
-    unit = ops.where(acts, unit, 1.0)
-    factor = ops.where(acts, norm.value / unit, 1.0) / ops.where(acts, sigma / unit, 1.0)
-    return factor, vectors
+def _inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    for _, part, _ in walk(layer):
+        yield part
+        if isinstance(part, SpectralNormalization):
+            yield from _inside(part.layer)
 
 
 def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:
