@@ -3,15 +3,18 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+from scipy.sparse.linalg import LinearOperator
 
 from opnorm.checks import require, to_count, to_fraction, to_positive
 from opnorm.geometry import KernelGeometry, kernels
 from opnorm.iterations import Tensor
 from opnorm.normalizer import Normalizer
+from opnorm.operators import linear_operator, linear_operators
 from opnorm.sites import walk
 
 _OPERATORS = "matrix", "convolution"
@@ -77,7 +80,16 @@ class SpectralNormalization(keras.layers.Wrapper):
         **kwargs: Any,
     ) -> None:
         # No autocasting: `call` has to see the kernels as they are stored. The wrapped layer casts by its own policy.
-        super().__init__(layer, autocast=False, **(kwargs | {"dtype": "float32"}))
+        # No rematerialization, which takes `training` for a tensor: the wrapped layer has it if made in a `RematScope`.
+        with keras.RematScope(mode=None):
+            super().__init__(layer, autocast=False, **(kwargs | {"dtype": "float32"}))
+        require(
+            isinstance(layer, keras.layers.RNN) or not hasattr(layer, "state_size"),
+            "layer",
+            "must be a recurrent layer, not its cell, which would be normalized anew at each time step: "
+            "`SpectralNormalization(keras.layers.RNN(cell))`",
+            layer,
+        )
         require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.value = to_positive("value", value)
@@ -92,9 +104,16 @@ class SpectralNormalization(keras.layers.Wrapper):
         self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
         self._kernels: tuple[_Kernel, ...] = ()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the wrapped layer's outputs for its own arguments."""
+        if not self.layer.built and len(signature(self.layer.build).parameters) > 1:
+            _build_for(self.layer, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
     def build(self, input_shape: Any) -> None:
         """Build the wrapped layer, and one set of vectors for each of its kernels."""
         super().build(input_shape)
+        _refuse_rematerialized(self.layer)
         found = [(part, geometry) for part in _inside(self.layer) for geometry in kernels(part)]
         if not found:
             raise ValueError(
@@ -150,7 +169,7 @@ class SpectralNormalization(keras.layers.Wrapper):
     def load_own_variables(self, store: Any) -> None:
         """Load the vectors if they are there; others, such as those of Keras's wrapper, are found by the next call."""
         shapes = [tuple(kernel.vectors.shape) for kernel in self._kernels]
-        if [tuple(store[key].shape) for key in store] == shapes:
+        if [tuple(store[key].shape) for key in store.keys()] == shapes:  # noqa: SIM118 - not a dict
             super().load_own_variables(store)
 
     def _settings(self) -> dict[str, Any]:
@@ -179,6 +198,25 @@ class SpectralNormalization(keras.layers.Wrapper):
         return factors
 
 
+@linear_operator.register
+def _(layer: SpectralNormalization) -> LinearOperator:
+    with layer.normalized():
+        return linear_operator(layer.layer)
+
+
+@linear_operators.register
+def _(layer: SpectralNormalization, *, gates: bool = False) -> dict[str, LinearOperator]:
+    with layer.normalized():
+        return linear_operators(layer.layer, gates=gates)
+
+
+def _build_for(layer: keras.layers.Layer, args: Any, kwargs: Any) -> None:
+    """Build a layer of several inputs, such as attention; Keras passes a wrapper the first one's shape alone."""
+    inputs = signature(layer.call).bind_partial(*args, **kwargs).arguments
+    shapes = {f"{name}_shape": x.shape for name, x in inputs.items() if x is not None and hasattr(x, "shape")}
+    layer.build(**{name: shapes[name] for name in signature(layer.build).parameters if name in shapes})
+
+
 def _inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     for _, part, _ in walk(layer):
         yield part
@@ -189,12 +227,33 @@ def _inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None:
         return value
-    return ops.cast(value * ops.cast(factor, value.dtype), value.dtype)
+    return ops.cast(ops.multiply(value, factor), value.dtype)  # `*` rounds before it multiplies, or raises an error
 
 
 def _effective(kernel: _Kernel) -> Tensor:
+    _refuse_quantized(kernel)
     weight = getattr(kernel.layer, kernel.name)
     return weight.value if isinstance(weight, keras.Variable) else weight
+
+
+def _refuse_quantized(kernel: _Kernel) -> None:
+    if getattr(kernel.layer, "quantization_mode", None) is not None:
+        raise ValueError(
+            "A quantized layer cannot be normalized: its integers are not the kernel that it applies. Quantize what "
+            f"`opnorm.bake(model)` returns. Received: {kernel.layer!r} with quantization_mode="
+            f"{kernel.layer.quantization_mode!r}"
+        )
+
+
+def _refuse_rematerialized(layer: keras.layers.Layer) -> None:
+    # TensorFlow's recomputation has no gradient for tensors that a function closes over, as a normalized kernel is; and
+    # there is no public way to ask for a layer's mode.
+    for part in _inside(layer) if keras.config.backend() == "tensorflow" else ():
+        if getattr(getattr(part, "_remat_mode", None), "mode", None) is not None:
+            raise ValueError(
+                "Argument `layer` must not be made in a `keras.RematScope` on TensorFlow: its kernel would have no "
+                f"gradient. Received: layer={part!r}"
+            )
 
 
 def _parts(kernel: _Kernel) -> list[keras.Variable]:
