@@ -72,7 +72,7 @@ def constrain(
 
 
 def _require_untrained(model: keras.Layer) -> None:
-    optimizer = getattr(model, "optimizer", None)
+    optimizer = model.optimizer if isinstance(model, keras.Model) and model.compiled else None
     if optimizer is not None and (optimizer.built or model.train_function is not None):
         raise ValueError(
             "Argument `model` must not have been trained since it was compiled, nor been loaded with its optimizer: "

@@ -53,7 +53,7 @@ class SpectralConstraint(OperatorConstraint):
         self.operator = operator
         self.axis = to_axis("axis", axis)
         last = operator == "matrix" or self.axis in (-1, (-1,), (-2, -1))
-        require(last, "axis", "must be -1, or (-2, -1) if depthwise, with operator='convolution'", axis)
+        require(last, "axis", "must be -1 (if depthwise, (-2, -1)) with operator='convolution'", axis)
         self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)

@@ -196,7 +196,7 @@ def test_a_layer_that_makes_its_parts_when_it_is_built_must_be():
         constrain(keras.Sequential([Composite()]), opnorm.SpectralNorm())
     layer = Composite(name="own")
     [row] = constrain(sequential(layer, (4,)), opnorm.SpectralNorm())
-    assert row.path == layer.part.kernel.path
+    assert row.path == f"own/{layer.part.name}/kernel"
 
 
 def test_subclasses_of_known_layers_are_known_and_their_further_weights_listed():
