@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from opnorm import _registration
 
 if TYPE_CHECKING:
+    from opnorm.attach import constrain
     from opnorm.bounds import Bounds, spectral_norm
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
     from opnorm.convolution import Convolution
+    from opnorm.geometry import KernelGeometry, kernels
     from opnorm.models import project
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
     from opnorm.projections import Orthogonal, SpectralClip
@@ -24,11 +26,14 @@ __all__ = [
     "Bounds",
     "Convolution",
     "Diagonal",
+    "KernelGeometry",
     "MaxSpectralNorm",
     "Orthogonal",
     "SpectralClip",
     "SpectralNorm",
     "SpectralNormalization",
+    "constrain",
+    "kernels",
     "linear_operator",
     "linear_operators",
     "project",
@@ -40,11 +45,14 @@ _HOMES = {
     "Bounds": "bounds",
     "Convolution": "convolution",
     "Diagonal": "operators",
+    "KernelGeometry": "geometry",
     "MaxSpectralNorm": "constraints",
     "Orthogonal": "projections",
     "SpectralClip": "projections",
     "SpectralNorm": "constraints",
     "SpectralNormalization": "wrappers",
+    "constrain": "attach",
+    "kernels": "geometry",
     "linear_operator": "operators",
     "linear_operators": "operators",
     "project": "models",

@@ -1,14 +1,18 @@
 """Every kernel of a model, with its layer, its geometry and the path that names it."""
 
 from collections.abc import Iterator, Sequence
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import keras
 
 from opnorm.geometry import KernelGeometry, is_registered, kernels
 
-# Wrappers that normalize the kernel inside the forward pass: a constraint of it would act twice.
-REPARAMETRIZED = (keras.layers.SpectralNormalization,)
+
+@singledispatch
+def normalizes_its_kernel(layer: Any) -> bool:
+    """Return whether `layer` normalizes a kernel inside its forward pass, so that a constraint of it would act twice."""
+    return isinstance(layer, keras.layers.SpectralNormalization)
 
 
 class Kernel(NamedTuple):
@@ -61,7 +65,7 @@ def walk(model: keras.Layer) -> Iterator[tuple[str, keras.Layer, keras.Layer | N
             continue
         seen.add(id(layer))
         yield path, layer, parent
-        if not isinstance(layer, REPARAMETRIZED):
+        if not normalizes_its_kernel(layer):
             todo += [(f"{path}/{part.name}".lstrip("/"), part, layer) for part in reversed(_parts(layer))]
 
 
@@ -80,7 +84,7 @@ def _layers_in(value: Any) -> Iterator[keras.Layer]:
 
 
 def _of_layer(path: str, layer: keras.Layer, parent: keras.Layer | None) -> Sequence[Kernel | PassedOver]:
-    if isinstance(layer, REPARAMETRIZED):
+    if normalizes_its_kernel(layer):
         return [PassedOver(path, None, f"{type(layer).__name__} normalizes its kernel in the forward pass")]
     if not layer.built and _hides_its_weights(layer):
         return [PassedOver(path, None, "not built: what weights it will have is not known")]

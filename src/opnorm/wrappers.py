@@ -15,7 +15,7 @@ from opnorm.geometry import KernelGeometry, kernels
 from opnorm.iterations import Tensor
 from opnorm.normalizer import Normalizer
 from opnorm.operators import linear_operator, linear_operators
-from opnorm.sites import walk
+from opnorm.sites import normalizes_its_kernel, walk
 
 _OPERATORS = "matrix", "convolution"
 
@@ -127,7 +127,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         with self.normalized(keep=training and self.trainable) as scope:
             outputs = self.layer(inputs, *args, **kwargs)
         for loss in scope.losses:
-            self.add_loss(loss)
+            self.add_loss(ops.copy(loss))  # Keras counts losses by identity: the wrapped layer has seen this one
         return outputs
 
     @contextmanager
@@ -196,6 +196,11 @@ class SpectralNormalization(keras.layers.Wrapper):
             if keep:
                 kernel.vectors.assign(vectors)
         return factors
+
+
+@normalizes_its_kernel.register
+def _(layer: SpectralNormalization) -> bool:
+    return True
 
 
 @linear_operator.register
