@@ -12,7 +12,7 @@ from keras import ops
 from opnorm.base import OperatorConstraint
 from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
 from opnorm.compiled import compiled_once
-from opnorm.frequencies import Strides, start_shape, supremum
+from opnorm.frequencies import Strides, start_shape, survey
 from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 
@@ -120,7 +120,8 @@ def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort:
         perturbation=constraint.perturbation,
     )
     if constraint.operator == "convolution":
-        return supremum(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
+        found = survey(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
+        return ops.max(found.sigma), found.vectors
     estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)
     return ops.max(estimate.sigma), estimate.vectors
 
