@@ -45,7 +45,7 @@ class Peaks(NamedTuple):
     """The largest singular values at some frequencies, the same for all groups or each group's own."""
 
     frequencies: Tensor  # (groups or 1, count, axes), in radians
-    rotations: Tensor  # (groups or 1, count, 2 phases, 2 taps): from the taps' complex results to the polyphase kernel's
+    rotations: Tensor  # (groups or 1, count, 2 phases, 2 taps): from the taps' results to the polyphase kernel's
     estimate: Estimate  # blocks: groups * count
 
 
@@ -74,7 +74,7 @@ def survey(kernel: Tensor, strides: Strides, groups: int, search: Search, vector
     """
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
-    blocks, taps, offsets = _blocks(kernel, groups), _taps(spatial, steps), _offsets(spatial, steps)
+    blocks, taps, offsets = _blocks(kernel, groups), taps_of(spatial, steps), _offsets(spatial, steps)
     grid = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)[None]), vectors)
     between = _between(blocks, taps, grid, offsets)
     peaks, near, sigma = grid, between, _largest(grid, groups)
@@ -130,7 +130,8 @@ def _offsets(spatial: Shape, strides: Shape) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _taps(spatial: Shape, strides: Shape) -> Taps:
+def taps_of(spatial: Shape, strides: Shape) -> Taps:
+    """Return where the taps of a kernel with these `spatial` sizes lie."""
     index = np.indices(spatial).reshape(len(spatial), -1)
     places, phases = index // np.array(strides)[:, None], index % np.array(strides)[:, None]
     number = np.ravel_multi_index(tuple(phases), strides)
