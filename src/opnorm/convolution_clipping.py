@@ -86,6 +86,7 @@ def _next(state: _Round, ball: Ball, effort: Effort) -> _Round:
         perturbation=_PERTURBATION,
     )
     found = survey(ops.cast(state.kernel, "float32"), ball.strides, ball.groups, search, state.vectors, effort.climbs)
+    found = found._replace(sigma=ops.where(ops.all(ops.isfinite(state.kernel)), found.sigma, 0.0))
     clips = ops.logical_and(ops.any(found.sigma > ball.max_value), state.number < _ROUNDS)
     kernel = ops.cond(clips, lambda: _clipped(state.kernel, found, ball), lambda: state.kernel)
     return _Round(kernel, found.vectors, found.sigma, state.number + 1)
