@@ -20,6 +20,7 @@ import opnorm
 every_constraint = pytest.mark.parametrize("constraint_name", ALL)
 OPTIONS = {
     "axis": (-2, -1),
+    "strides": (2, 1),
     "groups": 2,
     "power_iterations": 2,
     "warmup_iterations": 7,

@@ -15,6 +15,7 @@ every_constraint = pytest.mark.parametrize("constraint_name", ALL)
 
 WRONG = {
     "operator": ["reshaped", "", None],
+    "strides": [0, 1.5, (2, 0), (), "two"],
     "groups": [0, -1, 1.5, True],
     "power_iterations": [0, -1, 1.5, True, "1"],
     "warmup_iterations": [-1, 0.5, None],
