@@ -22,6 +22,11 @@ class Case(NamedTuple):
         """Return the constraint of `c`, made reproducible where it draws vectors."""
         return self.build(c, **{"seed": 1} if "seed" in signature(self.build).parameters else {})
 
+    def options(self, options):
+        """Return those of the `options` that the constraint takes."""
+        taken = signature(type(self.build(1.0))).parameters
+        return {name: value for name, value in options.items() if name in taken}
+
     @property
     def fills(self):
         """Whether a norm below c is brought up to c."""
@@ -36,6 +41,10 @@ STATELESS = {
     "SpectralClip": Case(opnorm.SpectralClip, np.minimum),
 }
 EVERY = CONSTRAINTS | STATELESS
+UNTARGETED = {
+    "Orthogonal": Case(lambda c, **options: opnorm.Orthogonal(**options), lambda s, c: np.float64(s > 1e-3 * s[0])),
+}
+ALL = EVERY | UNTARGETED
 CAPS = [name for name, case in EVERY.items() if not case.fills]
 DTYPES = ["float32", "bfloat16"] + ["float64"] * (keras.backend.backend() != "jax")  # JAX has it only by a global flag
 

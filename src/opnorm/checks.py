@@ -50,6 +50,15 @@ def to_axis(name: str, value: Any) -> int | tuple[int, ...]:
     return tuple(map(int, axes))
 
 
+def to_operator(operator: Any, axis: int | tuple[int, ...]) -> str:
+    """Return `operator`; raise unless it is "matrix", or "convolution" with the last axes for the outputs."""
+    operators = "matrix", "convolution"
+    require(operator in operators, "operator", f"must be one of {operators}", operator)
+    last = operator == "matrix" or axis in (-1, (-1,), (-2, -1))
+    require(last, "axis", "must be -1 (if depthwise, (-2, -1)) with operator='convolution'", axis)
+    return str(operator)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 

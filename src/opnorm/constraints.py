@@ -3,33 +3,18 @@
 import random
 from abc import abstractmethod
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from opnorm.base import OperatorConstraint
-from opnorm.checks import require, to_axis, to_count, to_counts, to_fraction, to_positive
+from opnorm.checks import to_axis, to_count, to_counts, to_fraction, to_operator, to_positive
 from opnorm.compiled import compiled_once
-from opnorm.frequencies import Strides, convolution_shape, start_shape, supremum
-from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
+from opnorm.frequencies import Strides, convolution_shape, start_shape, survey
+from opnorm.iterations import CONVERGED, TINY, Effort, Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
-
-_OPERATORS = "matrix", "convolution"
-
-
-class Effort(NamedTuple):
-    """How far to look for the norm in one update."""
-
-    extra_steps: int  # power iterations beyond those of every update, at most
-    tolerance: float  # the relative gain of half a step below which no more are taken
-    climbs: int  # searches between the grid's frequencies, for a convolution
-
-
-# Ten float32 roundings: a settled vector's gain is noise of up to four. The norm is above by < sqrt(1e-6 / 2) = 7e-4.
-# 2000 steps: more would not help, only singular values equal to the first digits need as many.
-_CONVERGED = Effort(extra_steps=2000, tolerance=1e-6, climbs=3)
 
 
 class SpectralConstraint(OperatorConstraint):
@@ -49,11 +34,8 @@ class SpectralConstraint(OperatorConstraint):
         companion: bool,
         seed: int | None,
     ) -> None:
-        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
-        self.operator = operator
         self.axis = to_axis("axis", axis)
-        last = operator == "matrix" or self.axis in (-1, (-1,), (-2, -1))
-        require(last, "axis", "must be -1 (if depthwise, (-2, -1)) with operator='convolution'", axis)
+        self.operator = to_operator(operator, self.axis)
         self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
@@ -92,7 +74,7 @@ class SpectralConstraint(OperatorConstraint):
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, its norm found to convergence from a fresh start."""
-        return self._apply(kernel, self.initial_state(kernel), _CONVERGED)[0]
+        return self._apply(kernel, self.initial_state(kernel), CONVERGED)[0]
 
     def _apply(self, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
         kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
@@ -121,7 +103,8 @@ def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort:
     )
     if constraint.operator == "convolution":
         kernel = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), constraint.axis))
-        return supremum(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
+        found = survey(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
+        return ops.max(found.sigma), found.vectors
     estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)
     return ops.max(estimate.sigma), estimate.vectors
 

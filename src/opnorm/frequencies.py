@@ -42,17 +42,25 @@ class Taps(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """The largest singular values at some frequencies."""
+    """The largest singular values at some frequencies, the same for all groups or each group's own."""
 
-    frequencies: Tensor  # (count, axes), in radians
-    rotations: Tensor  # (count, 2 phases, 2 taps): from the taps' complex results to those of the polyphase kernel
+    frequencies: Tensor  # (groups or 1, count, axes), in radians
+    rotations: Tensor  # (groups or 1, count, 2 phases, 2 taps): from the taps' results to the polyphase kernel's
     estimate: Estimate  # blocks: groups * count
 
 
-def supremum(
-    kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int
-) -> tuple[Tensor, Tensor]:
-    """Return an estimate of S from below, and the next vectors.
+class Survey(NamedTuple):
+    """What was found of each group's S, and where the norm is large."""
+
+    sigma: Tensor  # (groups,), estimates from below
+    vectors: Tensor  # the next start
+    frequencies: Tensor  # (groups, count, axes): for each point of the grid one near it, in radians
+    heights: Tensor  # (groups, count): the norms there are at least these
+    peaks: tuple[Peaks, ...]  # on the grid, and of each further search: sigma is the largest of theirs
+
+
+def survey(kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int) -> Survey:
+    """Return an estimate from below of each group's S, the frequencies it rests on, and the next vectors.
 
     Once `search` has converged, S is at most `grid_factor` times the estimate, for every kernel: so much is true of the
     largest norm on the grid. Further searches climb from there to the likely peak between the grid's points.
@@ -60,30 +68,23 @@ def supremum(
     Args:
         kernel: `(*spatial, cin / groups, cout)`, float32.
         strides: The layer's.
-        groups: The layer's; the norm is the largest of the groups'.
+        groups: The layer's.
         search: Finds the largest singular values of `Maps` from given vectors.
         vectors: `(1, *start_shape(...))`, float32.
-        climbs: The number of the further searches, at most 3.
+        climbs: The number of the further searches, at least 1 and at most 3.
     """
-    found = find_peaks(kernel, strides, groups, search, vectors, climbs)
-    sigma = ops.max(found[0].estimate.sigma)
-    for peaks in found[1:]:
-        sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
-    return sigma, found[0].estimate.vectors
-
-
-def find_peaks(
-    kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int
-) -> list[Peaks]:
-    """Return the peaks on the grid, then one place for each climb; the arguments are those of `supremum`."""
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
-    blocks, taps = _blocks(kernel, groups), _taps(spatial, steps)
-    found = [_search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)]
-    for reach in _REACHES[:climbs]:
-        place = _climb(blocks, taps, found[-1], np.float32(reach) * _offsets(spatial, steps))
-        found.append(_search(blocks, taps, search, *place))
-    return found
+    blocks, taps, offsets = _blocks(kernel, groups), taps_of(spatial, steps), _offsets(spatial, steps)
+    grid = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)[None]), vectors)
+    between = _between(blocks, taps, grid, offsets)
+    peaks, near, sigma = [grid], between, _largest(grid, groups)
+    for i, reach in enumerate(_REACHES[:climbs]):
+        if i:
+            near = _between(blocks, taps, peaks[-1], np.float32(reach) * offsets)
+        peaks.append(_search(blocks, taps, search, *_summit(peaks[-1], *near)))
+        sigma = ops.maximum(sigma, _largest(peaks[-1], groups))
+    return Survey(sigma, grid.estimate.vectors, *between, tuple(peaks))
 
 
 def peak_maps(kernel: Tensor, groups: int, peaks: Peaks) -> Maps:
@@ -143,7 +144,8 @@ def _offsets(spatial: Shape, strides: Shape) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _taps(spatial: Shape, strides: Shape) -> Taps:
+def taps_of(spatial: Shape, strides: Shape) -> Taps:
+    """Return where the taps of a kernel with these `spatial` sizes lie."""
     index = np.indices(spatial).reshape(len(spatial), -1)
     places, phases = index // np.array(strides)[:, None], index % np.array(strides)[:, None]
     number = np.ravel_multi_index(tuple(phases), strides)
@@ -161,14 +163,14 @@ def _blocks(kernel: Tensor, groups: int) -> Tensor:
 def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
     """Return the maps `w -> M(w)`, block-diagonal over groups and frequencies."""
     groups, _, outputs = blocks.shape
-    count, _, parts = rotations.shape
-    backwards = ops.transpose(rotations, (0, 2, 1))
+    _, count, rows, parts = rotations.shape
+    backwards = ops.swapaxes(rotations, -1, -2)
 
     def times(u: Tensor) -> Tensor:
         return ops.reshape(ops.matmul(rotations, _times_taps(blocks, u, parts)), (1, groups * count, -1))
 
     def transposed(v: Tensor) -> Tensor:
-        z = ops.matmul(backwards, ops.reshape(v, (groups, count, rotations.shape[1], -1)))
+        z = ops.matmul(backwards, ops.reshape(v, (groups, count, rows, -1)))
         z = ops.matmul(ops.reshape(z, (groups, 2 * count, -1)), blocks)
         return ops.reshape(z, (1, groups * count, 2 * outputs))
 
@@ -182,34 +184,46 @@ def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
     return ops.reshape(z, (groups, -1, parts, 2 * rows // parts))
 
 
+def _largest(peaks: Peaks, groups: int) -> Tensor:
+    return ops.max(ops.reshape(peaks.estimate.sigma, (groups, -1)), axis=-1)
+
+
 def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
-    angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, None]
+    angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, :, None]
     phases = ops.convert_to_tensor(taps.phases)
     c, s = ops.cos(angles) * phases, ops.sin(angles) * phases
     rotations = ops.concatenate([ops.concatenate([c, s], axis=-1), ops.concatenate([-s, c], axis=-1)], axis=-2)
     return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
 
 
-def _climb(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
-    # Returns the one frequency, some point + offset, where the norm promises to be largest, and vectors to start with.
+def _between(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    # Returns for each point the frequency point + offset where the norm promises to be largest, and that promise.
     # With v, u fixed, |v* M(w) u| <= ||M(w)|| is the modulus of a trigonometric polynomial of w.
-    coefficients = ops.reshape(_coefficients(blocks, peaks), (-1, 2 * len(taps.places)))
+    groups, count = blocks.shape[0], peaks.frequencies.shape[1]
     angles = taps.places @ offsets.T
     c, s = np.cos(angles), np.sin(angles)
     waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
+    coefficients = _coefficients(blocks, peaks)
     heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
-    best = ops.argmax(ops.reshape(heights, (-1,)))
-    point, offset = best // len(offsets) % peaks.frequencies.shape[0], best % len(offsets)
-    frequency = ops.take(peaks.frequencies, point, axis=0) + ops.take(ops.convert_to_tensor(offsets), offset, axis=0)
-    vectors = ops.reshape(peaks.estimate.vectors, (1, blocks.shape[0], peaks.frequencies.shape[0], -1))
-    return frequency[None], ops.take(vectors, point, axis=2)
+    heights = ops.reshape(heights, (groups, count, len(offsets)))
+    chosen = ops.take(ops.convert_to_tensor(offsets), ops.argmax(heights, axis=-1), axis=0)
+    return peaks.frequencies + chosen, ops.sqrt(ops.max(heights, axis=-1)) * ops.max(peaks.estimate.sigma)
+
+
+def _summit(peaks: Peaks, frequencies: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
+    # Each group's most promising frequency, (groups, 1, axes), and the vectors of the point it belongs to.
+    groups, count = heights.shape
+    best = ops.argmax(heights, axis=-1)[:, None, None]
+    vectors = ops.reshape(peaks.estimate.vectors, (groups, count, -1))
+    frequency, vectors = ops.take_along_axis(frequencies, best, axis=1), ops.take_along_axis(vectors, best, axis=1)
+    return frequency, ops.reshape(vectors, (1, groups, -1))
 
 
 def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
     # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
-    estimate, (count, phases, taps) = peaks.estimate, peaks.rotations.shape
+    estimate, (_, count, phases, taps) = peaks.estimate, peaks.rotations.shape
     v = ops.reshape(estimate.image, (blocks.shape[0], count, phases, -1))
-    y = ops.matmul(ops.transpose(peaks.rotations, (0, 2, 1)), v)
+    y = ops.matmul(ops.swapaxes(peaks.rotations, -1, -2), v)
     z = _times_taps(blocks, estimate.vectors, taps) / ops.maximum(ops.max(estimate.sigma), TINY)
     split = (blocks.shape[0] * count, 2, taps // 2, -1)
     y, z = ops.reshape(y, split), ops.reshape(z, split)

@@ -35,6 +35,19 @@ class Estimate(NamedTuple):
     length: Tensor  # ... and |W x|
 
 
+class Effort(NamedTuple):
+    """How far to look for the norm in one update."""
+
+    extra_steps: int  # power iterations beyond those of every update, at most
+    tolerance: float  # the relative gain of half a step below which no more are taken
+    climbs: int  # searches between the grid's frequencies, for a convolution
+
+
+# Ten float32 roundings: a settled vector's gain is noise of up to four. The norm is above by < sqrt(1e-6 / 2) = 7e-4.
+# 2000 steps: more would not help, only singular values equal to the first digits need as many.
+CONVERGED = Effort(extra_steps=2000, tolerance=1e-6, climbs=3)
+
+
 def settled_power_iteration(
     maps: Maps, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
 ) -> Estimate:

@@ -1,7 +1,7 @@
 """The spectral norm as a differentiable function of the kernel: search without gradient, then one bilinear form.
 
-At a simple singular value, d sigma = v^T dW u with the singular vectors held fixed. So the vectors are found on a kernel
-cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is linear
+At a simple singular value, d sigma = v^T dW u with the singular vectors held fixed. So the vectors are found on a
+kernel cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is linear
 in its kernel, and no loop has to be differentiated, which JAX could not.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from keras import ops
 
-from opnorm.frequencies import Strides, find_peaks, peak_maps
+from opnorm.frequencies import Strides, peak_maps, survey
 from opnorm.iterations import Estimate, Maps, Tensor
 from opnorm.matrices import Axis, matrix_maps, to_matrix
 
@@ -44,13 +44,9 @@ def convolution_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the norm of a float32 kernel as a convolution, differentiable, and the next vectors.
 
-    See `frequencies.supremum`. The frequency of the largest norm is held fixed like the vectors: there the norm's
+    See `frequencies.survey`. The frequency of the largest norm is held fixed like the vectors: there the norm's
     derivative by the frequency is zero.
     """
-    found = find_peaks(_constant(kernel), strides, groups, search, _constant(vectors), climbs)
-    norms = [bilinear_form(peak_maps(kernel, groups, peaks), peaks.estimate) for peaks in found]
-    return ops.max(ops.concatenate(norms, axis=-1)), ops.stop_gradient(found[0].estimate.vectors)
-
-
-def _constant(x: Tensor) -> Tensor:
-    return ops.stop_gradient(ops.convert_to_tensor(x))
+    found = survey(ops.stop_gradient(kernel), strides, groups, search, ops.stop_gradient(vectors), climbs)
+    norms = [bilinear_form(peak_maps(kernel, groups, peaks), peaks.estimate) for peaks in found.peaks]
+    return ops.max(ops.concatenate(norms, axis=-1)), ops.stop_gradient(found.vectors)

@@ -15,6 +15,7 @@ from opnorm.slots import state_of
 WAY, FOLDER = sys.argv[1:]
 STEPS = 30  # enough for a vector that lives, with one iteration a step and no warm-up
 MIXED = "scaled" in WAY
+CONVOLUTIONAL = "convolutional" in WAY
 
 
 def numpy(x):
@@ -33,7 +34,23 @@ def build():
         )
         for name, width, activation in (("wide", 16, "tanh"), ("last", 4, None))
     ]
-    model = keras.Sequential([keras.Input((12,)), *layers])
+    return compiled(keras.Sequential([keras.Input((12,)), *layers]))
+
+
+def build_convolutional():
+    keras.utils.set_random_seed(0)
+    start = keras.initializers.RandomNormal(stddev=1.0, seed=1)
+    layers = [
+        keras.layers.Conv1D(width, 3, kernel_initializer=start.clone(), kernel_constraint=constraint, name=name)
+        for name, width, constraint in (
+            ("wide", 16, opnorm.SpectralNorm(operator="convolution", seed=5)),
+            ("last", 4, opnorm.SpectralClip(operator="convolution")),
+        )
+    ]
+    return compiled(keras.Sequential([keras.Input((6, 2)), *layers]))
+
+
+def compiled(model):
     optimizer = keras.optimizers.SGD(1e-2)
     model.compile(keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0) if MIXED else optimizer, "mse")
     return model, optimizer
@@ -41,7 +58,8 @@ def build():
 
 def fit(model):
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((16, 12)).astype("float32"), rng.standard_normal((16, 4)).astype("float32")
+    shapes = [(16, *shape[1:]) for shape in (model.input_shape, model.output_shape)]
+    x, y = (rng.standard_normal(shape).astype("float32") for shape in shapes)
     model.fit(x, y, batch_size=16, epochs=STEPS, verbose=0, shuffle=False)
 
 
@@ -71,23 +89,26 @@ def data_parallel():
 def model_parallel():
     mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "model"], keras.distribution.list_devices("cpu"))
     layout = keras.distribution.LayoutMap(mesh)
-    layout[".*wide.*kernel.*"] = (None, "model")  # matches the path of the vector too, whose own layout must win
+    kernel = (None, None, "model") if CONVOLUTIONAL else (None, "model")
+    layout[".*wide.*kernel.*"] = kernel  # matches the path of the vector too, whose own layout must win
     layout[".*wide.*bias"] = ("model",)
+    if CONVOLUTIONAL:
+        layout[".*last.*kernel.*"] = kernel
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
-    model, optimizer = build()
+    model, optimizer = build_convolutional() if CONVOLUTIONAL else build()
     fit(model)
     return model, shards, optimizer
 
 
 def single():
-    model, optimizer = build()
+    model, optimizer = build_convolutional() if CONVOLUTIONAL else build()
     fit(model)
     return model, lambda v: [numpy(v)], optimizer
 
 
 def main():
     ways = {"mirrored": mirrored, "data_parallel": data_parallel, "model_parallel": model_parallel, "single": single}
-    model, copies, optimizer = ways[WAY.removesuffix("_scaled")]()
+    model, copies, optimizer = ways[WAY.removesuffix("_scaled").removesuffix("_convolutional")]()
     stored = {}
     for name, kernel in (("wide", model.layers[0].kernel), ("last", model.layers[1].kernel)):
         for kind, variable in (("kernel", kernel), ("u", state_of(optimizer, kernel))):

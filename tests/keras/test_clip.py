@@ -219,7 +219,7 @@ def test_a_saved_model_continues_as_if_never_interrupted(mlp, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_value", 0), ("max_value", float("nan")), ("operator", "convolution"), ("groups", 0), ("axis", ())],
+    [("max_value", 0), ("max_value", float("nan")), ("operator", "sliding"), ("groups", 0), ("axis", ())],
 )
 def test_wrong_argument_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"Argument `{name}` must .*\. Received: {name}="):

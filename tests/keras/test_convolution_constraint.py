@@ -21,6 +21,10 @@ def sliding(**options):
     return opnorm.SpectralNorm(operator="convolution", seed=3, **options)
 
 
+def clipping(**options):
+    return opnorm.SpectralClip(0.7, operator="convolution", **options)
+
+
 def bracket(kernel, strides=1, groups=1):
     return opnorm.spectral_norm(opnorm.Convolution(array(kernel), strides=strides, groups=groups), tolerance=1e-3)
 
@@ -54,6 +58,39 @@ def test_the_layers_explicit_matrix_keeps_the_norm_in_fit(name):
     assert true_norm(layer, shape) <= 1 + 1e-2  # case T7
     assert certified.upper >= 1 - 1e-3  # equality: sigma is from below, so the norm is not below the target
     assert certified.lower <= 1 + 1e-2
+
+
+COMPILED = {"tensorflow": [False, True], "jax": [True], "torch": [False]}[keras.backend.backend()]
+
+
+@pytest.mark.parametrize("jit_compile", COMPILED)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_holds_the_norm_in_fit_however_it_is_compiled(policy, jit_compile):
+    keras.config.set_dtype_policy(policy)
+    built = sliding(value=0.7), clipping()
+    convolutions = [layers.Conv1D(4, 3, kernel_constraint=constraint) for constraint in built]
+    model = keras.Sequential([keras.Input((16, 4)), *convolutions, layers.Flatten(), layers.Dense(1)])
+    for layer in convolutions:
+        layer.kernel.assign(3 * layer.kernel.value)
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=jit_compile)
+    model.fit(gaussian(48, 16, 4), gaussian(48, 1), batch_size=8, epochs=2, verbose=0)
+    for layer in convolutions:
+        assert array(layer.kernel).dtype == np.float32
+        assert bracket(layer.kernel).lower <= 0.7 * (1 + 1e-2)  # case T7
+    assert bracket(convolutions[0].kernel).upper >= 0.7 * (1 - 1e-3)  # equality, as above
+    assert bracket(convolutions[1].kernel).upper >= 0.7 * 0.95  # it is clipped to 0.99, and steps of 1e-3 may shrink it
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_transposed_convolution_holds_the_norm_of_its_explicit_matrix(strides, padding):
+    layer = layers.Conv2DTranspose(3, 3, strides, padding, use_bias=False)
+    layer.build((None, 9, 9, 2))
+    for constraint in (sliding(value=0.7, strides=strides), clipping(strides=strides)):
+        layer.kernel.assign(gaussian(3, 3, 3, 2))
+        layer.kernel.assign(op_by_op(constraint.project)(layer.kernel))
+        norm = true_norm(layer, (9, 9, 2))
+        assert 0.7 * 0.9 <= norm <= 0.7 * (1 + 1e-2)  # an image of nine pixels loses some percent at its border
 
 
 CERTIFIED = {

@@ -6,15 +6,16 @@ from inspect import signature
 import keras
 import numpy as np
 import pytest
-from cases import CONSTRAINTS, gaussian
+from cases import ALL, EVERY, gaussian
 from keras import layers
 
 import opnorm
 
-every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
+every_constraint = pytest.mark.parametrize("constraint_name", ALL)
 
 WRONG = {
     "operator": ["reshaped", "", None],
+    "strides": [0, 1.5, (2, 0), (), "two"],
     "groups": [0, -1, 1.5, True],
     "power_iterations": [0, -1, 1.5, True, "1"],
     "warmup_iterations": [-1, 0.5, None],
@@ -31,20 +32,23 @@ def expected(name, value):
     )
 
 
-@every_constraint
+@pytest.mark.parametrize("constraint_name", EVERY)
 @pytest.mark.parametrize("value", [0, 0.0, -1, math.inf, -math.inf, math.nan, "1", None, True], ids=repr)
 def test_target_that_is_not_positive_and_finite_is_refused(constraint_name, value):
-    build = CONSTRAINTS[constraint_name].build
+    build = EVERY[constraint_name].build
     name = next(iter(signature(build).parameters))
     with pytest.raises(ValueError, match=expected(name, value)):
         build(value)
 
 
-@every_constraint
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values], ids=repr)
+@pytest.mark.parametrize(
+    ("constraint_name", "name", "value"),
+    [(c, n, v) for c in ALL for n, values in ALL[c].options(WRONG).items() for v in values],
+    ids=repr,
+)
 def test_wrong_option_is_refused(constraint_name, name, value):
     with pytest.raises(ValueError, match=expected(name, value)):
-        CONSTRAINTS[constraint_name].build(1.0, **{name: value})
+        ALL[constraint_name].build(1.0, **{name: value})
 
 
 @every_constraint
@@ -52,7 +56,7 @@ def test_wrong_option_is_refused(constraint_name, name, value):
     ("name", "value"), [("axis", 2), ("axis", (0, -3)), ("axis", (1, -1)), ("groups", 3)], ids=repr
 )
 def test_option_that_does_not_fit_the_kernel_is_refused_by_name(constraint_name, name, value):
-    constraint = CONSTRAINTS[constraint_name].build(1.0, **{name: value})
+    constraint = ALL[constraint_name].build(1.0, **{name: value})
     kernel = gaussian(6, 8)
     for use in (constraint.initial_state, constraint.project):
         with pytest.raises(ValueError, match=expected(name, value)):
@@ -62,7 +66,7 @@ def test_option_that_does_not_fit_the_kernel_is_refused_by_name(constraint_name,
 @every_constraint
 def test_scalar_weight_is_refused(constraint_name):
     with pytest.raises(ValueError, match="Argument `axis` must"):
-        CONSTRAINTS[constraint_name].build(1.0).project(np.float32(2.0))
+        ALL[constraint_name].build(1.0).project(np.float32(2.0))
 
 
 def test_model_that_is_not_built_is_refused():

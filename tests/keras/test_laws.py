@@ -72,6 +72,17 @@ def test_every_target_is_met_from_above_and_from_below(constraint_name, target):
         assert error(dense.array(result), expected) <= 1e-3  # the norm of a kernel at rest, C2's promise
 
 
+@pytest.mark.skipif("float64" not in DTYPES, reason="JAX has float64 only by a global flag")
+@pytest.mark.parametrize("operator", ["matrix", "convolution"])
+@pytest.mark.parametrize("constraint_name", CONSTRAINTS)
+def test_float64_kernel_is_multiplied_by_one_factor_in_float64(constraint_name, operator):
+    constraint = CONSTRAINTS[constraint_name].build(0.5, operator=operator, seed=1)
+    kernel = gaussian(3, 4, 6).astype("float64") + 1e-12 * gaussian(3, 4, 6, seed=1)  # no float32 numbers
+    result = dense.array(op_by_op(constraint.project)(ops.convert_to_tensor(kernel)))
+    assert result.dtype == "float64"
+    np.testing.assert_allclose(result / kernel, result[0, 0, 0] / kernel[0, 0, 0], rtol=1e-15)  # two roundings
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("constraint_name", CAPS)
 def test_cap_leaves_a_kernel_inside_the_ball_bit_for_bit(constraint_name, dtype):

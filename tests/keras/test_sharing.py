@@ -4,7 +4,7 @@ import dense
 import keras
 import numpy as np
 import pytest
-from cases import CONSTRAINTS, built_optimizer, gaussian, take_steps
+from cases import CONSTRAINTS, STATELESS, built_optimizer, gaussian, take_steps
 from keras import layers
 
 import opnorm
@@ -65,6 +65,21 @@ def test_one_instance_serves_many_kernels(constraint_name, shared):
     for kernel, u in zip(kernels, before, strict=True):
         assert abs(dense.norm(kernel) / 0.9 - 1) <= 1e-3  # C3
         assert np.max(np.abs(dense.array(state_of(optimizer, kernel)) - u)) >= 1e-3  # C2: it lives, no float noise
+
+
+@pytest.mark.parametrize("constraint_name", STATELESS)
+@pytest.mark.parametrize("shared", SHARED)
+def test_one_instance_without_state_serves_many_kernels(constraint_name, shared):
+    keras.utils.set_random_seed(1)
+    case = STATELESS[constraint_name]
+    model = scaled_up(SHARED[shared](case.build(0.9)))
+    kernels = constrained(model)
+    expected = [dense.with_values(kernel, lambda s: case.values(s, 0.9)) for kernel in kernels]
+    optimizer = built_optimizer(kernels)
+    assert states(optimizer, kernels) == [None] * len(kernels)
+    take_steps(optimizer, kernels)
+    for kernel, truth in zip(kernels, expected, strict=True):
+        assert dense.array(kernel) == pytest.approx(truth, abs=1e-4)  # what `SpectralClip` documents
 
 
 def test_one_instance_holds_every_kernel_in_fit():
