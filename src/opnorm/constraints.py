@@ -198,7 +198,7 @@ class SpectralNorm(SpectralConstraint):
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
-        return ops.where(sigma > self.value * TINY, self.value / ops.maximum(sigma, TINY), 1.0)
+        return ops.where(sigma > self.value * TINY, self.value / (sigma + TINY), 1.0)
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -250,7 +250,7 @@ class MaxSpectralNorm(SpectralConstraint):
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""
-        return ops.where(sigma > self.max_value, self.max_value / ops.maximum(sigma, TINY), 1.0)
+        return ops.where(sigma > self.max_value, self.max_value / (sigma + TINY), 1.0)
 
 
 def _dtype(x: Tensor) -> str:

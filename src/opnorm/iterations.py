@@ -46,7 +46,7 @@ def settled_power_iteration(
     """
     if perturbation:
         noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
-        vectors = vectors / (_length(vectors) + TINY) + perturbation * noise
+        vectors = _unit(vectors) + perturbation * noise
     estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
@@ -65,18 +65,24 @@ def settled_power_iteration(
 def _moves(estimate: Estimate, tolerance: float) -> Tensor:
     # A unit vector whose sigma gains a rotation of r is within about sqrt(r) of a singular vector, so that sigma can
     # still grow by about that: blocks that stay below the largest even then may go on moving.
-    reach = estimate.sigma * (1 + ops.sqrt(ops.maximum(estimate.rotation, 0.0)))
-    return ops.any(ops.logical_and(estimate.rotation > tolerance, reach >= ops.max(estimate.sigma)))
+    moving = estimate.rotation > tolerance
+    if len(estimate.sigma.shape) == 2:
+        return moving[0, 0]  # a single block is the largest
+    reach = estimate.sigma * (1 + ops.maximum(estimate.rotation, 0.0) ** 0.5)
+    return ops.any(moving & (reach >= ops.max(estimate.sigma)))
 
 
 def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
     """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
     vectors = _orthonormal(vectors)
     images = maps.times(vectors)
-    scale = (
-        ops.max(ops.abs(images), axis=(0, -1), keepdims=True) + TINY
-    )  # squares of 1e-30, 1e+30 would leave the range
-    return _half_step(maps, vectors, *_ritz(vectors, images / scale), scale)
+    scale = ops.max(abs(images), axis=(0, -1), keepdims=True) + TINY  # squares of 1e-30, 1e+30 would leave the range
+    start, images = vectors, images / scale
+    if vectors.shape[0] == 2:
+        cos, sin = _ritz(images[:1], images[1:])
+        start = cos * vectors[:1] + sin * vectors[1:]
+        images = cos * images + sin * ops.concatenate([images[1:], -images[:1]])
+    return _half_step(maps, vectors, start, images, scale)
 
 
 def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
@@ -99,42 +105,38 @@ def _half_step(maps: Maps, former: Tensor, start: Tensor, images: Tensor, scale:
     sound = (sizes > 0) & (sizes < float("inf"))  # False for NaN too
     vectors = ops.where(sound, z / (sizes + TINY), former)
     sigma = ops.where(sound, sizes * scale, 0.0)
-    return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start[:1], images[:1], (lengths * scale)[:1])
+    return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start, images[:1], (lengths * scale)[:1])
 
 
 def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
     u = last.vectors[:1]
-    pair = _orthonormal(ops.concatenate([last.start, u]))
-    images = ops.concatenate([last.image, maps.times(pair[1:]) / last.length])
-    start, images = _ritz(pair, images)
-    size = _length(start[:1]) + TINY  # not 1 where x and u agree to the last digits: a settled block
-    step = _half_step(maps, u, start[:1] / size, images[:1] / size, last.length)
+    other = _unit(u - _dot(last.start, u) * last.start)
+    image = maps.times(other) / last.length
+    cos, sin = _ritz(last.image, image)
+    start = cos * last.start + sin * other
+    size = _length(start) + TINY  # not 1 where x and u agree to the last digits: a settled block
+    step = _half_step(maps, u, start / size, (cos * last.image + sin * image) / size, last.length)
     return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
 
 
-def _ritz(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    # Rotates two orthonormal vectors, and their images, so that the images become orthogonal, the longer one first.
-    if vectors.shape[0] == 1:
-        return vectors, images
-    first, second = images[:1], images[1:]
-    angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first, first) - _dot(second, second))
-    cos, sin = ops.cos(angle), ops.sin(angle)
-    return _rotated(vectors, cos, sin), _rotated(images, cos, sin)
-
-
-def _rotated(pair: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = pair[:1], pair[1:]
-    return ops.concatenate([cos * first + sin * second, cos * second - sin * first])
+def _ritz(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    # The cosine and sine by which to rotate two orthonormal vectors, so that their images, which are given, become
+    # orthogonal, the longer one first.
+    angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first + second, first - second))
+    return ops.cos(angle), ops.sin(angle)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    first = vectors[:1] / (_length(vectors[:1]) + TINY)
+    first = _unit(vectors[:1])
     if vectors.shape[0] == 1:
         return first
-    second = vectors[1:] - _dot(first, vectors[1:]) * first
-    return ops.concatenate([first, second / (_length(second) + TINY)])
+    return ops.concatenate([first, _unit(vectors[1:] - _dot(first, vectors[1:]) * first)])
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (_length(x) + TINY)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -142,4 +144,4 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _length(x: Tensor) -> Tensor:
-    return ops.sqrt(_dot(x, x))
+    return _dot(x, x) ** 0.5
