@@ -12,7 +12,7 @@ each singular value occurs twice.
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import cos, pi, prod
+from math import pi, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +20,13 @@ from keras import ops
 
 from opnorm.arguments import positive_integers
 from opnorm.checks import require
-from opnorm.iterations import TINY, Estimate, Maps, Tensor
+from opnorm.iterations import Estimate, Maps
+from opnorm.primitives import TINY, Tensor, concatenate, constant, cos, reshape, sin, transpose
 
 Strides = int | tuple[int, ...]
 Shape = tuple[int, ...]
 Search = Callable[[Maps, Tensor], Estimate]
-_DENSITY = 6  # points of the grid along an axis, over k - 1: S is within 1 / cos(pi / 12) = 1.035 an axis
+_DENSITY = 6  # points of the grid along an axis, over k - 1: S is within 1 / np.cos(pi / 12) = 1.035 an axis
 _OFFSETS = (-0.75, -0.25, 0.25, 0.75)  # where to look between the points, in half spacings: 0.2 % of S apart, an axis
 _REACHES = (
     1.0,
@@ -68,12 +69,10 @@ def supremum(
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
     blocks, taps = _blocks(kernel, groups), _taps(spatial, steps)
-    peaks = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)), vectors)
+    peaks = _peaks(blocks, taps, search, constant(_grid(spatial, steps), kernel), vectors)
     sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
     for reach in _REACHES[:climbs]:
-        peaks = _search(
-            blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps))
-        )
+        peaks = _peaks(blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps)))
         sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
     return sigma, vectors
 
@@ -91,9 +90,9 @@ def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
 
 
 def grid_factor(spatial: Shape, strides: Strides) -> float:
-    """Return the factor `prod_i 1 / cos(pi (k_i - 1) / (2 N_i))`: S is at most that times the grid's maximum."""
+    """Return the factor `prod_i 1 / np.cos(pi (k_i - 1) / (2 N_i))`: S is at most that times the grid's maximum."""
     sizes = _sides(spatial, positive_integers(strides, len(spatial), "strides"))
-    return prod(1 / cos(pi * (k - 1) / (2 * n)) for k, n in zip(sizes, _points(sizes), strict=True))
+    return float(np.prod([1 / np.cos(pi * (k - 1) / (2 * n)) for k, n in zip(sizes, _points(sizes), strict=True)]))
 
 
 def _sides(spatial: Shape, strides: Shape) -> Shape:
@@ -133,23 +132,23 @@ def _blocks(kernel: Tensor, groups: int) -> Tensor:
     # (groups, taps * cin, cout), all of one group; no copy is made of an ungrouped kernel.
     *spatial, inputs, outputs = kernel.shape
     if groups == 1:
-        return ops.reshape(kernel, (1, -1, outputs))
-    return ops.transpose(ops.reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
+        return reshape(kernel, (1, -1, outputs))
+    return transpose(reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
 
 
 def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
     """Return the maps `w -> M(w)`, block-diagonal over groups and frequencies."""
     groups, _, outputs = blocks.shape
     count, _, parts = rotations.shape
-    backwards = ops.transpose(rotations, (0, 2, 1))
+    backwards = transpose(rotations, (0, 2, 1))
 
     def times(u: Tensor) -> Tensor:
-        return ops.reshape(ops.matmul(rotations, _times_taps(blocks, u, parts)), (1, groups * count, -1))
+        return reshape(rotations @ _times_taps(blocks, u, parts), (1, groups * count, -1))
 
     def transposed(v: Tensor) -> Tensor:
-        z = ops.matmul(backwards, ops.reshape(v, (groups, count, rotations.shape[1], -1)))
-        z = ops.matmul(ops.reshape(z, (groups, 2 * count, -1)), blocks)
-        return ops.reshape(z, (1, groups * count, 2 * outputs))
+        z = backwards @ reshape(v, (groups, count, rotations.shape[1], -1))
+        z = reshape(z, (groups, 2 * count, -1)) @ blocks
+        return reshape(z, (1, groups * count, 2 * outputs))
 
     return Maps(times, transposed)
 
@@ -157,41 +156,41 @@ def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
 def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
     # K_n u of every tap, group and frequency: (groups, frequencies, 2 taps, cin), real parts first.
     groups, rows, outputs = blocks.shape
-    z = ops.matmul(ops.reshape(u, (groups, -1, outputs)), ops.transpose(blocks, (0, 2, 1)))
-    return ops.reshape(z, (groups, -1, parts, 2 * rows // parts))
+    z = reshape(u, (groups, -1, outputs)) @ transpose(blocks, (0, 2, 1))
+    return reshape(z, (groups, -1, parts, 2 * rows // parts))
 
 
-def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
-    angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, None]
-    phases = ops.convert_to_tensor(taps.phases)
-    c, s = ops.cos(angles) * phases, ops.sin(angles) * phases
-    rotations = ops.concatenate([ops.concatenate([c, s], axis=-1), ops.concatenate([-s, c], axis=-1)], axis=-2)
+def _peaks(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
+    angles = (frequencies @ constant(taps.places.T, frequencies))[:, None]
+    phases = constant(taps.phases, frequencies)
+    c, s = cos(angles) * phases, sin(angles) * phases
+    rotations = concatenate([concatenate([c, s], axis=-1), concatenate([-s, c], axis=-1)], axis=-2)
     return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
 
 
 def _climb(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
     # Returns the one frequency, some point + offset, where the norm promises to be largest, and vectors to start with.
     # With v, u fixed, |v* M(w) u| <= ||M(w)|| is the modulus of a trigonometric polynomial of w.
-    coefficients = ops.reshape(_coefficients(blocks, peaks), (-1, 2 * len(taps.places)))
+    coefficients = reshape(_coefficients(blocks, peaks), (-1, 2 * len(taps.places)))
     angles = taps.places @ offsets.T
     c, s = np.cos(angles), np.sin(angles)
     waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
-    heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
-    best = ops.argmax(ops.reshape(heights, (-1,)))
+    heights = sum((coefficients @ constant(w, coefficients)) ** 2 for w in waves)
+    best = ops.argmax(reshape(heights, (-1,)))
     point, offset = best // len(offsets) % peaks.frequencies.shape[0], best % len(offsets)
-    frequency = ops.take(peaks.frequencies, point, axis=0) + ops.take(ops.convert_to_tensor(offsets), offset, axis=0)
-    vectors = ops.reshape(peaks.estimate.vectors, (1, blocks.shape[0], peaks.frequencies.shape[0], -1))
+    frequency = ops.take(peaks.frequencies, point, axis=0) + ops.take(constant(offsets, point), offset, axis=0)
+    vectors = reshape(peaks.estimate.vectors, (1, blocks.shape[0], peaks.frequencies.shape[0], -1))
     return frequency[None], ops.take(vectors, point, axis=2)
 
 
 def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
     # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
     estimate, (count, phases, taps) = peaks.estimate, peaks.rotations.shape
-    v = ops.reshape(estimate.image, (blocks.shape[0], count, phases, -1))
-    y = ops.matmul(ops.transpose(peaks.rotations, (0, 2, 1)), v)
-    z = _times_taps(blocks, estimate.vectors, taps) / ops.maximum(ops.max(estimate.sigma), TINY)
+    v = reshape(estimate.image, (blocks.shape[0], count, phases, -1))
+    y = transpose(peaks.rotations, (0, 2, 1)) @ v
+    z = _times_taps(blocks, estimate.vectors, taps) / (ops.max(estimate.sigma) + TINY)
     split = (blocks.shape[0] * count, 2, taps // 2, -1)
-    y, z = ops.reshape(y, split), ops.reshape(z, split)
+    y, z = reshape(y, split), reshape(z, split)
     real = ops.sum(y * z, axis=(1, 3))
     imaginary = ops.sum(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], axis=-1)
-    return ops.concatenate([real, imaginary], axis=-1)
+    return concatenate([real, imaginary], axis=-1)

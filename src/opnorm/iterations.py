@@ -8,13 +8,25 @@ in training is seen at once. Everything is float32.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-Tensor = Any  # a tensor of whichever backend Keras runs on
-TINY = float(np.finfo("float32").tiny)  # added to divisors: none is zero, and no other number notices
+from opnorm.primitives import TINY as TINY  # given on, with TINY: few modules need more of it
+from opnorm.primitives import Tensor as Tensor
+from opnorm.primitives import (
+    arctan2,
+    concatenate,
+    constant,
+    cos,
+    dot,
+    largest,
+    length,
+    repeat_while,
+    sin,
+    where,
+)
 
 
 class Maps(NamedTuple):
@@ -45,20 +57,18 @@ def settled_power_iteration(
     a `u` orthogonal to the leading singular vector escapes; they cost about `perturbation**2` in sigma.
     """
     if perturbation:
-        noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
+        noise = constant(_fixed_directions(tuple(vectors.shape), (0,)), vectors)
         vectors = _unit(vectors) + perturbation * noise
     estimate = power_iteration(maps, vectors)
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
     if not extra_steps:
         return estimate
-    return Estimate(
-        *ops.while_loop(
-            lambda *state: _moves(Estimate(*state), tolerance),
-            lambda *state: tuple(_accelerated_step(maps, Estimate(*state))),
-            tuple(estimate),
-            maximum_iterations=extra_steps,
-        )
+    return repeat_while(
+        lambda estimate: _moves(estimate, tolerance),
+        lambda estimate: _accelerated_step(maps, estimate),
+        estimate,
+        extra_steps,
     )
 
 
@@ -76,12 +86,12 @@ def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
     """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
     vectors = _orthonormal(vectors)
     images = maps.times(vectors)
-    scale = ops.max(abs(images), axis=(0, -1), keepdims=True) + TINY  # squares of 1e-30, 1e+30 would leave the range
+    scale = largest(abs(images), (0, -1)) + TINY  # squares of 1e-30, 1e+30 would leave the range
     start, images = vectors, images / scale
     if vectors.shape[0] == 2:
-        cos, sin = _ritz(images[:1], images[1:])
-        start = cos * vectors[:1] + sin * vectors[1:]
-        images = cos * images + sin * ops.concatenate([images[1:], -images[:1]])
+        c, s = _ritz(images[:1], images[1:])
+        start = c * vectors[:1] + s * vectors[1:]
+        images = c * images + s * concatenate([images[1:], -images[:1]])
     return _half_step(maps, vectors, start, images, scale)
 
 
@@ -98,13 +108,13 @@ _fixed_directions = lru_cache(maxsize=256)(random_directions)
 def _half_step(maps: Maps, former: Tensor, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
     # With v = W x / |W x|, the norm of z = W^T v is never below v^T W x = |W x|: no third pass to find sigma, and the
     # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its former vectors.
-    lengths = _length(images) + TINY
+    lengths = length(images) + TINY
     images = images / lengths
     z = maps.transposed(images) / scale
-    sizes = _length(z)
+    sizes = length(z)
     sound = (sizes > 0) & (sizes < float("inf"))  # False for NaN too
-    vectors = ops.where(sound, z / (sizes + TINY), former)
-    sigma = ops.where(sound, sizes * scale, 0.0)
+    vectors = where(sound, z / (sizes + TINY), former)
+    sigma = where(sound, sizes * scale, 0.0)
     return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start, images[:1], (lengths * scale)[:1])
 
 
@@ -112,36 +122,28 @@ def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
     u = last.vectors[:1]
-    other = _unit(u - _dot(last.start, u) * last.start)
+    other = _unit(u - dot(last.start, u) * last.start)
     image = maps.times(other) / last.length
-    cos, sin = _ritz(last.image, image)
-    start = cos * last.start + sin * other
-    size = _length(start) + TINY  # not 1 where x and u agree to the last digits: a settled block
-    step = _half_step(maps, u, start / size, (cos * last.image + sin * image) / size, last.length)
-    return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
+    c, s = _ritz(last.image, image)
+    start = c * last.start + s * other
+    size = length(start) + TINY  # not 1 where x and u agree to the last digits: a settled block
+    step = _half_step(maps, u, start / size, (c * last.image + s * image) / size, last.length)
+    return step._replace(vectors=concatenate([step.vectors, last.vectors[1:]]))
 
 
 def _ritz(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     # The cosine and sine by which to rotate two orthonormal vectors, so that their images, which are given, become
     # orthogonal, the longer one first.
-    angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first + second, first - second))
-    return ops.cos(angle), ops.sin(angle)
+    angle = 0.5 * arctan2(2 * dot(first, second), dot(first + second, first - second))
+    return cos(angle), sin(angle)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
     first = _unit(vectors[:1])
     if vectors.shape[0] == 1:
         return first
-    return ops.concatenate([first, _unit(vectors[1:] - _dot(first, vectors[1:]) * first)])
+    return concatenate([first, _unit(vectors[1:] - dot(first, vectors[1:]) * first)])
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / (_length(x) + TINY)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return ops.sum(x * y, axis=-1, keepdims=True)
-
-
-def _length(x: Tensor) -> Tensor:
-    return _dot(x, x) ** 0.5
+    return x / (length(x) + TINY)

@@ -6,7 +6,8 @@ from math import prod
 from keras import ops
 
 from opnorm.checks import require
-from opnorm.iterations import Maps, Tensor
+from opnorm.iterations import Maps
+from opnorm.primitives import Tensor, concatenate, reshape
 
 Axis = int | tuple[int, ...]
 
@@ -20,7 +21,7 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
     order = _order(kernel.shape, axis)
     if order != sorted(order):
         kernel = ops.transpose(kernel, order)
-    return ops.reshape(kernel, (-1, *blocks))
+    return reshape(kernel, (-1, *blocks))
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...], axis: Axis) -> Tensor:
@@ -44,7 +45,7 @@ def matrix_maps(matrix: Tensor) -> Maps:
 def _each(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
     if vectors.shape[0] == 1:
         return function(vectors)
-    return ops.concatenate([function(vectors[i : i + 1]) for i in range(vectors.shape[0])])
+    return concatenate([function(vectors[i : i + 1]) for i in range(vectors.shape[0])])
 
 
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
