@@ -20,7 +20,7 @@ from keras import ops
 
 from opnorm.arguments import positive_integers
 from opnorm.checks import require
-from opnorm.iterations import Estimate, Maps
+from opnorm.iterations import Estimate, Maps, power_iteration
 from opnorm.primitives import TINY, Tensor, concatenate, constant, cos, reshape, sin, transpose
 
 Strides = int | tuple[int, ...]
@@ -64,7 +64,7 @@ def supremum(
         groups: The layer's; the norm is the largest of the groups'.
         search: Finds the largest singular values of `Maps` from given vectors.
         vectors: `(1, *start_shape(...))`, float32.
-        climbs: The number of the further searches, at most 3.
+        climbs: The number of these steps, at most 3.
     """
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
@@ -72,7 +72,8 @@ def supremum(
     peaks = _peaks(blocks, taps, search, constant(_grid(spatial, steps), kernel), vectors)
     sigma, vectors = ops.max(peaks.estimate.sigma), peaks.estimate.vectors
     for reach in _REACHES[:climbs]:
-        peaks = _peaks(blocks, taps, search, *_climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps)))
+        frequencies, start = _climb(blocks, taps, peaks, np.float32(reach) * _offsets(spatial, steps))
+        peaks = _peaks(blocks, taps, power_iteration, frequencies, start)  # nearly at rest: measured, one step will do
         sigma = ops.maximum(sigma, ops.max(peaks.estimate.sigma))
     return sigma, vectors
 
