@@ -7,7 +7,7 @@ from keras import ops
 
 from opnorm.checks import require
 from opnorm.iterations import Maps
-from opnorm.primitives import Tensor, concatenate, reshape
+from opnorm.primitives import Tensor, concatenate
 
 Axis = int | tuple[int, ...]
 
@@ -21,7 +21,7 @@ def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
     order = _order(kernel.shape, axis)
     if order != sorted(order):
         kernel = ops.transpose(kernel, order)
-    return reshape(kernel, (-1, *blocks))
+    return ops.reshape(kernel, (-1, *blocks))
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...], axis: Axis) -> Tensor:
