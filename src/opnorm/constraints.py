@@ -13,8 +13,9 @@ from opnorm.base import OperatorConstraint
 from opnorm.checks import to_axis, to_count, to_counts, to_fraction, to_operator, to_positive
 from opnorm.compiled import compiled_once
 from opnorm.frequencies import Strides, convolution_shape, start_shape, survey
-from opnorm.iterations import CONVERGED, TINY, Effort, Tensor, random_directions, settled_power_iteration
+from opnorm.iterations import CONVERGED, Effort, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
+from opnorm.primitives import TINY, Tensor, where
 
 
 class SpectralConstraint(OperatorConstraint):
@@ -183,7 +184,7 @@ class SpectralNorm(SpectralConstraint):
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `value / sigma`."""
-        return ops.where(sigma > self.value * TINY, self.value / ops.maximum(sigma, TINY), 1.0)
+        return where(sigma > self.value * TINY, self.value / (sigma + TINY), 1.0)
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -235,7 +236,7 @@ class MaxSpectralNorm(SpectralConstraint):
 
     def scale(self, sigma: Tensor) -> Tensor:
         """Return `min(1, max_value / sigma)`."""
-        return ops.where(sigma > self.max_value, self.max_value / ops.maximum(sigma, TINY), 1.0)
+        return where(sigma > self.max_value, self.max_value / (sigma + TINY), 1.0)
 
 
 def _dtype(x: Tensor) -> str:

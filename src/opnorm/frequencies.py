@@ -12,7 +12,8 @@ each singular value occurs twice.
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import cos, pi, prod
+from math import cos as cosine
+from math import pi, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from keras import ops
 
 from opnorm.arguments import positive_integers
 from opnorm.checks import require
-from opnorm.iterations import TINY, Estimate, Maps, Tensor
+from opnorm.iterations import Estimate, Maps, power_iteration
+from opnorm.primitives import TINY, Tensor, concatenate, constant, cos, reshape, sin, transpose
 
 Strides = int | tuple[int, ...]
 Shape = tuple[int, ...]
@@ -76,13 +78,13 @@ def survey(kernel: Tensor, strides: Strides, groups: int, search: Search, vector
     spatial = tuple(kernel.shape[:-2])
     steps = positive_integers(strides, len(spatial), "strides")
     blocks, taps, offsets = _blocks(kernel, groups), taps_of(spatial, steps), _offsets(spatial, steps)
-    grid = _search(blocks, taps, search, ops.convert_to_tensor(_grid(spatial, steps)[None]), vectors)
+    grid = _search(blocks, taps, search, constant(_grid(spatial, steps)[None], kernel), vectors)
     between = _between(blocks, taps, grid, offsets)
     peaks, near, sigma = [grid], between, _largest(grid, groups)
     for i, reach in enumerate(_REACHES[:climbs]):
         if i:
             near = _between(blocks, taps, peaks[-1], np.float32(reach) * offsets)
-        peaks.append(_search(blocks, taps, search, *_summit(peaks[-1], *near)))
+        peaks.append(_search(blocks, taps, power_iteration, *_summit(peaks[-1], *near)))  # nearly at rest: one step
         sigma = ops.maximum(sigma, _largest(peaks[-1], groups))
     return Survey(sigma, grid.estimate.vectors, *between, tuple(peaks))
 
@@ -115,7 +117,7 @@ def start_shape(shape: Shape, strides: Strides, groups: int) -> Shape:
 def grid_factor(spatial: Shape, strides: Strides) -> float:
     """Return the factor `prod_i 1 / cos(pi (k_i - 1) / (2 N_i))`: S is at most that times the grid's maximum."""
     sizes = _sides(spatial, positive_integers(strides, len(spatial), "strides"))
-    return prod(1 / cos(pi * (k - 1) / (2 * n)) for k, n in zip(sizes, _points(sizes), strict=True))
+    return prod(1 / cosine(pi * (k - 1) / (2 * n)) for k, n in zip(sizes, _points(sizes), strict=True))
 
 
 def _sides(spatial: Shape, strides: Shape) -> Shape:
@@ -156,23 +158,23 @@ def _blocks(kernel: Tensor, groups: int) -> Tensor:
     # (groups, taps * cin, cout), all of one group; no copy is made of an ungrouped kernel.
     *spatial, inputs, outputs = kernel.shape
     if groups == 1:
-        return ops.reshape(kernel, (1, -1, outputs))
-    return ops.transpose(ops.reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
+        return reshape(kernel, (1, -1, outputs))
+    return transpose(reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
 
 
 def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
     """Return the maps `w -> M(w)`, block-diagonal over groups and frequencies."""
     groups, _, outputs = blocks.shape
     _, count, rows, parts = rotations.shape
-    backwards = ops.swapaxes(rotations, -1, -2)
+    backwards = transpose(rotations, (0, 1, 3, 2))
 
     def times(u: Tensor) -> Tensor:
-        return ops.reshape(ops.matmul(rotations, _times_taps(blocks, u, parts)), (1, groups * count, -1))
+        return reshape(rotations @ _times_taps(blocks, u, parts), (1, groups * count, -1))
 
     def transposed(v: Tensor) -> Tensor:
-        z = ops.matmul(backwards, ops.reshape(v, (groups, count, rows, -1)))
-        z = ops.matmul(ops.reshape(z, (groups, 2 * count, -1)), blocks)
-        return ops.reshape(z, (1, groups * count, 2 * outputs))
+        z = backwards @ reshape(v, (groups, count, rows, -1))
+        z = reshape(z, (groups, 2 * count, -1)) @ blocks
+        return reshape(z, (1, groups * count, 2 * outputs))
 
     return Maps(times, transposed)
 
@@ -180,19 +182,19 @@ def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
 def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
     # K_n u of every tap, group and frequency: (groups, frequencies, 2 taps, cin), real parts first.
     groups, rows, outputs = blocks.shape
-    z = ops.matmul(ops.reshape(u, (groups, -1, outputs)), ops.transpose(blocks, (0, 2, 1)))
-    return ops.reshape(z, (groups, -1, parts, 2 * rows // parts))
+    z = reshape(u, (groups, -1, outputs)) @ transpose(blocks, (0, 2, 1))
+    return reshape(z, (groups, -1, parts, 2 * rows // parts))
 
 
 def _largest(peaks: Peaks, groups: int) -> Tensor:
-    return ops.max(ops.reshape(peaks.estimate.sigma, (groups, -1)), axis=-1)
+    return ops.max(reshape(peaks.estimate.sigma, (groups, -1)), axis=-1)
 
 
 def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
-    angles = ops.matmul(frequencies, ops.convert_to_tensor(taps.places.T))[:, :, None]
-    phases = ops.convert_to_tensor(taps.phases)
-    c, s = ops.cos(angles) * phases, ops.sin(angles) * phases
-    rotations = ops.concatenate([ops.concatenate([c, s], axis=-1), ops.concatenate([-s, c], axis=-1)], axis=-2)
+    angles = (frequencies @ constant(taps.places.T, frequencies))[:, :, None]
+    phases = constant(taps.phases, frequencies)
+    c, s = cos(angles) * phases, sin(angles) * phases
+    rotations = concatenate([concatenate([c, s], axis=-1), concatenate([-s, c], axis=-1)], axis=-2)
     return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
 
 
@@ -204,9 +206,9 @@ def _between(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> t
     c, s = np.cos(angles), np.sin(angles)
     waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
     coefficients = _coefficients(blocks, peaks)
-    heights = sum(ops.square(ops.matmul(coefficients, ops.convert_to_tensor(w))) for w in waves)
-    heights = ops.reshape(heights, (groups, count, len(offsets)))
-    chosen = ops.take(ops.convert_to_tensor(offsets), ops.argmax(heights, axis=-1), axis=0)
+    heights = sum((coefficients @ constant(w, coefficients)) ** 2 for w in waves)
+    heights = reshape(heights, (groups, count, len(offsets)))
+    chosen = ops.take(constant(offsets, coefficients), ops.argmax(heights, axis=-1), axis=0)
     return peaks.frequencies + chosen, ops.sqrt(ops.max(heights, axis=-1)) * ops.max(peaks.estimate.sigma)
 
 
@@ -214,19 +216,19 @@ def _summit(peaks: Peaks, frequencies: Tensor, heights: Tensor) -> tuple[Tensor,
     # Each group's most promising frequency, (groups, 1, axes), and the vectors of the point it belongs to.
     groups, count = heights.shape
     best = ops.argmax(heights, axis=-1)[:, None, None]
-    vectors = ops.reshape(peaks.estimate.vectors, (groups, count, -1))
+    vectors = reshape(peaks.estimate.vectors, (groups, count, -1))
     frequency, vectors = ops.take_along_axis(frequencies, best, axis=1), ops.take_along_axis(vectors, best, axis=1)
-    return frequency, ops.reshape(vectors, (1, groups, -1))
+    return frequency, reshape(vectors, (1, groups, -1))
 
 
 def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
     # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
     estimate, (_, count, phases, taps) = peaks.estimate, peaks.rotations.shape
-    v = ops.reshape(estimate.image, (blocks.shape[0], count, phases, -1))
-    y = ops.matmul(ops.swapaxes(peaks.rotations, -1, -2), v)
-    z = _times_taps(blocks, estimate.vectors, taps) / ops.maximum(ops.max(estimate.sigma), TINY)
+    v = reshape(estimate.image, (blocks.shape[0], count, phases, -1))
+    y = transpose(peaks.rotations, (0, 1, 3, 2)) @ v
+    z = _times_taps(blocks, estimate.vectors, taps) / (ops.max(estimate.sigma) + TINY)
     split = (blocks.shape[0] * count, 2, taps // 2, -1)
-    y, z = ops.reshape(y, split), ops.reshape(z, split)
+    y, z = reshape(y, split), reshape(z, split)
     real = ops.sum(y * z, axis=(1, 3))
     imaginary = ops.sum(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], axis=-1)
-    return ops.concatenate([real, imaginary], axis=-1)
+    return concatenate([real, imaginary], axis=-1)

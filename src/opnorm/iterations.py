@@ -8,13 +8,25 @@ in training is seen at once. Everything is float32.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-Tensor = Any  # a tensor of whichever backend Keras runs on
-TINY = float(np.finfo("float32").tiny)  # added to divisors: none is zero, and no other number notices
+from opnorm.primitives import TINY as TINY  # given on, with TINY: few modules need more of it
+from opnorm.primitives import Tensor as Tensor
+from opnorm.primitives import (
+    arctan2,
+    concatenate,
+    constant,
+    cos,
+    dot,
+    largest,
+    length,
+    repeat_while,
+    sin,
+    where,
+)
 
 
 class Maps(NamedTuple):
@@ -62,13 +74,11 @@ def settled_power_iteration(
         estimate = power_iteration(maps, estimate.vectors)
     if not extra_steps:
         return estimate
-    return Estimate(
-        *ops.while_loop(
-            lambda *state: still_moves(Estimate(*state), tolerance),
-            lambda *state: tuple(_accelerated_step(maps, Estimate(*state))),
-            tuple(estimate),
-            maximum_iterations=extra_steps,
-        )
+    return repeat_while(
+        lambda estimate: still_moves(estimate, tolerance),
+        lambda estimate: _accelerated_step(maps, estimate),
+        estimate,
+        extra_steps,
     )
 
 
@@ -76,26 +86,31 @@ def perturbed(vectors: Tensor, size: float) -> Tensor:
     """Return the vectors with fixed ones of relative size `size` mixed in."""
     if not size:
         return vectors
-    noise = ops.convert_to_tensor(_fixed_directions(tuple(vectors.shape), (0,)))
-    return vectors / (_length(vectors) + TINY) + size * noise
+    return _unit(vectors) + size * constant(_fixed_directions(tuple(vectors.shape), (0,)), vectors)
 
 
 def still_moves(estimate: Estimate, tolerance: float) -> Tensor:
     """Return whether a block that may be the largest gained more than `tolerance` in the last half step."""
     # A unit vector whose sigma gains a rotation of r is within about sqrt(r) of a singular vector, so that sigma can
     # still grow by about that: blocks that stay below the largest even then may go on moving.
-    reach = estimate.sigma * (1 + ops.sqrt(ops.maximum(estimate.rotation, 0.0)))
-    return ops.any(ops.logical_and(estimate.rotation > tolerance, reach >= ops.max(estimate.sigma)))
+    moving = estimate.rotation > tolerance
+    if len(estimate.sigma.shape) == 2:
+        return moving[0, 0]  # a single block is the largest
+    reach = estimate.sigma * (1 + ops.maximum(estimate.rotation, 0.0) ** 0.5)
+    return ops.any(moving & (reach >= ops.max(estimate.sigma)))
 
 
 def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
     """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`."""
     vectors = _orthonormal(vectors)
     images = maps.times(vectors)
-    scale = (
-        ops.max(ops.abs(images), axis=(0, -1), keepdims=True) + TINY
-    )  # squares of 1e-30, 1e+30 would leave the range
-    return _half_step(maps, vectors, *_ritz(vectors, images / scale), scale)
+    scale = largest(abs(images), (0, -1)) + TINY  # squares of 1e-30, 1e+30 would leave the range
+    start, images = vectors, images / scale
+    if vectors.shape[0] == 2:
+        c, s = _ritz(images[:1], images[1:])
+        start = c * vectors[:1] + s * vectors[1:]
+        images = c * images + s * concatenate([images[1:], -images[:1]])
+    return _half_step(maps, vectors, start, images, scale)
 
 
 def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
@@ -111,54 +126,42 @@ _fixed_directions = lru_cache(maxsize=256)(random_directions)
 def _half_step(maps: Maps, former: Tensor, start: Tensor, images: Tensor, scale: Tensor) -> Estimate:
     # With v = W x / |W x|, the norm of z = W^T v is never below v^T W x = |W x|: no third pass to find sigma, and the
     # ratio of the two tells how far the vector still rotates. A zero or not finite block keeps its former vectors.
-    lengths = _length(images) + TINY
+    lengths = length(images) + TINY
     images = images / lengths
     z = maps.transposed(images) / scale
-    sizes = _length(z)
+    sizes = length(z)
     sound = (sizes > 0) & (sizes < float("inf"))  # False for NaN too
-    vectors = ops.where(sound, z / (sizes + TINY), former)
-    sigma = ops.where(sound, sizes * scale, 0.0)
-    return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start[:1], images[:1], (lengths * scale)[:1])
+    vectors = where(sound, z / (sizes + TINY), former)
+    sigma = where(sound, sizes * scale, 0.0)
+    return Estimate(vectors, sigma[:1], (sizes / lengths)[:1] - 1, start, images[:1], (lengths * scale)[:1])
 
 
 def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
     u = last.vectors[:1]
-    pair = _orthonormal(ops.concatenate([last.start, u]))
-    images = ops.concatenate([last.image, maps.times(pair[1:]) / last.length])
-    start, images = _ritz(pair, images)
-    size = _length(start[:1]) + TINY  # not 1 where x and u agree to the last digits: a settled block
-    step = _half_step(maps, u, start[:1] / size, images[:1] / size, last.length)
-    return step._replace(vectors=ops.concatenate([step.vectors, last.vectors[1:]]))
+    other = _unit(u - dot(last.start, u) * last.start)
+    image = maps.times(other) / last.length
+    c, s = _ritz(last.image, image)
+    start = c * last.start + s * other
+    size = length(start) + TINY  # not 1 where x and u agree to the last digits: a settled block
+    step = _half_step(maps, u, start / size, (c * last.image + s * image) / size, last.length)
+    return step._replace(vectors=concatenate([step.vectors, last.vectors[1:]]))
 
 
-def _ritz(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    # Rotates two orthonormal vectors, and their images, so that the images become orthogonal, the longer one first.
-    if vectors.shape[0] == 1:
-        return vectors, images
-    first, second = images[:1], images[1:]
-    angle = 0.5 * ops.arctan2(2 * _dot(first, second), _dot(first, first) - _dot(second, second))
-    cos, sin = ops.cos(angle), ops.sin(angle)
-    return _rotated(vectors, cos, sin), _rotated(images, cos, sin)
-
-
-def _rotated(pair: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = pair[:1], pair[1:]
-    return ops.concatenate([cos * first + sin * second, cos * second - sin * first])
+def _ritz(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    # The cosine and sine by which to rotate two orthonormal vectors, so that their images, which are given, become
+    # orthogonal, the longer one first.
+    angle = 0.5 * arctan2(2 * dot(first, second), dot(first + second, first - second))
+    return cos(angle), sin(angle)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    first = vectors[:1] / (_length(vectors[:1]) + TINY)
+    first = _unit(vectors[:1])
     if vectors.shape[0] == 1:
         return first
-    second = vectors[1:] - _dot(first, vectors[1:]) * first
-    return ops.concatenate([first, second / (_length(second) + TINY)])
+    return concatenate([first, _unit(vectors[1:] - dot(first, vectors[1:]) * first)])
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return ops.sum(x * y, axis=-1, keepdims=True)
-
-
-def _length(x: Tensor) -> Tensor:
-    return ops.sqrt(_dot(x, x))
+def _unit(x: Tensor) -> Tensor:
+    return x / (length(x) + TINY)

@@ -6,7 +6,8 @@ from math import prod
 from keras import ops
 
 from opnorm.checks import require
-from opnorm.iterations import Maps, Tensor
+from opnorm.iterations import Maps
+from opnorm.primitives import Tensor, concatenate
 
 Axis = int | tuple[int, ...]
 
@@ -36,13 +37,15 @@ def matrix_maps(matrix: Tensor) -> Maps:
         # A product a vector: XLA on CPUs is faster at two of these than at one with a thin matrix, and the kernel is
         # still in the cache for the second.
         return Maps(
-            lambda u: _each(lambda x: ops.matmul(matrix, x), u), lambda v: _each(lambda x: ops.matmul(x, matrix), v)
+            lambda u: _each(lambda x: (matrix @ x[0][:, None])[None, :, 0], u), lambda v: _each(lambda x: x @ matrix, v)
         )
     return Maps(lambda u: ops.einsum("rgc,kgc->kgr", matrix, u), lambda v: ops.einsum("rgc,kgr->kgc", matrix, v))
 
 
 def _each(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-    return ops.stack([function(vectors[i]) for i in range(vectors.shape[0])])
+    if vectors.shape[0] == 1:
+        return function(vectors)
+    return concatenate([function(vectors[i : i + 1]) for i in range(vectors.shape[0])])
 
 
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The spectral norm as a differentiable function of the kernel: search without gradient, then one bilinear form.
 
 At a simple singular value, d sigma = v^T dW u with the singular vectors held fixed. So the vectors are found on a
-kernel cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is linear
-in its kernel, and no loop has to be differentiated, which JAX could not.
+kernel cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is
+linear in its kernel, and no loop has to be differentiated, which JAX could not.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def matrix_norm(kernel: Tensor, axis: Axis, groups: int, search: Search, vectors
 
     Of equal norms of several groups, the derivative is one of the subgradients.
     """
-    found = search(matrix_maps(to_matrix(_constant(kernel), axis, groups)), _constant(vectors))
+    found = search(matrix_maps(to_matrix(ops.stop_gradient(kernel), axis, groups)), ops.stop_gradient(vectors))
     norms = bilinear_form(matrix_maps(to_matrix(kernel, axis, groups)), found)
     return ops.max(norms), ops.stop_gradient(found.vectors)
 

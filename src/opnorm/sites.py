@@ -11,7 +11,7 @@ from opnorm.geometry import KernelGeometry, is_registered, kernels
 
 @singledispatch
 def normalizes_its_kernel(layer: Any) -> bool:
-    """Return whether `layer` normalizes a kernel inside its forward pass, so that a constraint of it would act twice."""
+    """Return whether `layer` normalizes a kernel in its forward pass, so that a constraint of it would act twice."""
     return isinstance(layer, keras.layers.SpectralNormalization)
 
 
