@@ -61,7 +61,7 @@ class Kernel:
         self.ball = radius(variable.constraint)
         self.meaning = meaning
         self._variable = variable
-        self._vectors: Tensor = meaning.start(tuple(variable.shape))
+        self._vectors: Tensor = ops.convert_to_tensor(meaning.start(tuple(variable.shape)))
 
     @property
     def value(self) -> Tensor:
@@ -148,9 +148,9 @@ def _host(kernel: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(kernel))
 
 
-@compiled_once(static_argnums=(0,))
+@compiled_once(static_argnums=(0,), graph=True)
 def _estimate(meaning: Meaning, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    kernel, vectors = ops.cast(kernel, "float32"), ops.convert_to_tensor(vectors)
+    kernel = ops.cast(kernel, "float32")
     if meaning.operator == "convolution":
         sigma, vectors = supremum(kernel, meaning.strides, meaning.groups, _SEARCH, vectors, 1)
     else:

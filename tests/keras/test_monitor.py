@@ -202,7 +202,7 @@ def test_without_a_list_it_still_measures_at_the_epochs_end(mlp, data):
     )
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX compiles what runs eagerly")
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is traced with PyTorch")
 def test_the_estimate_is_traced_once_for_each_shape(mlp, data, monkeypatch):
     traced = []
     search = watch._SEARCH
