@@ -12,12 +12,14 @@ from opnorm import _registration
 if TYPE_CHECKING:
     from opnorm.attach import constrain
     from opnorm.bounds import Bounds, spectral_norm
+    from opnorm.callbacks import SpectralMonitor
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
     from opnorm.convolution import Convolution
     from opnorm.geometry import KernelGeometry, kernels
     from opnorm.models import project
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
     from opnorm.projections import Orthogonal, SpectralClip
+    from opnorm.regularizers import SpectralRegularizer
     from opnorm.wrappers import SpectralNormalization
 
 __version__ = version("opnorm")
@@ -30,8 +32,10 @@ __all__ = [
     "MaxSpectralNorm",
     "Orthogonal",
     "SpectralClip",
+    "SpectralMonitor",
     "SpectralNorm",
     "SpectralNormalization",
+    "SpectralRegularizer",
     "constrain",
     "kernels",
     "linear_operator",
@@ -49,8 +53,10 @@ _HOMES = {
     "MaxSpectralNorm": "constraints",
     "Orthogonal": "projections",
     "SpectralClip": "projections",
+    "SpectralMonitor": "callbacks",
     "SpectralNorm": "constraints",
     "SpectralNormalization": "wrappers",
+    "SpectralRegularizer": "regularizers",
     "constrain": "attach",
     "kernels": "geometry",
     "linear_operator": "operators",

@@ -13,6 +13,7 @@ def _register(keras: ModuleType) -> None:
         import_module("opnorm.constraints")
         import_module("opnorm.layers")
         import_module("opnorm.projections")
+        import_module("opnorm.regularizers")
         import_module("opnorm.wrappers")
 
 

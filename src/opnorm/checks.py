@@ -34,6 +34,12 @@ def to_positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def to_not_negative(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is a finite number, zero or positive."""
+    require(_is_real(value) and 0 <= float(value) < math.inf, name, "must be a finite number >= 0", value)
+    return float(value)
+
+
 def to_fraction(name: str, value: Any) -> float:
     """Return `value` as a float; raise unless it is at least 0 and below 1."""
     require(_is_real(value) and 0 <= float(value) < 1, name, "must be a number at least 0 and below 1", value)

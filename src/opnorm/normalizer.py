@@ -39,7 +39,8 @@ class Normalizer(NamedTuple):
 
     def factor(self, kernel: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factor, float32, whose derivative is that of `value / sigma`, and the next vectors."""
-        return _factor(self, ops.cast(kernel, "float32"), ops.convert_to_tensor(vectors))
+        factor, vectors = _factor(self, ops.cast(kernel, "float32"), ops.convert_to_tensor(vectors))
+        return factor, vectors
 
     def norm(self, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return sigma of a float32 kernel, whose derivative is v u^T, and the next vectors."""

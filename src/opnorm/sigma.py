@@ -1,8 +1,8 @@
 """The spectral norm as a differentiable function of the kernel: search without gradient, then one bilinear form.
 
-At a simple singular value, d sigma = v^T dW u with the singular vectors held fixed. So the vectors are found on a
-kernel cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is
-linear in its kernel, and no loop has to be differentiated, which JAX could not.
+At a simple singular value, d sigma = v^T dW u with the singular vectors held fixed. The vectors are found on a kernel
+cut off from the gradient, and v^T W u, linear in W, is what is differentiated. It serves every operator that is linear
+in its kernel, and no loop has to be differentiated, which JAX could not.
 """
 
 from collections.abc import Callable

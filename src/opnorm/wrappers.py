@@ -189,7 +189,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         return _Kernel(layer, geometry.name, normalizer, vectors)
 
     def _factors(self, keep: bool) -> dict[int, Tensor]:
-        factors = {}
+        factors: dict[int, Tensor] = {}
         for kernel in self._kernels:
             factor, vectors = kernel.normalizer.factor(_effective(kernel), kernel.vectors)
             factors |= {id(variable): factor for variable in _parts(kernel)}
