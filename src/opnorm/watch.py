@@ -15,7 +15,7 @@ from opnorm.base import OperatorConstraint
 from opnorm.bounds import Bounds, spectral_norm
 from opnorm.compiled import compiled_once
 from opnorm.convolution import Convolution
-from opnorm.frequencies import Strides, start_shape, supremum
+from opnorm.frequencies import Strides, start_shape, survey
 from opnorm.iterations import Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 from opnorm.operators import BlockDiagonal
@@ -152,7 +152,8 @@ def _host(kernel: Tensor) -> np.ndarray:
 def _estimate(meaning: Meaning, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     kernel = ops.cast(kernel, "float32")
     if meaning.operator == "convolution":
-        sigma, vectors = supremum(kernel, meaning.strides, meaning.groups, _SEARCH, vectors, 1)
+        seen = survey(kernel, meaning.strides, meaning.groups, _SEARCH, vectors, 1)
+        sigma, vectors = ops.max(seen.sigma), seen.vectors
     else:
         found = _SEARCH(matrix_maps(to_matrix(kernel, meaning.axis, meaning.groups)), vectors)
         sigma, vectors = ops.max(found.sigma), found.vectors

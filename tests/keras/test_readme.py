@@ -8,8 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if "```python
-" in page.read_text()]
+PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in p.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -18,4 +17,4 @@ def test_the_python_of_the_page_runs(page):
     assert blocks
     namespace = {}
     for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+        exec(compile(block, str(page), "exec"), namespace)
