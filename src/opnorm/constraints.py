@@ -16,6 +16,7 @@ from opnorm.frequencies import Strides, convolution_shape, start_shape, survey
 from opnorm.iterations import CONVERGED, Effort, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 from opnorm.primitives import TINY, Tensor, where
+from opnorm.subspace import settled_pair_iteration
 
 
 class SpectralConstraint(OperatorConstraint):
@@ -96,7 +97,7 @@ def _constrained(
 
 def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
     search = partial(
-        settled_power_iteration,
+        settled_pair_iteration if constraint.operator == "matrix" else settled_power_iteration,
         steps=constraint.power_iterations,
         extra_steps=effort.extra_steps,
         tolerance=effort.tolerance,

@@ -69,9 +69,19 @@ def settled_power_iteration(
     cold start, newly loaded weights, a spike. Fixed vectors of relative size `perturbation` are mixed in first, so that
     a `u` orthogonal to the leading singular vector escapes; they cost about `perturbation**2` in sigma.
     """
+    return settled(maps, first_steps(maps, vectors, steps, perturbation), extra_steps, tolerance)
+
+
+def first_steps(maps: Maps, vectors: Tensor, steps: int, perturbation: float) -> Estimate:
+    """Return the estimate after `steps` power iterations."""
     estimate = power_iteration(maps, perturbed(vectors, perturbation))
     for _ in range(steps - 1):
         estimate = power_iteration(maps, estimate.vectors)
+    return estimate
+
+
+def settled(maps: Maps, estimate: Estimate, extra_steps: int, tolerance: float) -> Estimate:
+    """Return the estimate after up to `extra_steps` further steps, made while it still moves."""
     if not extra_steps:
         return estimate
     return repeat_while(
@@ -86,7 +96,7 @@ def perturbed(vectors: Tensor, size: float) -> Tensor:
     """Return the vectors with fixed ones of relative size `size` mixed in."""
     if not size:
         return vectors
-    return _unit(vectors) + size * constant(_fixed_directions(tuple(vectors.shape), (0,)), vectors)
+    return unit(vectors) + size * fixed_directions(tuple(vectors.shape), vectors)
 
 
 def still_moves(estimate: Estimate, tolerance: float) -> Tensor:
@@ -120,6 +130,11 @@ def random_directions(shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarr
     return directions.astype("float32")
 
 
+def fixed_directions(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return isotropic unit vectors, always the same, where the tensor `like` is."""
+    return constant(_fixed_directions(shape, (0,)), like)
+
+
 _fixed_directions = lru_cache(maxsize=256)(random_directions)
 
 
@@ -140,7 +155,7 @@ def _accelerated_step(maps: Maps, last: Estimate) -> Estimate:
     # Starts from the best combination of the last start x and of u instead of from u alone: W x is known, so that it
     # costs the two passes of a power iteration and converges about twice as fast.
     u = last.vectors[:1]
-    other = _unit(u - dot(last.start, u) * last.start)
+    other = unit(u - dot(last.start, u) * last.start)
     image = maps.times(other) / last.length
     c, s = _ritz(last.image, image)
     start = c * last.start + s * other
@@ -157,11 +172,12 @@ def _ritz(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    first = _unit(vectors[:1])
+    first = unit(vectors[:1])
     if vectors.shape[0] == 1:
         return first
-    return concatenate([first, _unit(vectors[1:] - dot(first, vectors[1:]) * first)])
+    return concatenate([first, unit(vectors[1:] - dot(first, vectors[1:]) * first)])
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Return the vectors scaled to unit length; zero stays zero."""
     return x / (length(x) + TINY)

@@ -23,6 +23,7 @@ __all__ = [
     "constant",
     "cos",
     "dot",
+    "eigh",
     "largest",
     "length",
     "repeat_while",
@@ -37,6 +38,7 @@ if keras.config.backend() == "torch":
     from torch import arctan2, cos, reshape, sin, where
     from torch import cat as concatenate
     from torch import permute as transpose
+    from torch.linalg import eigh
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
         """Return the inner products along the last axis, which is kept."""
@@ -60,7 +62,7 @@ if keras.config.backend() == "torch":
             state = step(state)
         return state
 else:
-    from keras.ops import arctan2, concatenate, cos, reshape, sin, transpose, where
+    from keras.ops import arctan2, concatenate, cos, eigh, reshape, sin, transpose, where
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
         """Return the inner products along the last axis, which is kept."""
