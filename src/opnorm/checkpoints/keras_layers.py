@@ -250,6 +250,7 @@ def _conv_recurrent(layer: Layer, role: str, tensors: Tensors) -> Geometry:
 
 
 def _wrapper(layer: Layer, role: str, tensors: Tensors) -> Geometry:
+    """Return the geometry of a spectral normalization's own variables; the wrapped layer has the kernel."""
     return g.nothing(layer.kind, "the wrapped layer's kernel once more" if role == "kernel" else g.STATE)
 
 
@@ -263,10 +264,10 @@ _MAPS: dict[str, _Map] = {
     **dict.fromkeys(_CELLS | _RECURRENT, lambda a, role, t: _matrix(a, t[role])),
     **dict.fromkeys(_CONV_CELLS | _CONV_RECURRENT, _conv_recurrent),
     **dict.fromkeys(_NORMALIZATIONS, lambda a, role, t: g.nothing(a.kind, g.SCALE)),
-    **dict.fromkeys(WRAPPERS, _wrapper),
+    **dict.fromkeys(("SpectralNormalization", "opnorm>SpectralNormalization"), _wrapper),
     "BatchNormalization": _batch_normalization,
     "Normalization": lambda a, role, t: g.nothing(a.kind, "statistics of the data"),
     "PReLU": lambda a, role, t: g.nothing(a.kind, "a slope of an activation, no linear map"),
 }
-KNOWN = set(_MAPS) | MODELS | _ATTENTION
+KNOWN = set(_MAPS) | MODELS | WRAPPERS | _ATTENTION
 _BY_SNAKE = {snake(kind): kind for kind in sorted(set(_VARIABLES) | _ATTENTION | {"Bidirectional"})}
