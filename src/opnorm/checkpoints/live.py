@@ -62,12 +62,14 @@ def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the layers that a layer keeps, with the path of its group in Keras's files."""
     found = {name: getattr(layer, name, None) or getattr(layer, f"_{name}", None) for name in _PARTS}
     own = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "optimizer"}
+    seen: set[int] = set()
     for name, part in {**found, **own}.items():
-        if hasattr(part, "variables") and hasattr(part, "built") and hasattr(part, "name"):
+        if hasattr(part, "variables") and hasattr(part, "built") and hasattr(part, "name") and id(part) not in seen:
+            seen.add(id(part))
             yield (name,), part
     for name in _LISTS:
-        for i, part in enumerate(getattr(layer, name, None) or ()):
-            yield (name, str(i)), part
+        parts = [part for part in getattr(layer, name, None) or () if id(part) not in seen]
+        yield from (((name, str(i)), part) for i, part in enumerate(parts))
 
 
 def _group(layer: Any, seen: set[int]) -> Group:
