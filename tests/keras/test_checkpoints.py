@@ -229,6 +229,15 @@ def test_quantized_einsums_say_that_they_are_not_read(tmp_path):
     assert any("quantized" in w.geometry.reason for w in weights)
 
 
+def test_shards_of_weights_are_one_checkpoint(tmp_path):
+    model = keras.Sequential([keras.Input((40,)), L.Dense(50), L.Dense(60)])
+    model.save_weights(tmp_path / "a.weights.json", max_shard_size=13000 / 2**30)  # bytes: one kernel, not two
+    assert len(list(tmp_path.glob("*.weights.h5"))) > 1
+    found = open_checkpoint(tmp_path / "a.weights.json")
+    for weight, variable in zip(found.weights, model.variables, strict=True):
+        np.testing.assert_array_equal(weight.read(), keras.ops.convert_to_numpy(variable))
+
+
 def test_a_live_layer_with_a_low_rank_update_is_shown_with_it():
     layer = L.Dense(5)
     layer.build((None, 4))
@@ -243,7 +252,7 @@ def test_a_live_layer_with_a_low_rank_update_is_shown_with_it():
 class Subclassed(keras.Model):
     def __init__(self, **settings):
         super().__init__(**settings)
-        self.first = L.Conv1D(3, 3, strides=2, name="first")
+        self.first = L.Conv1D(3, 3, strides=2, name="my_conv")
         self.rest = [L.Dense(4, name="rest"), L.Lambda(lambda x: 2 * x)]
 
     def call(self, x):
