@@ -3,11 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from scipy.sparse.linalg import aslinearoperator
 
 from opnorm.bounds import spectral_norm
 from opnorm.checkpoints.live import read_model
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.convolution import Convolution
+from opnorm.operators import linear_operator
 
 L = keras.layers
 SINGLE = 1e-5  # Keras computes in float32: some hundred products of numbers near 1
@@ -276,3 +278,24 @@ def test_a_subclassed_model_has_weights_and_no_graph(tmp_path):
 def test_a_model_that_is_not_built_is_refused():
     with pytest.raises(ValueError, match="not built"):
         read_model(keras.Sequential([L.Dense(3)]))
+
+
+class Doubled(keras.layers.Layer):
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+        self.shift = self.add_weight(shape=(shape[-1],), name="shift")
+
+    def call(self, x):
+        return 2 * x @ self.kernel + self.shift
+
+
+def test_a_live_layer_that_is_registered_is_read_by_its_operator():
+    model = keras.Sequential([keras.Input((3,)), Doubled(name="mine"), L.Dense(2)])
+    before = {w.name: w.geometry for w in read_model(model).weights}
+    assert before["mine/kernel"].assumed
+    linear_operator.register(Doubled, lambda layer: aslinearoperator(2 * np.asarray(layer.kernel.numpy(), "f8").T))
+    weights = {w.name: w for w in read_model(model).weights}
+    operator = weights["mine/kernel"].geometry.operator(weights["mine/kernel"].read().astype("f8"))
+    np.testing.assert_allclose(operator.matmat(np.eye(3)), _explicit(model.layers[0], (3,)), atol=SINGLE)
+    assert not weights["mine/kernel"].geometry.assumed
+    assert weights["mine/shift"].geometry.operator is None
