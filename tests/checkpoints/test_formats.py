@@ -217,6 +217,32 @@ def test_keras_legacy_files_are_read_by_layer_and_weight_names(tmp_path):
     assert [node.name for node in found.graph.nodes] == ["first", "last"]
 
 
+def test_a_graph_in_the_notation_of_keras_2_is_read(tmp_path):
+    """There a nested model's first call has number 1, and tensors may stand among the keywords."""
+
+    def old(kind, name, nodes, **config):
+        return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
+
+    inner = [{"class_name": "InputLayer", "config": {"name": "i"}}, {"class_name": "Dense", "config": {"name": "d"}}]
+    layers = [
+        old("InputLayer", "x", []),
+        old("Sequential", "inner", [[["x", 0, 0, {}]], [["inner", 1, 0, {}]]], layers=inner),
+        old("TFOpLambda", "plus", [["inner", 2, 0, {"y": ["x", 0, 0], "name": None}]]),
+    ]
+    ends = {"input_layers": [["x", 0, 0]], "output_layers": [["plus", 0, 0]]}
+    config = {"class_name": "Functional", "config": {"name": "m", "layers": layers, **ends}}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        file["model_weights/inner/d/kernel:0"] = MATRIX
+    found = open_checkpoint(tmp_path / "a.h5")
+    assert [(node.name, node.inputs, list(node.weights)) for node in found.graph.nodes] == [
+        ("inner/d", ("x",), ["kernel"]),
+        ("inner/d#1", ("inner/d",), ["kernel"]),
+        ("plus", ("inner/d#1", "x"), []),
+    ]
+    assert found.graph.outputs == ("plus",)
+
+
 def test_bfloat16_of_keras_files_is_told_from_opaque_bytes(tmp_path):
     array = MATRIX.astype(ml_dtypes.bfloat16)
     with h5py.File(tmp_path / "a.weights.h5", "w") as file:

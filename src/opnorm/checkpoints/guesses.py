@@ -28,6 +28,15 @@ class Named(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+def unique(name: str, taken: set[str]) -> str:
+    """Return `name`, with a number where it is taken."""
+    fresh, count = name, 1
+    while fresh in taken:
+        fresh, count = f"{name}#{count}", count + 1
+    taken.add(fresh)
+    return fresh
+
+
 def guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return what a tensor probably does; PyTorch's layout unless its name ends as Keras's kernels do.
 

@@ -173,17 +173,10 @@ def declared_constraint(layer: Layer | None, role: str) -> Mapping[str, Any] | N
     """Return the config of the constraint that the layer declares for a variable."""
     if layer is None:
         return None
-    short = role.removesuffix("_kernel")
-    keys = [f"{role}_constraint", f"{short}_constraint"]
-    if layer.kind in _DEPTHWISE:
+    keys = [f"{role}_constraint", f"{role.removesuffix('_kernel')}_constraint"]
+    if layer.kind in _DEPTHWISE and "kernel" in role:
         keys.insert(0, "depthwise_constraint")
-    found = [layer.config[key] for key in keys if isinstance(layer.config.get(key), Mapping)]
-    return found[0] if found and role not in ("bias", "beta") else _bias_constraint(layer, role)
-
-
-def _bias_constraint(layer: Layer, role: str) -> Mapping[str, Any] | None:
-    found = layer.config.get(f"{role}_constraint")
-    return found if isinstance(found, Mapping) else None
+    return next((layer.config[key] for key in keys if isinstance(layer.config.get(key), Mapping)), None)
 
 
 def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None:

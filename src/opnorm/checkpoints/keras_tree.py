@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.guesses import Named, guess
+from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_layers import (
     KNOWN,
@@ -121,15 +121,6 @@ def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
         geometry = _geometry(place, role, Named(name, *tensor))
         weights[role] = Weight(name, tensor.shape, tensor.dtype, tensor.read, geometry, constraint)
     return weights
-
-
-def unique(name: str, taken: set[str]) -> str:
-    """Return `name`, with a number where it is taken."""
-    fresh, count = name, 1
-    while fresh in taken:
-        fresh, count = f"{name}#{count}", count + 1
-    taken.add(fresh)
-    return fresh
 
 
 def _geometry(place: Place, role: str, tensor: Named) -> Geometry:

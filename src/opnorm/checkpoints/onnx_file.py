@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import DEPTH, extra, require
-from opnorm.checkpoints.guesses import Named
-from opnorm.checkpoints.keras_tree import unique
+from opnorm.checkpoints.guesses import Named, unique
 from opnorm.checkpoints.onnx_geometry import Use, dequantized, rank, role, use_geometry
 from opnorm.checkpoints.onnx_tensors import onnx_tensor
 from opnorm.checkpoints.onnx_wire import skeleton

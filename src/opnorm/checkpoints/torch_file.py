@@ -11,8 +11,7 @@ import numpy as np
 from opnorm.checkpoints import torch_pickle
 from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import DEPTH, JSON_BYTES, byte_size, check_growth, extra, guarded, require
-from opnorm.checkpoints.guesses import Named, guess
-from opnorm.checkpoints.keras_tree import unique
+from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
 from opnorm.checkpoints.torch_pickle import Opaque, Storage, StoredTensor
 
