@@ -86,10 +86,9 @@ def test_every_variable_is_found_under_kerass_own_name_with_its_value(model, fou
 
 
 def test_every_map_is_told_from_what_is_none(found):
-    kernels = ("kernel", "gamma")
     for name, weight in _known(found).items():
         normalizes = "layer_norm" in name or "group_norm" in name
-        assert bool(weight.geometry.operator) == (name.endswith(kernels) and not normalizes), name
+        assert bool(weight.geometry.operator) == (name.endswith(("kernel", "gamma")) and not normalizes), name
 
 
 def test_constraints_are_those_of_the_config(found):

@@ -235,9 +235,12 @@ def _batch_normalization(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     epsilon = layer.config.get("epsilon", 1e-3)
     if not isinstance(epsilon, int | float) or not 0 <= epsilon < float("inf"):
         return g.nothing(layer.kind, f"an epsilon of {epsilon!r}")
-    if role == "gamma" and "moving_variance" in tensors:
-        return g.batch_normalization(layer.kind, tensors["moving_variance"].read, float(epsilon))
-    return g.batch_variance(layer.kind, float(epsilon))
+    if role != "gamma":
+        return g.batch_variance(layer.kind, float(epsilon))
+    variance = tensors.get("moving_variance")
+    if variance is None or variance.shape != tensors[role].shape:
+        return g.nothing(layer.kind, "a scale without a variance of its shape")
+    return g.batch_normalization(layer.kind, variance.read, float(epsilon))
 
 
 def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:

@@ -162,10 +162,10 @@ def _matmul(use: Use, tensor: Named) -> Geometry:
 
 
 def _batch_normalization(use: Use, tensor: Named) -> Geometry:
-    if use.position == 1 and 4 in use.constants:
+    if use.position == 1 and 4 in use.constants and use.constants[4].shape == tensor.shape:
         epsilon = float(use.options.get("epsilon", 1e-5))
         return g.batch_normalization(use.kind, use.constants[4].read, epsilon)
-    reason = {3: g.MEAN, 4: "part of the map of `gamma`"}.get(use.position, "its variance is computed")
+    reason = {3: g.MEAN, 4: "part of the map of `gamma`"}.get(use.position, "no variance of its shape is in the file")
     return g.nothing(use.kind, reason)
 
 
