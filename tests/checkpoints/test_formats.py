@@ -250,3 +250,15 @@ def test_bfloat16_of_keras_files_is_told_from_opaque_bytes(tmp_path):
     (weight,) = open_checkpoint(tmp_path / "a.weights.h5").weights
     assert (weight.dtype, weight.geometry.kind) == ("bfloat16", "Dense")
     assert bits(weight.read()) == bits(array)
+
+
+def test_a_layer_inside_opnorms_wrapper_is_read_as_itself(tmp_path):
+    inner = layer("Conv2D", "conv", strides=[2, 2], padding="same")
+    wrapper = {"class_name": "SpectralNormalization", "module": "opnorm.wrappers", "name": "sn"}
+    wrapper |= {"registered_name": "opnorm>SpectralNormalization", "config": {"name": "sn", "layer": inner}}
+    layers = {"spectral_normalization": ("sn", [BIAS]), "spectral_normalization/layer": ("conv", [KERNEL])}
+    found = open_checkpoint(keras_file(tmp_path / "a.keras", functional([wrapper], [], []), layers))
+    weights = by_name(found)
+    assert weights["sn/conv/kernel"].geometry.text == "convolution, strides 2, padding same"
+    assert weights["sn/0"].geometry.operator is None
+    assert found.notes == ()
