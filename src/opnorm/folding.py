@@ -1,0 +1,116 @@
+"""Networks rewritten, before any norm is taken, so that neighbouring linear nodes become one: the same function.
+
+||B A|| <= ||B|| ||A||, often by far: BatchNormalization joins the kernel beside it, two dense layers their product, a
+depthwise convolution the pointwise one after it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from opnorm.activations import parse
+from opnorm.checkpoints.records import Graph, Node
+from opnorm.effects import Unbounded
+from opnorm.kernel_products import product, scaled
+from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, TRANSPOSED
+
+_SCALES = ("BatchNormalization", "Rescaling", "Normalization")
+_SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
+_WRAPPERS = ("TimeDistributed",)
+
+
+def split(graph: Graph) -> Graph:
+    """Return the same network with wrappers taken off and each node doing one thing: a kernel or an activation."""
+    renamed: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        parts = _parts(_unwrap(node._replace(inputs=tuple(renamed.get(name, name) for name in node.inputs))))
+        nodes += parts
+        renamed[node.name] = parts[-1].name
+    return Graph(tuple(nodes), graph.inputs, tuple(renamed.get(name, name) for name in graph.outputs))
+
+
+def _unwrap(node: Node) -> Node:
+    """Return the layer that a wrapper applies to every position: the norm is that of one position."""
+    if node.kind not in _WRAPPERS or not isinstance(node.options.get("layer"), Mapping):
+        return node
+    inner: Any = node.options["layer"]
+    weights = {role.split("/")[-1]: weight for role, weight in node.weights.items()}
+    return _unwrap(Node(node.name, inner["class_name"], node.inputs, inner["config"], weights))
+
+
+def _parts(node: Node) -> list[Node]:
+    parts = [node]
+    if node.kind in _SEPARABLE:
+        parts = _separated(node)
+    specification = node.options.get("activation")
+    name, _ = parse(specification)
+    if node.kind in (*KERNELS, *_SEPARABLE) and name != "linear":
+        inputs = (parts[-1].name,)
+        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, {"activation": specification}, {}))
+    return parts
+
+
+def _separated(node: Node) -> list[Node]:
+    """Return the depthwise and the pointwise half of a separable convolution, under one name once they are joined."""
+    rank = node.kind[-2:]
+    first = {"depthwise_kernel": node.weights["depthwise_kernel"]}
+    second = {"pointwise_kernel": node.weights["pointwise_kernel"]}
+    ones = {**node.options, "strides": 1, "dilation_rate": 1, "groups": 1}
+    depthwise = Node(f"{node.name}/depthwise", f"DepthwiseConv{rank}", node.inputs, node.options, first)
+    return [depthwise, Node(f"{node.name}/pointwise", f"Conv{rank}", (depthwise.name,), ones, second)]
+
+
+def fold(graph: Graph) -> Graph:
+    """Return the same network with linear neighbours joined, where nothing else reads what stands between them."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    folded: dict[str, Node] = {}
+    current: dict[str, str] = {}  # of a node that was joined, the name of what now computes it
+    for node in graph.nodes:
+        only = node.inputs[0] if len(node.inputs) == 1 else ""
+        node = node._replace(inputs=tuple(current.get(name, name) for name in node.inputs))
+        before = folded.get(current.get(only, only))
+        joined = join(before, node) if before is not None and readers[only] == 1 else None
+        if joined is not None and before is not None:
+            del folded[before.name]
+        after = joined or node
+        folded[after.name] = after
+        current[node.name] = after.name
+    return Graph(tuple(folded.values()), graph.inputs, tuple(current.get(name, name) for name in graph.outputs))
+
+
+def join(a: Node, b: Node) -> Node | None:
+    """Return one node that does `a`, then `b`; None when they are not joined."""
+    name = f"{a.name} + {b.name}"
+    try:
+        if not _places(a) & _places(b) or any(node.options.get("alpha", 1.0) != 1.0 for node in (a, b)):
+            return None
+        if a.kind in KERNELS and b.kind in _SCALES:
+            return scaled(a, b, outputs=True)._replace(name=name)
+        if a.kind in _SCALES and b.kind in KERNELS:
+            return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
+        return product(a, b, name) if a.kind in KERNELS and b.kind in KERNELS else None
+    except (Unbounded, KeyError):  # what is not understood is not joined; the node's own rule says why
+        return None
+
+
+def _places(node: Node) -> set[str]:
+    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes."""
+    if node.kind in _SCALES:
+        return _scale_places(node)
+    if node.kind in ("Conv", "ConvTranspose"):
+        return {"first"}
+    if node.kind == "Gemm":  # always two axes
+        return {"first", "last"}
+    if node.kind in (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED):
+        rank = int(node.kind.removesuffix("Transpose")[-2])
+        return {"first"} if node.options.get("data_format") == "channels_first" else {"last", f"axis {rank + 1}"}
+    return {"last"} if node.kind in KERNELS else set()
+
+
+def _scale_places(node: Node) -> set[str]:
+    if node.kind == "Rescaling":
+        return {"first", "last"} if not hasattr(node.options["scale"], "__len__") else {"last"}
+    axis = node.options.get("axis", 1)  # ONNX has no such attribute: its channels stand first
+    axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
+    return {"last"} if axis == -1 else {"first"} if axis == 1 else {f"axis {axis}"}
