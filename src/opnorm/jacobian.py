@@ -110,19 +110,20 @@ def _tensorflow(function: Callable[[Any], Any], x: Any) -> Maps:
     import tensorflow as tf
 
     @tf.function
-    def forward(v: Any) -> Any:
+    def forward(x: Any, v: Any) -> Any:
         with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
             y = function(x)
         return accumulator.jvp(y, unconnected_gradients="zero")
 
     @tf.function
-    def backward(u: Any) -> Any:
+    def backward(x: Any, u: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = function(x)
         return tape.gradient(y, x, output_gradients=tf.cast(u, y.dtype), unconnected_gradients="zero")
 
-    return tuple(function(x).shape[1:]), forward, backward
+    # x is an argument: what a graph captures, the accumulator does not see
+    return tuple(function(x).shape[1:]), lambda v: forward(x, v), lambda u: backward(x, u)
 
 
 def _jax(function: Callable[[Any], Any], x: Any) -> Maps:
