@@ -43,7 +43,12 @@ def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
 
 
 def _is_matrix(node: Node) -> bool:
-    return node.kind in MATRICES and node.options.get("alpha", 1.0) == 1.0
+    if node.kind not in MATRICES or node.options.get("alpha", 1.0) != 1.0:
+        return False
+    try:
+        return standard(node)[0].ndim == 2
+    except Unbounded:
+        return False
 
 
 def _until_matrix(run: list[Node]) -> list[Node]:

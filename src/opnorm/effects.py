@@ -62,6 +62,23 @@ def input_shapes(node: Node) -> list[tuple[int | None, ...]] | None:
     return [tuple(shape) for shape in shapes]
 
 
+def constants(node: Node) -> list[Array]:
+    """Return the stored numbers that a node without parameters of its own combines its inputs with.
+
+    Raises:
+        Unbounded: When the node was called with something that is no number.
+    """
+    given = node.options.get("arguments") or {}
+    plain = [
+        *given.get("args", ()),
+        *(value for key, value in given.items() if key not in ("args", "training", "mask")),
+    ]
+    if not all(isinstance(value, int | float) for value in plain):
+        raise Unbounded("it was called with arguments that opnorm does not read")
+    stored = [real_array(weight.read(), role) for role, weight in node.weights.items()]
+    return stored + [real_array(value, "args") for value in plain]
+
+
 def per_axis(value: Any, rank: int) -> tuple[int, ...]:
     """Return one integer for each of `rank` axes."""
     return (int(value),) * rank if np.ndim(value) == 0 else tuple(int(v) for v in value)

@@ -15,7 +15,7 @@ from opnorm.arguments import Array, real_array
 from opnorm.certificates import gamma, up
 from opnorm.checkpoints.records import Geometry, Node, Weight
 from opnorm.convolution import Convolution
-from opnorm.effects import per_axis
+from opnorm.effects import Unbounded, per_axis
 from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, TRANSPOSED, channel_factors, kernel_of
 
 _ONNX = ("Conv", "ConvTranspose")
@@ -30,7 +30,20 @@ def standard(node: Node) -> tuple[Array, int]:
         return values.reshape(*values.shape[:-2], 1, -1), values.shape[-2]
     if node.kind in _ONNX or (node.kind == "Gemm" and node.options.get("transB")):
         values = values.transpose(_reversed(values.ndim))
+    if node.kind in MATRICES:
+        _require_columns(node, values)
     return values, int(node.options.get("groups", node.options.get("group", 1)))
+
+
+def _require_columns(node: Node, values: Array) -> None:
+    """Raise unless the node multiplies the last axis of its input: ONNX's MatMul may have its matrix on the left."""
+    weight = kernel_of(node)
+    operator = weight.geometry.operator
+    probe = np.random.default_rng(0).standard_normal(len(values))
+    product = operator(real_array(weight.read(), "kernel")) if operator and values.ndim == 2 else None
+    same = product is not None and product.shape == values.shape[::-1]
+    if not same or not np.allclose(product @ probe, values.T @ probe):  # type: ignore[operator]
+        raise Unbounded("its matrix stands on the left, or has more than two axes")
 
 
 def _reversed(ndim: int) -> list[int]:

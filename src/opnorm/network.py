@@ -90,9 +90,7 @@ def _require_tokens(node: Node, graph: Graph) -> None:
         raise Unbounded("its tokens are computed, or read by something else than tables")
 
 
-def _propagate(
-    graph: Graph, effects: Effects, chains: Mapping[str, Chain]
-) -> dict[str, Reach]:
+def _propagate(graph: Graph, effects: Effects, chains: Mapping[str, Chain]) -> dict[str, Reach]:
     """Return the reach of each value that has one, node after node."""
     reaches = {name: source(i, len(graph.inputs)) for i, name in enumerate(graph.inputs)}
     for node in graph.nodes:

@@ -7,7 +7,7 @@ import numpy as np
 
 from opnorm.certificates import up
 from opnorm.checkpoints.records import Node
-from opnorm.effects import BoundWeight, Effect, Unbounded, find, input_shapes, per_axis, rule
+from opnorm.effects import BoundWeight, Effect, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
 
 SAME = (
@@ -189,28 +189,24 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "moves no more than the branches side by side")
 
 
-@rule("Multiply", "Mul", "Div")
+@rule("Multiply", "Mul")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    constants = find(node.weights, *node.weights)
-    if len(node.inputs) != 1 or len(node.weights) != 1 or constants is None:
+    factors = constants(node)
+    if len(node.inputs) != 1 or len(factors) != 1:
         raise Unbounded("a product of two inputs is not Lipschitz on the whole space")
     _require_one_shape(node)
-    magnitudes = np.abs(constants)
-    if node.kind == "Div" and not magnitudes.all():
-        raise Unbounded("divides by zero")
-    factor = 1 / float(magnitudes.min()) if node.kind == "Div" else float(magnitudes.max())
-    return Effect(up(factor), "multiplies with constants")
+    return Effect(float(np.max(np.abs(factors[0]))), "multiplies with constants")
 
 
 def _require_one_shape(node: Node) -> None:
     """Raise unless no input is repeated to fit the others: a pixel that is broadcast counts many times."""
     shapes = input_shapes(node)
-    constants = [weight.shape for weight in node.weights.values()]
-    if all(prod(shape) == 1 for shape in constants) and len(node.inputs) == 1:
+    stored = [values.shape for values in constants(node)]
+    if all(prod(shape) == 1 for shape in stored) and len(node.inputs) == 1:
         return
     if shapes is None:
         raise Unbounded("the shapes of its inputs are not known, and one may be repeated to fit the others")
-    if len({shape[1:] for shape in shapes}) > 1 or not all(_fits(shape, shapes[0]) for shape in constants):
+    if len({shape[1:] for shape in shapes}) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
         raise Unbounded(f"inputs of shapes {shapes} are repeated to fit each other")
 
 

@@ -19,6 +19,7 @@ class _Call(NamedTuple):
     index: int  # which call of this layer
     tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
     arguments: Mapping[str, Any]  # what else it was called with
+    shapes: tuple[Any, ...] = ()  # of `tensors`, batch first; None where the config does not say
 
 
 class _Missing(Exception):
@@ -105,6 +106,8 @@ class _Builder:
             return nodes, outputs
         name = "/".join(inner) + mark
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
+        if one.shapes:
+            options["input_shapes"] = one.shapes
         node = Node(name, one.layer.kind, tuple(feeds), options, self.roles(inner))
         return [node], [name]
 
@@ -146,7 +149,7 @@ def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
         layer = layer._replace(name=str(entry.get("name", layer.name)))
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
-                yield _Call(layer, index, tuple(_tensors(node)), _arguments(node))
+                yield _Call(layer, index, tuple(_tensors(node)), _arguments(node), tuple(_shapes(node)))
 
 
 def _tensors(node: Any) -> Iterator[tuple[str, int]]:
@@ -163,6 +166,17 @@ def _tensors(node: Any) -> Iterator[tuple[str, int]]:
             yield from _tensors(node[3] if len(node) > 3 else [])
         else:
             yield from (found for value in node for found in _tensors(value))
+
+
+def _shapes(node: Any) -> Iterator[Any]:
+    """Yield the shapes of the tensors that a call takes, in the order of `_tensors`; Keras 3 alone writes them."""
+    if isinstance(node, Mapping):
+        if node.get("class_name") == "__keras_tensor__":
+            yield node.get("config", {}).get("shape")
+        else:
+            yield from (found for value in node.values() for found in _shapes(value))
+    elif isinstance(node, list) and not _is_reference(node):
+        yield from (found for value in node for found in _shapes(value))
 
 
 def _is_reference(node: Any) -> bool:
