@@ -6,10 +6,12 @@ from itertools import product
 from math import inf, prod
 from typing import NamedTuple
 
+from opnorm.arguments import Array
 from opnorm.certificates import up
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.effects import Effect, Unbounded
-from opnorm.kernel_products import standard
+from opnorm.folding import places
+from opnorm.kernel_products import form_of
 from opnorm.linear_rules import MATRICES
 from opnorm.sector_bounds import Slopes, bound_chain
 
@@ -26,49 +28,52 @@ class Chain(NamedTuple):
     product: float  # of its nodes' constants
 
 
+class _Link(NamedTuple):
+    node: Node
+    effect: Effect
+    matrix: Array | None  # (outputs, inputs); None for an activation
+
+
 def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
     """Return every longest run with two matrices or more, nothing else reading what stands inside it."""
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
-    runs: dict[str, list[Node]] = {}  # by the name of the last node so far
+    runs: dict[str, list[_Link]] = {}  # by the name of the last node so far
     for node in graph.nodes:
         effect = effects[node.name]
         if isinstance(effect, Unbounded) or len(node.inputs) != 1:
             continue
         before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
-        if _is_matrix(node) or (before and effect.slopes is not None):
-            runs.pop(node.inputs[0], None) if before else None
-            runs[node.name] = [*before, node]
+        link = _Link(node, effect, _matrix(node))
+        if link.matrix is not None or (before and effect.slopes is not None):
+            runs[node.name] = [*before, link]
+            if before:
+                del runs[node.inputs[0]]
     trimmed = [_until_matrix(run) for run in runs.values()]
-    return [_bounded(run, effects) for run in trimmed if sum(map(_is_matrix, run)) > 1]
+    return [_bounded(run) for run in trimmed if sum(link.matrix is not None for link in run) > 1]
 
 
-def _is_matrix(node: Node) -> bool:
-    if node.kind not in MATRICES or node.options.get("alpha", 1.0) != 1.0:
-        return False
+def _matrix(node: Node) -> Array | None:
+    """Return the matrix of a dense node, None for other nodes."""
     try:
-        return standard(node)[0].ndim == 2
+        return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
     except Unbounded:
-        return False
+        return None
 
 
-def _until_matrix(run: list[Node]) -> list[Node]:
-    return run[: max(i for i, node in enumerate(run) if _is_matrix(node)) + 1]
+def _until_matrix(run: list[_Link]) -> list[_Link]:
+    return run[: max(i for i, link in enumerate(run) if link.matrix is not None) + 1]
 
 
-def _bounded(run: list[Node], effects: Effects) -> Chain:
-    matrices, slopes = [], []
-    for node in run:
-        effect = effects[node.name]
-        assert isinstance(effect, Effect)  # no others enter a run
-        if _is_matrix(node):
-            matrices.append(standard(node)[0].T)
+def _bounded(run: list[_Link]) -> Chain:
+    slopes: list[Slopes] = []
+    for link in run:
+        if link.matrix is not None:
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
-            slopes[-1] = _composed(slopes[-1], effect.slopes or (-inf, inf))
-    constants = [effect.constant for node in run if isinstance(effect := effects[node.name], Effect)]
-    total = up(prod(constants))
-    whole = bound_chain(matrices, slopes[:-1])
-    return Chain(run[0].name, run[-1].name, run[0].inputs[0], _with_rounding(whole, run, constants), total)
+            slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
+    whole = bound_chain([link.matrix for link in run if link.matrix is not None], slopes[:-1])
+    names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
+    return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
 
 
 def _composed(first: Slopes, second: Slopes) -> Slopes:
@@ -76,13 +81,14 @@ def _composed(first: Slopes, second: Slopes) -> Slopes:
     return min(slopes), max(slopes)
 
 
-def _with_rounding(whole: float | None, run: list[Node], constants: list[float]) -> float:
+def _with_rounding(whole: float | None, run: list[_Link]) -> float:
     """Return the bound of the run before its kernels were multiplied out and rounded.
 
     A Jacobian is a product of matrices and slopes; changing factor i by e_i changes it by at most e_i times the others.
     """
     if whole is None:
         return inf
-    pairs = zip(run, constants, strict=True)
-    share = sum(float(node.options.get("rounding", 0.0)) / constant for node, constant in pairs if constant > 0)
+    constants = [link.effect.constant for link in run]
+    errors = [float(link.node.options.get("rounding", 0.0)) for link in run]
+    share = sum(error / constant for error, constant in zip(errors, constants, strict=True) if constant > 0)
     return up(whole + prod(constants) * share)

@@ -6,13 +6,14 @@ depthwise convolution the pointwise one after it.
 
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from opnorm.activations import parse
 from opnorm.checkpoints.records import Graph, Node
-from opnorm.effects import Unbounded
-from opnorm.kernel_products import product, scaled
-from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, TRANSPOSED
+from opnorm.effects import Unbounded, constants
+from opnorm.kernel_products import form_of, product, scaled
+from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
 
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
@@ -83,7 +84,9 @@ def join(a: Node, b: Node) -> Node | None:
     """Return one node that does `a`, then `b`; None when they are not joined."""
     name = f"{a.name} + {b.name}"
     try:
-        if not _places(a) & _places(b) or any(node.options.get("alpha", 1.0) != 1.0 for node in (a, b)):
+        if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):
+            return a._replace(name=name)
+        if not places(a) & places(b):
             return None
         if a.kind in KERNELS and b.kind in _SCALES:
             return scaled(a, b, outputs=True)._replace(name=name)
@@ -94,10 +97,20 @@ def join(a: Node, b: Node) -> Node | None:
         return None
 
 
-def _places(node: Node) -> set[str]:
+def is_bias(a: Node, b: Node) -> bool:
+    """Return whether `b` adds one stored number to each channel of the matrix `a`: no entry is repeated to fit."""
+    if a.kind not in MATRICES or "last" not in places(a):
+        return False
+    outputs = form_of(a).channels[1]
+    return all(prod(values.shape) in (1, values.shape[-1]) and values.size in (1, outputs) for values in constants(b))
+
+
+def places(node: Node) -> set[str]:
     """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes."""
     if node.kind in _SCALES:
         return _scale_places(node)
+    if node.kind in KERNELS and not any(role.endswith("kernel") for role in node.weights):
+        return set()  # ONNX's MatMul with its matrix on the left
     if node.kind in ("Conv", "ConvTranspose"):
         return {"first"}
     if node.kind == "Gemm":  # always two axes

@@ -62,7 +62,8 @@ def _norms(arrays: Array) -> Array:
 def _best_direction(linear: Linearization, v: Array, steps: int) -> Array:
     """Return for each example the best combination of the Krylov vectors that start at `v`, reorthogonalized."""
     shape = v.shape
-    right, left = [], []  # orthonormal for each example: (examples, n) and (examples, m)
+    right: list[Array] = []
+    left: list[Array] = []  # orthonormal for each example: (examples, n) and (examples, m)
     bidiagonal = np.zeros((len(v), steps, steps))
     v = v.reshape(len(v), -1)
     for k in range(steps):
@@ -111,14 +112,12 @@ Maps = tuple[tuple[int, ...], Callable[[Any], Any], Callable[[Any], Any]]
 def _tensorflow(function: Callable[[Any], Any], x: Any) -> Maps:
     import tensorflow as tf
 
-    @tf.function
     def forward(x: Any, v: Any) -> Any:
         with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
             y = function(x)
         tangent = accumulator.jvp(y)  # None where TensorFlow has no forward mode: bilinear resizing
         return (function(x + _SMALL * v) - y) / _SMALL if tangent is None else tangent
 
-    @tf.function
     def backward(x: Any, u: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -126,7 +125,8 @@ def _tensorflow(function: Callable[[Any], Any], x: Any) -> Maps:
         return tape.gradient(y, x, output_gradients=tf.cast(u, y.dtype), unconnected_gradients="zero")
 
     # x is an argument: what a graph captures, the accumulator does not see
-    return tuple(function(x).shape[1:]), lambda v: forward(x, v), lambda u: backward(x, u)
+    pushed, pulled = tf.function(forward), tf.function(backward)
+    return tuple(function(x).shape[1:]), lambda v: pushed(x, v), lambda u: pulled(x, u)
 
 
 def _jax(function: Callable[[Any], Any], x: Any) -> Maps:

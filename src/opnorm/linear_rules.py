@@ -48,10 +48,8 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     upper = bounds(weight).upper
     if not np.isfinite(upper):
         raise Unbounded("its kernel is too large, or of a kind that opnorm cannot bound")
-    # whether the weight's own operator has Gemm's factor in it is the reader's affair
-    factor = max(1.0, abs(float(node.options.get("alpha", 1.0)))) if node.kind == "Gemm" else 1.0
     rounding = float(node.options.get("rounding", 0.0))  # of a product of kernels
-    return Effect(up(upper * factor + rounding), f"largest singular value: {weight.geometry.text}")
+    return Effect(up(upper + rounding), f"largest singular value: {weight.geometry.text}")
 
 
 def channel_factors(node: Node) -> Array:
@@ -109,10 +107,10 @@ def of_activation(node: Node, bounds: BoundWeight) -> Effect:
     return activation(node.kind, node.options)
 
 
-@rule("Embedding")
+@rule("Embedding", "Gather")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    rows = find(node.weights, "embeddings", "kernel", *node.weights)
-    if rows is None or rows.ndim != 2:
+    rows = find(node.weights, "embeddings")
+    if rows is None or rows.ndim != 2 or len(node.inputs) != 1 or node.options.get("axis"):
         raise Unbounded("its table is not there")
     text = "largest distance of two rows; the input is measured by the root of the number of changed tokens"
     return Effect(row_distance(rows), text, discrete=True)

@@ -141,7 +141,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Resize", "Upsample")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    scales = find(node.weights, "scales")
+    scales = find(node.weights, "2" if node.kind == "Resize" else "1", "scales")
     place = _text(node.options.get("coordinate_transformation_mode", "half_pixel"))
     rounding = _text(node.options.get("nearest_mode", "round_prefer_floor"))
     even = (place, rounding) == ("asymmetric", "floor") or (
@@ -155,7 +155,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Pad")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    pads = find(node.weights, "pads")
+    pads = find(node.weights, "1", "pads")
     amounts = [int(p) for p in (node.options.get("pads") or () if pads is None else pads)]
     mode = _text(node.options.get("mode", "constant"))
     if mode == "constant" and amounts:
