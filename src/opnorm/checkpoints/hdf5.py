@@ -8,13 +8,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from opnorm.checkpoints.files import DEPTH, byte_size, extra, guarded, require
+from opnorm.checkpoints.files import DEPTH, byte_size, check_growth, extra, guarded, require
 from opnorm.checkpoints.records import CheckpointError
 
 Source = Callable[[], BinaryIO]
 
-_FREE = 64 * 2**20  # a tensor of this many bytes may be all fill value
-_RATIO = 1100  # deflate's best, 1032, and some room
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # HDF5's own and LZF: any other would be looked for among plugins
 
 
@@ -88,9 +86,8 @@ def check_dataset(dataset: Any) -> None:
     require(not dataset.external, f"the values of {name!r} lie in another file")
     require(not dataset.is_virtual, f"the values of {name!r} lie in other datasets")
     declared, stored = byte_size(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size()
-    require(declared <= max(_FREE, _RATIO * stored), f"{name!r} says {declared} bytes and stores {stored}")
-    chunk = byte_size(dataset.chunks or (), dataset.dtype.itemsize)
-    require(chunk <= max(_FREE, declared), f"the chunks of {name!r} take {chunk} bytes each")
+    check_growth(name, declared, stored)
+    check_growth(f"a chunk of {name}", byte_size(dataset.chunks or (), dataset.dtype.itemsize), stored)
     plan = dataset.id.get_create_plist()
     filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
     require(filters <= _FILTERS, f"{name!r} is stored by a filter that is not read: {sorted(filters - _FILTERS)}")

@@ -45,7 +45,8 @@ def _notes(model: Layer) -> Iterator[str]:
         if layer.kind == "Lambda":
             yield f"Lambda layer {layer.name!r} is named, not run"
         elif ">" in layer.kind and layer.kind not in KNOWN:
-            yield f"{layer.kind} {layer.name!r} is not a layer of Keras's: it is named, not run"
+            name = f" {layer.name!r}" if layer.name else ""
+            yield f"{layer.kind}{name} is not a layer of Keras's: it is named, not run"
 
 
 def all_layers(layer: Layer) -> Iterator[Layer]:

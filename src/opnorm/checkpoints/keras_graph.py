@@ -16,13 +16,13 @@ class _Call(NamedTuple):
     """One call of a layer inside one model."""
 
     layer: Layer
-    index: int  # which call of this layer
+    number: int  # which call of this layer
     tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
     arguments: Mapping[str, Any]  # what else it was called with
     shapes: tuple[Any, ...] = ()  # of `tensors`, batch first; None where the config does not say
 
 
-class _Missing(Exception):
+class _NoGraphError(Exception):
     """The config does not say how the layers are joined."""
 
 
@@ -37,7 +37,7 @@ def keras_graph(model: Layer, weights: Weights) -> Graph | None:
     try:
         nodes, inputs, outputs = _Builder(weights).model(model, (), None)
         ordered = _ordered(nodes)
-    except _Missing:
+    except _NoGraphError:
         return None
     except CycleError as error:
         raise CheckpointError(f"its layers are joined in a circle: {error.args[1][:3]}") from error
@@ -66,7 +66,7 @@ class _Builder:
             return self.sequential(model, path, given, call)
         if model.kind in _MODELS and isinstance(model.config.get("input_layers"), list | dict):
             return self.functional(model, path, given, call)
-        raise _Missing
+        raise _NoGraphError
 
     def sequential(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
         layers = list(sublayers({"layers": model.config.get("layers")}))
@@ -83,16 +83,16 @@ class _Builder:
 
     def functional(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
         calls = list(_calls(model.config))
-        require(len({(one.layer.name, one.index) for one in calls}) == len(calls), "two of its layers share a name")
+        require(len({(one.layer.name, one.number) for one in calls}) == len(calls), "two of its layers share a name")
         entries = _references(model.config["input_layers"])
         names = ["/".join((*path, name)) for name, _ in entries] if given is None else list(given)
         if len(names) != len(entries):
-            raise _Missing
+            raise _NoGraphError
         results: dict[tuple[str, int], list[str]] = {entry: [name] for entry, name in zip(entries, names, strict=True)}
         nodes: list[Node] = []
         for one in _by_inputs(calls, results):
             feeds = [name for tensor in one.tensors for name in results[tensor]]
-            more, results[one.layer.name, one.index] = self.call(one, path, feeds, call)
+            more, results[one.layer.name, one.number] = self.call(one, path, feeds, call)
             nodes += more
         outputs = [name for end in _references(model.config.get("output_layers")) for name in _result(results, end)]
         return nodes, names, outputs
@@ -100,7 +100,7 @@ class _Builder:
     def call(self, one: _Call, path: tuple[str, ...], feeds: Sequence[str], call: str) -> tuple[list[Node], list[str]]:
         """Return the nodes of one call, and the names of its results."""
         inner = (*path, one.layer.name)
-        mark = f"{call}#{one.index}" if one.index else call
+        mark = f"{call}#{one.number}" if one.number else call
         if one.layer.kind in ("Sequential", *_MODELS):
             nodes, _, outputs = self.model(one.layer, inner, feeds, mark)
             return nodes, outputs
@@ -122,13 +122,13 @@ class _Builder:
 
 def _result(results: Mapping[tuple[str, int], list[str]], end: tuple[str, int]) -> list[str]:
     if end not in results:
-        raise _Missing
+        raise _NoGraphError
     return results[end]
 
 
 def _by_inputs(calls: Sequence[_Call], known: Mapping[tuple[str, int], Any]) -> Iterator[_Call]:
     """Yield calls, each after those whose results it takes."""
-    by_key = {(one.layer.name, one.index): one for one in calls}
+    by_key = {(one.layer.name, one.number): one for one in calls}
     links = {key: one.tensors for key, one in by_key.items() if key not in known}
     for key in TopologicalSorter(links).static_order():
         if key not in known:
@@ -137,7 +137,7 @@ def _by_inputs(calls: Sequence[_Call], known: Mapping[tuple[str, int], Any]) -> 
 
 def _result_call(calls: Mapping[tuple[str, int], _Call], key: tuple[str, int]) -> _Call:
     if key not in calls:
-        raise _Missing
+        raise _NoGraphError
     return calls[key]
 
 
@@ -145,7 +145,7 @@ def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
     for entry in config.get("layers") or []:
         layer = serialized_layer(entry)
         if layer is None:
-            raise _Missing
+            raise _NoGraphError
         layer = layer._replace(name=str(entry.get("name", layer.name)))
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
@@ -185,7 +185,7 @@ def _is_reference(node: Any) -> bool:
 
 def _reference(node: Any) -> tuple[str, int]:
     if not _is_reference(node):
-        raise _Missing
+        raise _NoGraphError
     return node[0], node[1]
 
 

@@ -190,12 +190,14 @@ def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None
     """Return what a layer does with one of its variables, or None when nothing is known of its class."""
     if role in _REASONS and not (role == "moving_variance" and "gamma" not in tensors):
         return g.nothing(layer.kind, _REASONS[role], assumed=layer.assumed)
+    if role.startswith("lora_"):
+        return g.nothing(layer.kind, "a factor of the low-rank update that its kernel is shown with")
     if "quantized_kernel" in tensors or role.endswith(("_scale", "_zero", "_history")) or role == "g_idx":
         return g.nothing(layer.kind, g.QUANTIZED)
     known = _MAPS.get(layer.kind)
     if known is None or (role.isdigit() and layer.kind in _VARIABLES):
         return None
-    found = known(layer, role, tensors)
+    found = _low_rank(layer, role, tensors, known(layer, role, tensors))
     return found._replace(assumed=layer.assumed) if layer.assumed else found
 
 
@@ -218,6 +220,16 @@ def _dense(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     if layer.kind == "EinsumDense":
         return g.einsum(layer.kind, layer.config.get("equation"), len(kernel.shape))
     return _matrix(layer, kernel)
+
+
+def _low_rank(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geometry:
+    """Return the geometry of a live layer's kernel with the low-rank update that it adds; files hold it merged."""
+    first, second = tensors.get(f"lora_{role}_a"), tensors.get(f"lora_{role}_b")
+    size, alpha = layer.config.get("lora_rank"), layer.config.get("lora_alpha")
+    if first is None or second is None or not size:
+        return found
+    down, up, factor = first.read, second.read, (alpha or size) / size
+    return g.scaled(found, lambda kernel: kernel + factor * (down() @ up()), "with its low-rank update")
 
 
 def _matrix(layer: Layer, kernel: Tensor) -> Geometry:

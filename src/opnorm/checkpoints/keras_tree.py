@@ -43,7 +43,7 @@ def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Ite
     """
     own = group.groups.get("vars")
     if own is not None:
-        yield Place(path, layer, dict(zip(roles(layer, len(own.tensors)), own.tensors.values(), strict=True)))
+        yield Place(path, layer, _by_role(layer, own.tensors))
     for key, child in group.groups.items():
         if key in _CONTAINERS and "vars" not in child.groups:
             for name, found in _members(child, layer):
@@ -53,6 +53,13 @@ def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Ite
         elif key != "vars":
             found = _child(child, layer, key)
             yield from places(child, found, (*path, _label(child, found, key)))
+
+
+def _by_role(layer: Layer | None, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return variables by their roles; Keras's files number them, in an order that the class fixes."""
+    if not all(key.isdigit() for key in tensors):
+        return tensors
+    return dict(zip(roles(layer, len(tensors)), tensors.values(), strict=True))
 
 
 def _training(group: Group, path: tuple[str, ...], reason: str) -> Iterator[Place]:

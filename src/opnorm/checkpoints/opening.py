@@ -7,6 +7,7 @@ from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
 from opnorm.checkpoints.keras_archive import read_keras
 from opnorm.checkpoints.legacy_h5 import read_h5
+from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
@@ -19,6 +20,7 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors.index.json": {"JSON": read_shards},
     ".safetensors": {"safetensors": read_safetensors},
     ".keras": {"a zip archive": read_keras},
+    ".onnx": {"something else": read_onnx},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},
     ".npy": {"a NumPy array": read_npy},

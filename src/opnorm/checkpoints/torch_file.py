@@ -10,13 +10,12 @@ import numpy as np
 
 from opnorm.checkpoints import torch_pickle
 from opnorm.checkpoints.archives import members, read_member, searchable
-from opnorm.checkpoints.files import DEPTH, JSON_BYTES, byte_size, extra, guarded, require
+from opnorm.checkpoints.files import DEPTH, JSON_BYTES, byte_size, check_growth, extra, guarded, require
 from opnorm.checkpoints.guesses import Named, guess
 from opnorm.checkpoints.keras_tree import unique
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
 from opnorm.checkpoints.torch_pickle import Opaque, Storage, StoredTensor
 
-_FREE = 64 * 2**20  # a tensor of this many bytes may repeat its storage
 _MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
 _NAMES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -86,7 +85,7 @@ def _runs(path: Path, at: int, keys: Any, storages: Mapping[str, Storage]) -> It
     require(isinstance(keys, list), "its list of storages is missing")
     for key in map(str, keys):
         require(key in storages, f"the storage {key!r} belongs to no tensor")
-        size = storages[key].count * _dtype(storages[key].kind.name).itemsize
+        size = storages[key].size * _dtype(storages[key].kind.name).itemsize
         yield key, Run(lambda: path.open("rb"), at + 8, size)
         at += 8 + size
     require(at <= path.stat().st_size, "its storages are cut off")
@@ -120,11 +119,12 @@ def _walk(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[s
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    plain = _NAMES.get(name, name)
+    plain: Any = _NAMES.get(name, name)
     if plain.startswith(("bfloat", "float8")):
-        return np.dtype(getattr(extra("ml_dtypes"), plain))
+        plain = getattr(extra("ml_dtypes"), plain)
     try:
-        return np.dtype(plain)
+        found: np.dtype[Any] = np.dtype(plain)
+        return found
     except TypeError as error:
         raise CheckpointError(f"its tensors have the dtype {name}, which is not read") from error
 
@@ -136,7 +136,7 @@ def _named(path: Path, name: str, tensor: StoredTensor, find: Callable[[Storage]
     size, extent = byte_size(tensor.shape, dtype.itemsize), _extent(tensor)
     inside = (tensor.offset + extent) * dtype.itemsize <= run.size
     require(inside, f"{name!r} reaches beyond its storage of {run.size} bytes")
-    require(size <= max(_FREE, 4 * run.size), f"{name!r} says {size} bytes and stores {run.size}")
+    check_growth(name, size, run.size)  # strides of zero repeat a storage
     part = Run(run.open, run.start + tensor.offset * dtype.itemsize, extent * dtype.itemsize)
     return Named(name, tensor.shape, str(dtype), guarded(path, _read, part, dtype, tensor.shape, tensor.strides))
 

@@ -23,7 +23,7 @@ class Storage(NamedTuple):
 
     kind: Global
     key: str
-    count: int
+    size: int  # in numbers
 
 
 class StoredTensor(NamedTuple):
