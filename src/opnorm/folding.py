@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from opnorm.activations import parse
+from opnorm.activations import is_activation, parse
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.effects import Unbounded, constants
 from opnorm.kernel_products import form_of, product, scaled
@@ -18,6 +18,11 @@ from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRAN
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _WRAPPERS = ("TimeDistributed",)
+_OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
+    **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
+    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
+    "Mean": "ReduceMean", "Max": "ReduceMax",
+}  # fmt: skip
 
 
 def split(graph: Graph) -> Graph:
@@ -25,10 +30,17 @@ def split(graph: Graph) -> Graph:
     renamed: dict[str, str] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        parts = _parts(_unwrap(node._replace(inputs=tuple(renamed.get(name, name) for name in node.inputs))))
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        parts = _parts(_unwrap(node._replace(kind=_kind(node.kind), inputs=inputs)))
         nodes += parts
         renamed[node.name] = parts[-1].name
     return Graph(tuple(nodes), graph.inputs, tuple(renamed.get(name, name) for name in graph.outputs))
+
+
+def _kind(kind: str) -> str:
+    function = kind.removeprefix("keras.ops.")
+    known = _OPERATIONS.get(function, function if is_activation(function) else kind)
+    return kind if function == kind else known
 
 
 def _unwrap(node: Node) -> Node:
