@@ -12,8 +12,8 @@ from opnorm.network import NetworkBound, network_bound
 def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
     """Return `NetworkBound(lower, upper, ...)` around the Lipschitz constant of a network at inference, in the 2-norm.
 
-    `upper` is proved for all inputs, in float64 arithmetic, from the norms of the kernels and the network's graph; it is
-    None where a node has no finite constant, and `unknown` names these nodes. `lower` is the largest norm of the
+    `upper` is proved for all inputs, in float64 arithmetic, from the norms of the kernels and the network's graph. It
+    is None where a node has no finite constant; `unknown` names these nodes. `lower` is the largest norm of the
     Jacobian found over `data`, true up to the rounding of the model's own arithmetic.
 
     Args:
