@@ -47,7 +47,10 @@ def find(weights: Mapping[str, Weight], *roles: str) -> Array | None:
     return None
 
 
-def input_shapes(node: Node) -> list[tuple[int | None, ...]] | None:
+Shape = tuple[int | str | None, ...]  # a size that only a run knows is None (Keras) or has a name (ONNX)
+
+
+def input_shapes(node: Node) -> list[Shape] | None:
     """Return the shapes of a node's inputs, batch included, None when nothing tells them.
 
     They are looked for under `input_shapes` (one shape for each input) and in Keras's `build_config`.

@@ -7,7 +7,7 @@ import numpy as np
 
 from opnorm.certificates import up
 from opnorm.checkpoints.records import Node
-from opnorm.effects import BoundWeight, Effect, Unbounded, constants, find, input_shapes, per_axis, rule
+from opnorm.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
 
 SAME = (
@@ -122,7 +122,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     shapes = input_shapes(node)
     first = node.kind == "GlobalAveragePool" or node.options.get("data_format") == "channels_first"
     pixels = None if shapes is None else shapes[0][2:] if first else shapes[0][1:-1]
-    if not pixels or None in pixels:
+    if not pixels or not all(isinstance(size, int) for size in pixels):
         return Effect(1.0, "mean over an unknown number of pixels, at least one")
     count = prod(int(n or 1) for n in pixels)
     return Effect(up(1 / sqrt(count)), f"mean over {count} pixels")
@@ -206,11 +206,11 @@ def _require_one_shape(node: Node) -> None:
         return
     if shapes is None:
         raise Unbounded("the shapes of its inputs are not known, and one may be repeated to fit the others")
-    if len({shape[1:] for shape in shapes}) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
+    if len(set(shapes)) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
         raise Unbounded(f"inputs of shapes {shapes} are repeated to fit each other")
 
 
-def _fits(constant: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+def _fits(constant: tuple[int, ...], shape: Shape) -> bool:
     """Return whether adding a constant leaves the shape as it is."""
     if len(constant) > len(shape):
         return False

@@ -99,7 +99,10 @@ def test_pooling_of_two_axes_is_never_below_its_jacobian():
     check(model_of([L.MaxPooling2D((3, 2), strides=(1, 2), padding="same")], IMAGE))
 
 
-ACTIVATIONS = "relu gelu silu mish selu elu softplus softsign tanh sigmoid hard_sigmoid hard_silu softmax relu6".split()
+ACTIVATIONS = (
+    "relu", "gelu", "silu", "mish", "selu", "elu", "softplus", "softsign", "tanh", "sigmoid", "hard_sigmoid",
+    "hard_silu", "softmax", "relu6",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

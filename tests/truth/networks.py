@@ -7,8 +7,6 @@ from scipy.sparse.linalg import aslinearoperator
 from opnorm.checkpoints.records import Geometry, Graph, Node, Weight
 from opnorm.convolution import Convolution
 
-RELU = {"activation": "relu"}
-
 
 def weight(name, values, operator=None):
     geometry = Geometry("test", "matrix (in, out)" if values.ndim == 2 else "convolution", operator)
@@ -22,19 +20,23 @@ def dense(name, source, kernel, **options):
     )
 
 
-def conv(name, source, kernel, groups=1, strides=1, **options):
-    kernels = {"kernel": weight(name, kernel, lambda values: Convolution(values, groups=groups, strides=strides))}
-    settings = {"strides": strides, "groups": groups, "data_format": "channels_last", "padding": "same"}
-    return Node(name, "Conv2D", (source,), {**settings, **options}, kernels)
+def conv(name, source, kernel, groups=1, transposed=False):
+    def operator(values):
+        convolution = Convolution(values, groups=groups)
+        return convolution.H if transposed else convolution
+
+    settings = {"strides": 1, "groups": groups, "data_format": "channels_last", "padding": "same"}
+    kind = "Conv2DTranspose" if transposed else "Conv2D"
+    return Node(name, kind, (source,), settings, {"kernel": weight(name, kernel, operator)})
 
 
-def depthwise(name, source, kernel, **options):
+def depthwise(name, source, kernel):
     *spatial, channels, multiplier = kernel.shape
 
     def operator(values):
         return Convolution(values.reshape(*spatial, 1, channels * multiplier), groups=channels)
 
-    options = {"data_format": "channels_last", "padding": "same", **options}
+    options = {"data_format": "channels_last", "padding": "same"}
     return Node(name, "DepthwiseConv2D", (source,), options, {"kernel": weight(name, kernel, operator)})
 
 
@@ -51,8 +53,8 @@ def chain(*nodes, inputs=("x",)):
     return Graph(tuple(nodes), tuple(inputs), (nodes[-1].name,))
 
 
-def image_matrix(kernel, sizes, groups=1, strides=(1, 1)):
-    return explicit_matrix(kernel, sizes, strides, "same", (1, 1), groups)
+def image_matrix(kernel, sizes, groups=1):
+    return explicit_matrix(kernel, sizes, (1, 1), "same", (1, 1), groups)
 
 
 def relu(z):
