@@ -17,7 +17,7 @@ from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRAN
 
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
-_WRAPPERS = ("TimeDistributed",)
+_WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
     **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
@@ -44,11 +44,11 @@ def _kind(kind: str) -> str:
 
 
 def _unwrap(node: Node) -> Node:
-    """Return the layer that a wrapper applies to every position: the norm is that of one position."""
+    """Return the layer inside a wrapper: of one that is applied to every position, the norm is that of one."""
     if node.kind not in _WRAPPERS or not isinstance(node.options.get("layer"), Mapping):
         return node
     inner: Any = node.options["layer"]
-    weights = {role.split("/")[-1]: weight for role, weight in node.weights.items()}
+    weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
     return _unwrap(Node(node.name, inner["class_name"], node.inputs, inner["config"], weights))
 
 

@@ -63,6 +63,7 @@ LAYERS = [
     (L.SeparableConv2D(3, 3, padding="same"), IMAGE),
     (L.Conv2DTranspose(3, 3, strides=2, padding="same"), IMAGE),
     (L.TimeDistributed(L.Dense(3)), LINE),
+    (L.SpectralNormalization(L.Conv2D(3, 2)), IMAGE),
     (L.BatchNormalization(), IMAGE),
     (L.BatchNormalization(axis=1), IMAGE),
     (L.Normalization(mean=[0.0, 1.0], variance=[0.1, 4.0]), LINE),
