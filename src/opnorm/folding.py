@@ -5,7 +5,7 @@ depthwise convolution the pointwise one after it.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -31,7 +31,7 @@ def split(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        parts = _parts(_unwrap(node._replace(kind=_kind(node.kind), inputs=inputs)))
+        parts = _parts(_gated(_unwrap(node._replace(kind=_kind(node.kind), inputs=inputs)), nodes))
         nodes += parts
         renamed[node.name] = parts[-1].name
     return Graph(tuple(nodes), graph.inputs, tuple(renamed.get(name, name) for name in graph.outputs))
@@ -50,6 +50,16 @@ def _unwrap(node: Node) -> Node:
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
     return _unwrap(Node(node.name, inner["class_name"], node.inputs, inner["config"], weights))
+
+
+def _gated(node: Node, before: Sequence[Node]) -> Node:
+    """Return `x * sigmoid(x)`, as PyTorch exports it to ONNX, as the one function that it is."""
+    sigmoids = {other.name: other.inputs for other in before if other.kind == "Sigmoid"}
+    if node.kind in ("Mul", "Multiply") and len(node.inputs) == 2:
+        for x, gate in (node.inputs, node.inputs[::-1]):
+            if sigmoids.get(gate) == (x,):
+                return Node(node.name, "Silu", (x,), {}, {})
+    return node
 
 
 def _parts(node: Node) -> list[Node]:
