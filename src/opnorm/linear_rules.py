@@ -34,12 +34,16 @@ def kernel_of(node: Node) -> Weight:
     found = [weight for _, weight in kernels(node)]
     if len(found) != 1 or len(node.inputs) != 1:
         raise Unbounded(f"{len(node.inputs)} inputs and {len(found)} kernels: not one linear map")
-    changed = [role for role in node.weights if any(word in role.split("/")[-1] for word in _CHANGED)]
-    if changed:
-        raise Unbounded(f"its kernel is quantized or adapted ({', '.join(changed)})")
+    _require_plain(node)
     if found[0].geometry.assumed:
         raise Unbounded("what its kernel does is only guessed")
     return found[0]
+
+
+def _require_plain(node: Node) -> None:
+    changed = [role for role in node.weights if any(word in role for word in _CHANGED)]
+    if changed:
+        raise Unbounded(f"its kernel is quantized or adapted ({', '.join(changed)})")
 
 
 @rule(*KERNELS)
@@ -112,6 +116,9 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     rows = find(node.weights, "embeddings")
     if rows is None or rows.ndim != 2 or len(node.inputs) != 1 or node.options.get("axis"):
         raise Unbounded("its table is not there")
+    if node.options.get("mask_zero"):
+        raise Unbounded("makes a mask, and what reads a mask jumps")
+    _require_plain(node)
     text = "largest distance of two rows; the input is measured by the root of the number of changed tokens"
     return Effect(row_distance(rows), text, discrete=True)
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from math import inf
 from typing import NamedTuple
 
-import opnorm.shape_rules  # noqa: F401 - registers its rules
 from opnorm.chains import Chain, Effects, find_chains
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.distances import Reach, added, side_by_side, source, through
 from opnorm.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.folding import fold, split
 from opnorm.linear_rules import bound_weight, of_activation
+from opnorm.shape_rules import MEETINGS
 
 
 class Step(NamedTuple):
@@ -74,7 +74,11 @@ def network_bound(graph: Graph, bounds: BoundWeight = bound_weight) -> NetworkBo
 
 def _effect(node: Node, graph: Graph, bounds: BoundWeight) -> Effect | Unbounded:
     try:
+        if (node.options.get("arguments") or {}).get("training"):
+            raise Unbounded("it is called in training mode")
         effect = RULES.get(node.kind, of_activation)(node, bounds)
+        if len(node.inputs) > 1 and node.kind not in MEETINGS:
+            raise Unbounded("a second input, such as a mask, steers it")
         if effect.discrete:
             _require_tokens(node, graph)
         return effect

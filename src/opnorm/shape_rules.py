@@ -14,6 +14,9 @@ SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
     "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity",
 )  # fmt: skip
+MEETINGS = (  # where branches meet; a second input of any other kind is no branch
+    "Add", "Subtract", "Sub", "Sum", "Average", "Mean", "Concatenate", "Concat", "Maximum", "Minimum", "Max", "Min",
+)  # fmt: skip
 _MOVED = (
     "Flatten", "Reshape", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ExpandDims", "DepthToSpace", "SpaceToDepth",
 )  # fmt: skip
@@ -37,9 +40,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Masking")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    if node.options.get("mask_value"):
-        raise Unbounded(f"jumps where all features are {node.options['mask_value']}")
-    return Effect(1.0, "its input: what is masked was zero", (1.0, 1.0))
+    raise Unbounded("makes a mask, and what reads a mask jumps")
 
 
 @rule("RepeatVector")
@@ -114,7 +115,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("GlobalAveragePooling1D", "ReduceMean")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "mean over at least one entry: a mask may leave no more")
+    return Effect(1.0, "mean over an unknown number of entries, at least one")
 
 
 @rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")

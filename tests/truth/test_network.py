@@ -179,6 +179,7 @@ def test_branches_of_unknown_shape_are_not_taken_to_fit(rng):
         ("SomethingNew", "SomethingNew"),
         ("ThresholdedRelu", "jumps"),
         ("Exp", "slope"),
+        ("Masking", "mask"),
     ],
 )
 def test_what_has_no_constant_is_named_and_never_one(rng, kind, word):
@@ -211,6 +212,19 @@ def test_tokens_that_something_else_reads_make_the_bound_unknown(rng):
     embedding = Node("e", "Embedding", ("tokens",), {}, {"embeddings": n.weight("table", rng.standard_normal((7, 3)))})
     both = n.plain("y", "Concatenate", "e", "tokens")
     assert network_bound(n.chain(embedding, both, inputs=("tokens",))).upper is None
+
+
+def test_an_embedding_that_makes_a_mask_is_unknown(rng):
+    table = {"embeddings": n.weight("table", rng.standard_normal((7, 3)))}
+    embedding = Node("e", "Embedding", ("tokens",), {"mask_zero": True}, table)
+    assert "mask" in network_bound(n.chain(embedding, inputs=("tokens",))).unknown[0].rule
+
+
+def test_a_layer_with_a_second_input_or_in_training_mode_is_unknown():
+    masked = network_bound(n.chain(n.plain("p", "GlobalAveragePooling1D", "x", "mask"), inputs=("x", "mask")))
+    assert "second input" in masked.unknown[0].rule
+    training = network_bound(n.chain(n.plain("d", "Dropout", "x", arguments={"training": True})))
+    assert "training" in training.unknown[0].rule
 
 
 def test_a_quantized_kernel_is_named(rng):
