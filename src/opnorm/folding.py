@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from opnorm.activations import is_activation, parse
-from opnorm.checkpoints.records import Graph, Node
+from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.effects import Unbounded, constants
 from opnorm.kernel_products import form_of, product, scaled
 from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
@@ -115,7 +115,9 @@ def join(a: Node, b: Node) -> Node | None:
         if a.kind in _SCALES and b.kind in KERNELS:
             return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
         return product(a, b, name) if a.kind in KERNELS and b.kind in KERNELS else None
-    except (Unbounded, KeyError):  # what is not understood is not joined; the node's own rule says why
+    except CheckpointError:
+        raise
+    except (Unbounded, ValueError, TypeError, LookupError):  # not understood, not joined; the node's own rule says why
         return None
 
 

@@ -8,7 +8,7 @@ from math import inf
 from typing import NamedTuple
 
 from opnorm.chains import Chain, Effects, find_chains
-from opnorm.checkpoints.records import Graph, Node
+from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.distances import Reach, added, side_by_side, source, through
 from opnorm.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.folding import fold, split
@@ -84,8 +84,12 @@ def _effect(node: Node, graph: Graph, bounds: BoundWeight) -> Effect | Unbounded
         return effect
     except Unbounded as reason:
         return reason
+    except CheckpointError:
+        raise
     except KeyError as missing:
         return Unbounded(f"its file does not say its {missing.args[0]}")
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # settings come from files
+        return Unbounded(f"its settings or weights make no sense: {error}")
 
 
 def _require_tokens(node: Node, graph: Graph) -> None:

@@ -214,6 +214,19 @@ def test_tokens_that_something_else_reads_make_the_bound_unknown(rng):
     assert network_bound(n.chain(embedding, both, inputs=("tokens",))).upper is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("MaxPooling2D", {"pool_size": "two"}), ("MaxPool", {"kernel_shape": [2], "pads": [1]}), ("MaxPool", {})],
+)
+def test_settings_that_make_no_sense_are_an_unknown_not_a_crash(kind, options):
+    assert network_bound(n.chain(n.plain("p", kind, "x", **options))).upper is None
+
+
+def test_a_kernel_that_is_not_finite_is_an_unknown(rng):
+    bound = network_bound(n.chain(n.dense("a", "x", np.full((3, 3), np.nan)), n.dense("b", "a", np.eye(3))))
+    assert "finite" in bound.unknown[0].rule
+
+
 def test_an_embedding_that_makes_a_mask_is_unknown(rng):
     table = {"embeddings": n.weight("table", rng.standard_normal((7, 3)))}
     embedding = Node("e", "Embedding", ("tokens",), {"mask_zero": True}, table)
