@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from opnorm.checkpoints.files import DEPTH, byte_size, check_growth, extra, guarded, require
+from opnorm.checkpoints.hdf5_heaps import check_heaps
 from opnorm.checkpoints.records import CheckpointError
 
 Source = Callable[[], BinaryIO]
@@ -42,8 +43,15 @@ def opened(source: Source) -> Iterator[Any]:
 
 def read_tree(path: Path, source: Source) -> Group:
     """Return the tree of a whole file; reading a tensor opens the file again."""
+    with source() as raw:
+        check_heaps(raw)
     with opened(source) as file:
         return _Walk(path, source).group(file, 0)
+
+
+def read_file(path: Path) -> Group:
+    """Return the tree of an HDF5 file that stands by itself."""
+    return read_tree(path, lambda: path.open("rb"))
 
 
 class _Walk:
@@ -63,14 +71,14 @@ class _Walk:
             item = _item(group, key)
             if isinstance(item, h5py.Group):
                 groups[key] = self.group(item, depth + 1)
-            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubV":
+            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubcV" and item.shape is not None:
                 tensors[key] = self.tensor(item)
-        return Group(_text(group.attrs.get("name")), tensors, groups)
+        return Group(_text(group, "name"), tensors, groups)
 
     def tensor(self, dataset: Any) -> Tensor:
         check_dataset(dataset)
         read = guarded(self.path, read_dataset, self.source, dataset.name)
-        return Tensor(dataset.shape or (), _dtype(dataset), read)
+        return Tensor(dataset.shape, _dtype(dataset), read)
 
 
 def _item(group: Any, key: str) -> Any:
@@ -104,7 +112,7 @@ def read_dataset(source: Source, name: str) -> np.ndarray:
 
 def _dtype(dataset: Any) -> str:
     """Return the dtype; Keras stores bfloat16 as two opaque bytes and says so in an attribute."""
-    if _text(dataset.attrs.get("dtype")) == "bfloat16" and dataset.dtype.itemsize == 2:
+    if _text(dataset, "dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
         return "bfloat16"
     return str(dataset.dtype.newbyteorder("="))
 
@@ -112,17 +120,30 @@ def _dtype(dataset: Any) -> str:
 def attribute_texts(group: Any, name: str) -> list[str] | None:
     """Return an attribute of one or more texts, which Keras splits into name0, name1, ... when it is long."""
     if name in group.attrs:
-        return [_text(one) for one in np.ravel(group.attrs[name])]
+        return _texts(group, name)
     parts: list[str] = []
     for i in range(len(group.attrs)):
         if f"{name}{i}" not in group.attrs:
             break
-        parts += [_text(one) for one in np.ravel(group.attrs[f"{name}{i}"])]
+        parts += _texts(group, f"{name}{i}")
     return parts or None
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+def _texts(group: Any, name: str) -> list[str]:
+    """Return the texts of an attribute; of any other type none, since the library reads damaged ones at its peril."""
+    attribute = group.attrs.get_id(name)
+    kind = attribute.get_type()
+    if not isinstance(kind, extra("h5py").h5t.TypeStringID) or len(attribute.shape or ()) > 1:
+        return []
+    size = byte_size(attribute.shape or (), kind.get_size())
+    require(size <= max(attribute.get_storage_size(), kind.get_size()), f"the attribute {name!r} is cut off")
+    values = np.ravel(group.attrs[name])
+    return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values]
+
+
+def _text(group: Any, name: str) -> str:
+    """Return an attribute that is one text, or ""."""
+    return "".join(_texts(group, name)) if name in group.attrs else ""
 
 
 def _natural(key: Any) -> tuple[str, int, str]:

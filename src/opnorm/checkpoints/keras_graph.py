@@ -16,9 +16,10 @@ class _Call(NamedTuple):
     """One call of a layer inside one model."""
 
     layer: Layer
-    number: int  # which call of this layer
+    number: int  # by which other layers refer to this call
     tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
     arguments: Mapping[str, Any]  # what else it was called with
+    repeats: int = 0  # how many calls of the layer came before
     shapes: tuple[Any, ...] = ()  # of `tensors`, batch first; None where the config does not say
 
 
@@ -100,7 +101,7 @@ class _Builder:
     def call(self, one: _Call, path: tuple[str, ...], feeds: Sequence[str], call: str) -> tuple[list[Node], list[str]]:
         """Return the nodes of one call, and the names of its results."""
         inner = (*path, one.layer.name)
-        mark = f"{call}#{one.number}" if one.number else call
+        mark = f"{call}#{one.repeats}" if one.repeats else call
         if one.layer.kind in ("Sequential", *_MODELS):
             nodes, _, outputs = self.model(one.layer, inner, feeds, mark)
             return nodes, outputs
@@ -149,7 +150,14 @@ def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
         layer = layer._replace(name=str(entry.get("name", layer.name)))
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
-                yield _Call(layer, index, tuple(_tensors(node)), _arguments(node), tuple(_shapes(node)))
+                number = index + (isinstance(node, list) and _has_input(layer))
+                yield _Call(layer, number, tuple(_tensors(node)), _arguments(node), index, tuple(_shapes(node)))
+
+
+def _has_input(layer: Layer) -> bool:
+    """Return whether a layer is a model with inputs of its own: Keras 2 counts their making as its first call."""
+    inner = next(sublayers({"layers": layer.config.get("layers")}), None)
+    return layer.kind in ("Sequential", *_MODELS) and inner is not None and inner.kind == "InputLayer"
 
 
 def _tensors(node: Any) -> Iterator[tuple[str, int]]:

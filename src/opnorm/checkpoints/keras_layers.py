@@ -20,7 +20,7 @@ class Layer(NamedTuple):
 
 Tensors = Mapping[str, Tensor]
 
-_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D"}
+_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
 _TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"}
 _DEPTHWISE = {"DepthwiseConv1D", "DepthwiseConv2D"}
 _SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
@@ -173,17 +173,10 @@ def declared_constraint(layer: Layer | None, role: str) -> Mapping[str, Any] | N
     """Return the config of the constraint that the layer declares for a variable."""
     if layer is None:
         return None
-    short = role.removesuffix("_kernel")
-    keys = [f"{role}_constraint", f"{short}_constraint"]
-    if layer.kind in _DEPTHWISE:
+    keys = [f"{role}_constraint", f"{role.removesuffix('_kernel')}_constraint"]
+    if layer.kind in _DEPTHWISE and "kernel" in role:
         keys.insert(0, "depthwise_constraint")
-    found = [layer.config[key] for key in keys if isinstance(layer.config.get(key), Mapping)]
-    return found[0] if found and role not in ("bias", "beta") else _bias_constraint(layer, role)
-
-
-def _bias_constraint(layer: Layer, role: str) -> Mapping[str, Any] | None:
-    found = layer.config.get(f"{role}_constraint")
-    return found if isinstance(found, Mapping) else None
+    return next((layer.config[key] for key in keys if isinstance(layer.config.get(key), Mapping)), None)
 
 
 def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None:
@@ -242,9 +235,12 @@ def _batch_normalization(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     epsilon = layer.config.get("epsilon", 1e-3)
     if not isinstance(epsilon, int | float) or not 0 <= epsilon < float("inf"):
         return g.nothing(layer.kind, f"an epsilon of {epsilon!r}")
-    if role == "gamma" and "moving_variance" in tensors:
-        return g.batch_normalization(layer.kind, tensors["moving_variance"].read, float(epsilon))
-    return g.batch_variance(layer.kind, float(epsilon))
+    if role != "gamma":
+        return g.batch_variance(layer.kind, float(epsilon))
+    variance = tensors.get("moving_variance")
+    if variance is None or variance.shape != tensors[role].shape:
+        return g.nothing(layer.kind, "a scale without a variance of its shape")
+    return g.batch_normalization(layer.kind, variance.read, float(epsilon))
 
 
 def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.guesses import Named, guess
+from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_layers import (
     KNOWN,
@@ -123,15 +123,6 @@ def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
     return weights
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """Return `name`, with a number where it is taken."""
-    fresh, count = name, 1
-    while fresh in taken:
-        fresh, count = f"{name}#{count}", count + 1
-    taken.add(fresh)
-    return fresh
-
-
 def _geometry(place: Place, role: str, tensor: Named) -> Geometry:
     kind = place.layer.kind if place.layer else "unknown"
     if place.reason:
@@ -143,7 +134,9 @@ def _geometry(place: Place, role: str, tensor: Named) -> Geometry:
         return known
     if "seed_generator" in place.path or tensor.dtype in ("uint32", "uint64"):
         return g.nothing(kind, g.STATE)
-    if place.layer is not None and place.layer.kind not in KNOWN and not place.layer.assumed:
+    if place.layer is not None and place.layer.kind not in KNOWN and ">" not in place.layer.kind:
+        return g.nothing(kind, f"a variable of {kind}, of which no linear map is known")
+    if place.layer is not None and place.layer.kind not in KNOWN:
         found = guess(tensor._replace(name=_as_kernel(tensor)), {})
         return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
     return guess(tensor._replace(name=_as_kernel(tensor)), {})

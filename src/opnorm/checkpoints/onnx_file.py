@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import DEPTH, extra, require
-from opnorm.checkpoints.guesses import Named
-from opnorm.checkpoints.keras_tree import unique
+from opnorm.checkpoints.guesses import Named, unique
 from opnorm.checkpoints.onnx_geometry import Use, dequantized, rank, role, use_geometry
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
 from opnorm.checkpoints.onnx_tensors import onnx_tensor
@@ -29,7 +28,7 @@ def read_onnx(path: Path) -> Checkpoint:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(skeleton(path))
-    except onnx.google.protobuf.message.DecodeError as error:
+    except extra("google.protobuf.message").DecodeError as error:
         raise CheckpointError(f"it is no ONNX model ({error})") from error
     require(bool(model.graph.node or model.graph.initializer), "it holds no graph")
     reader = _Reader(path)

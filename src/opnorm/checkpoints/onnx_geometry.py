@@ -76,9 +76,8 @@ def dequantized(use: Use, found: Geometry) -> Geometry:
     """Return the geometry of integers that a DequantizeLinear turns into numbers, of which `found` is the geometry."""
     if use.position != 0 or use.options.get("block_size"):
         return g.nothing(use.kind, "the scale or zero point of quantized numbers")
-    return _rescaled(
-        found, use.constants.get(1), use.constants.get(2), int(use.options.get("axis", 1)), 1 in use.constants
-    )
+    axis = int(use.options.get("axis", 1))
+    return _rescaled(found, use.constants.get(1), use.constants.get(2), axis)
 
 
 def _dequantized(use: Use, found: Geometry) -> Geometry:
@@ -87,11 +86,11 @@ def _dequantized(use: Use, found: Geometry) -> Geometry:
         return g.nothing(use.kind, "the scale or zero point of quantized numbers")
     scale, zero = (use.constants.get(place) for place in places)
     axis = 0 if use.kind == "QLinearConv" else -1
-    return _rescaled(found, scale, zero, axis, True)
+    return _rescaled(found, scale, zero, axis)
 
 
-def _rescaled(found: Geometry, scale: Named | None, zero: Named | None, axis: int, complete: bool) -> Geometry:
-    if scale is None or not complete or found.operator is None:
+def _rescaled(found: Geometry, scale: Named | None, zero: Named | None, axis: int) -> Geometry:
+    if scale is None or found.operator is None:
         return g.nothing(found.kind, g.QUANTIZED if found.operator else found.reason)
 
     def factor(array: Array) -> Array:
@@ -163,10 +162,10 @@ def _matmul(use: Use, tensor: Named) -> Geometry:
 
 
 def _batch_normalization(use: Use, tensor: Named) -> Geometry:
-    if use.position == 1 and 4 in use.constants:
+    if use.position == 1 and 4 in use.constants and use.constants[4].shape == tensor.shape:
         epsilon = float(use.options.get("epsilon", 1e-5))
         return g.batch_normalization(use.kind, use.constants[4].read, epsilon)
-    reason = {3: g.MEAN, 4: "part of the map of `gamma`"}.get(use.position, "its variance is computed")
+    reason = {3: g.MEAN, 4: "part of the map of `gamma`"}.get(use.position, "no variance of its shape is in the file")
     return g.nothing(use.kind, reason)
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from opnorm.checkpoints import torch_pickle
 from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import DEPTH, JSON_BYTES, byte_size, check_growth, extra, guarded, require
-from opnorm.checkpoints.guesses import Named, guess
-from opnorm.checkpoints.keras_tree import unique
+from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
 from opnorm.checkpoints.torch_pickle import Opaque, Storage, StoredTensor
 
@@ -154,5 +153,6 @@ def _read(part: Run, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tupl
         data = file.read(part.size)
     require(len(data) == part.size, "its storage is cut off")
     steps = [stride * dtype.itemsize for stride in strides]
-    values = np.lib.stride_tricks.as_strided(np.frombuffer(data, dtype), shape, steps)  # checked by `_named`
-    return np.ascontiguousarray(values).reshape(shape)
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.array(np.ndarray(shape, dtype, data, strides=steps), order="C")  # a copy: strides of zero share memory

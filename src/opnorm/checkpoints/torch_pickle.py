@@ -44,7 +44,7 @@ class Opaque:
         self.state: Any = None
 
 
-_TENSORS = {  # how many leading arguments are not needed, and whether a dtype follows
+_TENSORS = {  # of (storage, offset, shape, strides, ...)
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_tensor_v3",
