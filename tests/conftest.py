@@ -7,6 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up note
 KNOWN = [
     # NumPy 2 asks arrays for `copy=`, which keras.Variable.__array__ does not take yet (Keras 3.15).
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    # PyTorch's own forward mode compiles its rules with the `torch.jit.script` that PyTorch 2.13 deprecates.
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
 ]
 
 

@@ -86,6 +86,11 @@ def _bracket_dense(matrix: Any, tolerance: float | None) -> tuple[float, float]:
     return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or _MATRIX_TOLERANCE)
 
 
+def matrix_of(operator: LinearOperator) -> Array | None:
+    """Return the matrix that SciPy's `aslinearoperator` made `operator` of, None for other operators."""
+    return real_array(operator.A, "x") if isinstance(operator, _MATRIX) else None
+
+
 @_bracket.register(_MATRIX)
 def _(operator: Any, tolerance: float | None) -> tuple[float, float]:
     return _bracket_dense(operator.A, tolerance)

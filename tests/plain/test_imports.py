@@ -11,8 +11,10 @@ import opnorm
 PACKAGE = Path(opnorm.__file__).parent
 FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
 TRUTH = {  # bounds and what they rest on: NumPy and SciPy alone
-    "arguments", "bounds", "cells", "certificates", "checks", "convolution", "convolution_bounds", "estimates",
-    "matrix_bounds", "operators", "sizes", "symbol_bounds", "symbols",
+    "activations", "arguments", "bounds", "cells", "certificates", "chains", "checks", "convolution",
+    "convolution_bounds", "distances", "effects", "estimates", "folding", "kernel_products", "linear_rules",
+    "matrix_bounds", "network", "operators", "pooling", "sector_bounds", "shape_rules", "sizes", "symbol_bounds",
+    "symbols",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ class _Call(NamedTuple):
     tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
     arguments: Mapping[str, Any]  # what else it was called with
     repeats: int = 0  # how many calls of the layer came before
+    shapes: tuple[Any, ...] = ()  # of `tensors`, batch first; None where the config does not say
 
 
 class _NoGraphError(Exception):
@@ -106,6 +107,8 @@ class _Builder:
             return nodes, outputs
         name = "/".join(inner) + mark
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
+        if one.shapes:
+            options["input_shapes"] = one.shapes
         node = Node(name, one.layer.kind, tuple(feeds), options, self.roles(inner))
         return [node], [name]
 
@@ -148,7 +151,7 @@ def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
                 number = index + (isinstance(node, list) and _has_input(layer))
-                yield _Call(layer, number, tuple(_tensors(node)), _arguments(node), index)
+                yield _Call(layer, number, tuple(_tensors(node)), _arguments(node), index, tuple(_shapes(node)))
 
 
 def _has_input(layer: Layer) -> bool:
@@ -171,6 +174,17 @@ def _tensors(node: Any) -> Iterator[tuple[str, int]]:
             yield from _tensors(node[3] if len(node) > 3 else [])
         else:
             yield from (found for value in node for found in _tensors(value))
+
+
+def _shapes(node: Any) -> Iterator[Any]:
+    """Yield the shapes of the tensors that a call takes, in the order of `_tensors`; Keras 3 alone writes them."""
+    if isinstance(node, Mapping):
+        if node.get("class_name") == "__keras_tensor__":
+            yield node.get("config", {}).get("shape")
+        else:
+            yield from (found for value in node.values() for found in _shapes(value))
+    elif isinstance(node, list) and not _is_reference(node):
+        yield from (found for value in node for found in _shapes(value))
 
 
 def _is_reference(node: Any) -> bool:

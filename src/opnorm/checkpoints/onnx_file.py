@@ -10,11 +10,13 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import DEPTH, extra, require
 from opnorm.checkpoints.guesses import Named, unique
 from opnorm.checkpoints.onnx_geometry import Use, dequantized, rank, role, use_geometry
+from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
 from opnorm.checkpoints.onnx_tensors import onnx_tensor
 from opnorm.checkpoints.onnx_wire import skeleton
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Geometry, Graph, Node, Weight
 
 _PASSES = {"Identity", "Cast", "DequantizeLinear"}  # of a constant: still that constant
+_LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FOLLOWED = 8  # operators between a constant and the one that uses it: more is no weight
 
 Scope = Mapping[str, str]  # the names of a graph's constants, with the file's unique names
@@ -32,7 +34,7 @@ def read_onnx(path: Path) -> Checkpoint:
     reader = _Reader(path)
     reader.enter(model.graph, {}, "", 0)
     weights = {name: reader.weight(name) for name in reader.tensors}
-    graph = _graph(reader, model.graph, weights)
+    graph = _graph(reader, model.graph, weights, value_shapes(model))
     return Checkpoint("onnx", tuple(weights.values()), graph, tuple(_notes(reader, model)))
 
 
@@ -149,7 +151,7 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _graph(reader: _Reader, graph: Any, weights: Mapping[str, Weight]) -> Graph:
+def _graph(reader: _Reader, graph: Any, weights: Mapping[str, Weight], shapes: Mapping[str, Shape]) -> Graph:
     """Return the outermost graph; operators on constants alone are no nodes, their results are weights."""
     scope, taken = reader.outer, {value.name for value in graph.input}
     origins = {name: reader.origin(inner) for name, inner in scope.items()}
@@ -159,7 +161,10 @@ def _graph(reader: _Reader, graph: Any, weights: Mapping[str, Weight]) -> Graph:
     for node in calls:
         names.append(unique(node.name or next(iter(node.output), node.op_type), taken))
         makers.update(dict.fromkeys((output for output in node.output if output), names[-1]))
-    nodes = {name: _node(name, node, makers, origins, weights) for name, node in zip(names, calls, strict=True)}
+    pairs = zip(names, calls, strict=True)
+    nodes = {
+        name: _with_shapes(_node(name, node, makers, origins, weights), node, makers, shapes) for name, node in pairs
+    }
     try:
         links = {name: [n for n in node.inputs if n in nodes] for name, node in nodes.items()}
         order = list(TopologicalSorter(links).static_order())
@@ -174,6 +179,23 @@ def _node(
     name: str, node: Any, makers: Mapping[str, str], origins: Mapping[str, str | None], weights: Mapping[str, Weight]
 ) -> Node:
     held = {i: origins[value] for i, value in enumerate(node.input) if origins.get(value)}
-    by_role = {role(kind(node), i): weights[origin] for i, origin in held.items() if origin}
+    uses = {i: Use(kind(node), i, attributes(node), {}) for i in held}
+    by_role = {role(kind(node), i): _as_used(weights[origin], uses[i]) for i, origin in held.items() if origin}
     inputs = tuple(makers[value] for value in node.input if value in makers)
     return Node(name, kind(node), inputs, attributes(node), by_role)
+
+
+def _as_used(weight: Weight, use: Use) -> Weight:
+    """Return the weight with what this use does with it: a constant may have several, with other strides, say."""
+    own = use_geometry(use, Named(weight.name, weight.shape, weight.dtype, weight.read))
+    if use.kind not in _LINEAR or weight.geometry.text.startswith(own.text):  # quantized: the same text, and more
+        return weight
+    plain = weight.dtype in ("float16", "bfloat16", "float32", "float64")
+    return weight._replace(geometry=own if plain else g.nothing(use.kind, "quantized, and used in several ways"))
+
+
+def _with_shapes(node: Node, call: Any, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:
+    """Return the node with the shapes of its inputs among its options, when all are known."""
+    found = [shapes.get(value) for value in call.input if value in makers]
+    known = tuple(shape for shape in found if shape is not None)
+    return node._replace(options={**node.options, "input_shapes": known}) if len(known) == len(found) else node

@@ -1,0 +1,133 @@
+"""The kernels of two neighbouring linear nodes multiplied out, with the rounding errors of doing so.
+
+Every kernel is brought to one layout, that of `opnorm.Convolution`: (*spatial, channels in / groups, channels out). A
+matrix has no spatial axes; a transposed convolution stands for its adjoint.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+from opnorm.arguments import Array, real_array
+from opnorm.bounds import matrix_of
+from opnorm.certificates import gamma, up
+from opnorm.checkpoints.records import Geometry, Node, Weight
+from opnorm.convolution import Convolution
+from opnorm.effects import Unbounded
+from opnorm.linear_rules import channel_factors, kernel_of
+from opnorm.sizes import Adjoint
+
+_ENTRIES = 2**25  # of a product that may be formed: 256 MiB in float64
+_ROUNDINGS = 12  # of a channel factor and its product
+
+
+class Form(NamedTuple):
+    """A node's kernel in the common layout, as its operator has it."""
+
+    values: Array
+    groups: int
+    make: Callable[[Array, int], LinearOperator]  # of other values and groups, everything else alike
+    pointwise: bool  # a map of the channels of one position
+    adjoint: bool
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels that go in and come out of the node, over all groups."""
+        cin, cout = self.groups * self.values.shape[-2], self.values.shape[-1]
+        return (cout, cin) if self.adjoint else (cin, cout)
+
+
+def form_of(node: Node) -> Form:
+    """Return the form of a node's kernel.
+
+    Raises:
+        Unbounded: When the node is not one matrix or one convolution.
+    """
+    weight = kernel_of(node)
+    operator = weight.geometry.operator and weight.geometry.operator(real_array(weight.read(), weight.name))
+    if isinstance(operator, Convolution):
+        return _sliding(operator, adjoint=False)
+    if isinstance(operator, Adjoint) and isinstance(operator.operator, Convolution):
+        return _sliding(operator.operator, adjoint=True)
+    matrix = None if operator is None else matrix_of(operator)
+    if matrix is None:
+        raise Unbounded("neither one matrix nor one convolution")
+    return Form(matrix.T, 1, lambda values, groups: aslinearoperator(values.T), True, False)
+
+
+def _sliding(operator: Convolution, *, adjoint: bool) -> Form:
+    def make(values: Array, groups: int) -> LinearOperator:
+        made = Convolution(values, strides=operator.strides, dilation_rate=operator.dilation_rate, groups=groups)
+        return Adjoint(made) if adjoint else made
+
+    still = prod(operator.kernel.shape[:-2]) == prod(operator.strides) == operator.groups == 1
+    return Form(operator.kernel, operator.groups, make, still and not adjoint, adjoint)
+
+
+def scaled(node: Node, scale: Node, *, outputs: bool) -> Node:
+    """Return the node of a kernel with the channel factors of `scale` multiplied into its outputs, or its inputs.
+
+    Raises:
+        Unbounded: When the two do not fit, or are not understood.
+    """
+    factors, form = channel_factors(scale), form_of(node)
+    if factors.size not in (1, form.channels[outputs]):
+        raise Unbounded(f"{factors.size} factors for {form.channels[outputs]} channels")
+    values = form.values * _spread(factors, form, last=outputs != form.adjoint)
+    error = _error(node) * float(np.max(np.abs(factors))) + gamma(_ROUNDINGS) * _total(values)
+    text = f"{kernel_of(node).geometry.text}, times the factors of {scale.kind}"
+    return _with_kernel(node, node.name, values, form.groups, form, text, error)
+
+
+def _spread(factors: Array, form: Form, *, last: bool) -> Array:
+    """Return the factor of each channel as numbers to multiply the last two axes of the form's values with."""
+    cin, cout = form.values.shape[-2:]
+    if last:
+        return np.broadcast_to(factors, cout)
+    by_group = np.broadcast_to(factors, form.groups * cin).reshape(form.groups, cin)
+    return np.repeat(by_group.T, cout // form.groups, axis=1)
+
+
+def product(a: Node, b: Node, name: str) -> Node | None:
+    """Return one node for `b` after `a`, a matrix or convolution and a pointwise map; None for all other pairs."""
+    first, second = form_of(a), form_of(b)
+    if first.adjoint or not second.pointwise or first.channels[1] != second.channels[0]:
+        return None
+    if prod(first.values.shape[:-1]) * first.groups * max(second.channels) > _ENTRIES:
+        return None
+    matrix = second.values.reshape(second.channels)
+    values = _without_groups(first.values, first.groups) @ matrix
+    error = _error(a) * _total(matrix) + _total(first.values) * _error(b) + _error(a) * _error(b)
+    error += gamma(len(matrix)) * _total(first.values) * _total(matrix)
+    return _with_kernel(a, name, values, 1, first, f"product of {a.kind} and {b.kind}", error)
+
+
+def _with_kernel(node: Node, name: str, values: Array, groups: int, form: Form, text: str, error: float) -> Node:
+    geometry = Geometry(node.kind, text, lambda array: form.make(array, groups))
+    kernel = Weight(name, values.shape, "float64", lambda: values, geometry)
+    return Node(name, node.kind, node.inputs, {**node.options, "rounding": up(error)}, {"kernel": kernel})
+
+
+def _error(node: Node) -> float:
+    """Return what earlier products may have changed in the norm of a node's kernel."""
+    return float(node.options.get("rounding", 0.0))
+
+
+def _total(values: Array) -> float:
+    """Return the sum of all magnitudes: it bounds the norm of any operator that these entries make."""
+    return up(float(np.sum(np.abs(values))) * (1 + gamma(values.size)))
+
+
+def _without_groups(values: Array, groups: int) -> Array:
+    """Return the kernel of one group that does the same: zeros where groups do not meet."""
+    if groups == 1:
+        return values
+    *spatial, cin, cout = values.shape
+    full = np.zeros((*spatial, groups, cin, groups, cout // groups))
+    split = values.reshape(*spatial, cin, groups, cout // groups)
+    for g in range(groups):
+        full[..., g, :, g, :] = split[..., g, :]
+    return full.reshape(*spatial, groups * cin, cout)

@@ -1,0 +1,226 @@
+"""Bounds of live Keras models: above the largest explicit Jacobian at random points, and never a made-up number."""
+
+import keras
+import numpy as np
+import pytest
+
+from opnorm.jacobian import largest_jacobian, linearize
+from opnorm.lipschitz import lipschitz_bound
+
+L = keras.layers
+SINGLE = 1e-4  # Jacobians in float32: a few hundred products, and TensorFlow's convolutions
+POINTS = 3
+
+
+def jacobians(model, points):
+    """Return the Jacobian at each point, (outputs, inputs), row by row by reverse mode."""
+    linear = linearize(model, points)
+    size = int(np.prod(linear.output_shape))
+    rows = [
+        linear.backward(np.broadcast_to(e.reshape(linear.output_shape), (len(points), *linear.output_shape)).copy())
+        for e in np.eye(size)
+    ]
+    return np.stack([row.reshape(len(points), -1) for row in rows], axis=1)
+
+
+def randomized(model):
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        if "variance" in variable.path:
+            variable.assign(rng.uniform(0.2, 3.0, variable.shape))
+        elif variable.path.split("/")[-1] != "count" and "seed" not in variable.path:
+            variable.assign(rng.standard_normal(variable.shape))
+    return model
+
+
+def model_of(layers, shape):
+    return randomized(keras.Sequential([keras.Input(shape), *layers]))
+
+
+def points_for(model, spread=1.0):
+    shape = (POINTS, *model.input_shape[1:])
+    return (spread * np.random.default_rng(1).standard_normal(shape)).astype("float32")
+
+
+def check(model, spread=1.0):
+    """Assert that the bound holds, and return it with the largest Jacobian found."""
+    points = points_for(model, spread)
+    bound = lipschitz_bound(model)
+    assert bound.unknown == ()
+    truth = max(np.linalg.norm(J, 2) for J in jacobians(model, points))
+    assert truth <= bound.upper * (1 + SINGLE)
+    return bound, truth
+
+
+IMAGE, LINE = (6, 7, 2), (9, 2)
+LAYERS = [
+    (L.Dense(4, activation="sigmoid"), (5,)),
+    (L.EinsumDense("ab,bc->ac", output_shape=5), (4,)),
+    (L.Conv1D(3, 3, padding="causal", dilation_rate=2), LINE),
+    (L.Conv2D(3, 3, padding="same", activation="silu"), IMAGE),
+    (L.Conv2D(4, 3, strides=2, groups=2), IMAGE),
+    (L.DepthwiseConv2D(3, depth_multiplier=2, padding="same"), IMAGE),
+    (L.SeparableConv2D(3, 3, padding="same"), IMAGE),
+    (L.Conv2DTranspose(3, 3, strides=2, padding="same"), IMAGE),
+    (L.TimeDistributed(L.Dense(3)), LINE),
+    (L.SpectralNormalization(L.Conv2D(3, 2)), IMAGE),
+    (L.BatchNormalization(), IMAGE),
+    (L.BatchNormalization(axis=1), IMAGE),
+    (L.Normalization(mean=[0.0, 1.0], variance=[0.1, 4.0]), LINE),
+    (L.Rescaling(1 / 127.5, offset=-1), IMAGE),
+    (L.PReLU(), (5,)),
+    (L.LeakyReLU(negative_slope=2.0), (5,)),
+    (L.Softmax(), (5,)),
+    (L.ZeroPadding2D(1), IMAGE),
+    (L.Cropping2D(1), IMAGE),
+    (L.UpSampling2D((2, 3)), IMAGE),
+    (L.UpSampling2D(2, interpolation="bilinear"), IMAGE),
+    (L.RepeatVector(4), (5,)),
+    (L.Permute((2, 1)), LINE),
+    (L.GlobalAveragePooling2D(), IMAGE),
+    (L.GlobalMaxPooling1D(), LINE),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[f"{i}-{type(a).__name__}" for i, (a, _) in enumerate(LAYERS)])
+def test_a_layer_is_never_below_its_jacobian(layer, shape):
+    check(model_of([layer], shape))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("strides", [1, 2, 5])
+@pytest.mark.parametrize("kind", [L.MaxPooling1D, L.AveragePooling1D])
+def test_pooling_is_never_below_its_jacobian(kind, size, strides, padding):
+    check(model_of([kind(size, strides=strides, padding=padding)], (8, 1)))
+
+
+def test_pooling_of_two_axes_is_never_below_its_jacobian():
+    check(model_of([L.AveragePooling2D((3, 2), strides=1, padding="same")], IMAGE))
+    check(model_of([L.MaxPooling2D((3, 2), strides=(1, 2), padding="same")], IMAGE))
+
+
+ACTIVATIONS = (
+    "relu", "gelu", "silu", "mish", "selu", "elu", "softplus", "softsign", "tanh", "sigmoid", "hard_sigmoid",
+    "hard_silu", "softmax", "relu6",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_activation_of_a_layer_is_a_step_of_its_own(name):
+    bound, _ = check(model_of([L.Dense(6, activation=name), L.Dense(6)], (4,)))
+    assert [step.kind for step in bound.steps[:3]] == ["Dense", "Activation", "Dense"]
+
+
+def test_a_linear_network_with_batch_normalization_has_its_own_norm():
+    model = model_of([L.Dense(6), L.BatchNormalization(), L.Dense(5)], (4,))
+    bound, truth = check(model)
+    assert bound.upper == pytest.approx(truth, rel=SINGLE)
+
+
+def residual_network():
+    inputs = keras.Input((6, 6, 2))
+    x = L.Conv2D(4, 3, padding="same")(inputs)
+    x = L.ReLU()(L.BatchNormalization()(x))
+    y = L.Conv2D(4, 3, padding="same", activation="relu")(x)
+    x = L.Add()([x, y])
+    x = L.Concatenate()([L.MaxPooling2D(2)(x), L.AveragePooling2D(2)(x)])
+    x = L.Dropout(0.5)(x)
+    x = L.Dense(5, activation="tanh")(L.Flatten()(x))
+    return randomized(keras.Model(inputs, L.Dense(3)(0.5 * x + x)))
+
+
+def test_branches_are_never_below_their_jacobian():
+    bound, truth = check(residual_network())
+    assert bound.upper > truth  # a product over layers is not sharp here
+
+
+def test_the_lower_end_is_the_largest_jacobian():
+    model = residual_network()
+    points = points_for(model)
+    bound = lipschitz_bound(model, points)
+    truth = max(np.linalg.norm(J, 2) for J in jacobians(model, points))
+    assert bound.lower <= truth * (1 + SINGLE)
+    assert bound.lower >= truth * 0.99  # twice twelve Golub-Kahan steps
+    assert bound.ratio == bound.upper / bound.lower
+
+
+def test_several_batches_give_the_largest_of_all():
+    model = model_of([L.Dense(6, activation="tanh"), L.Dense(3)], (4,))
+    points = points_for(model)
+    truth = max(np.linalg.norm(J, 2) for J in jacobians(model, points))
+    assert largest_jacobian(model, points, batch_size=2) == pytest.approx(truth, rel=SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (L.LayerNormalization(), (5,)),
+        (L.LSTM(3), LINE),
+        (L.Bidirectional(L.GRU(3)), LINE),
+        (L.Lambda(lambda x: x * 2), (5,)),
+        (L.Activation("exponential"), (5,)),
+        (L.Dense(3, activation="log_softmax"), (5,)),
+        (L.UnitNormalization(), (5,)),
+    ],
+)
+def test_a_layer_without_a_constant_is_named_and_the_total_is_unknown(layer, shape):
+    bound = lipschitz_bound(model_of([L.Dense(shape[-1]), layer], shape))
+    assert bound.upper is None
+    assert [step.name.split("/")[0] for step in bound.unknown] == [layer.name]
+
+
+def test_attention_and_products_of_branches_are_unknown():
+    inputs = keras.Input(LINE)
+    attended = L.MultiHeadAttention(2, 3)(inputs, inputs)
+    model = randomized(keras.Model(inputs, L.Multiply()([attended, inputs])))
+    assert [step.kind for step in lipschitz_bound(model).unknown] == ["MultiHeadAttention", "Multiply"]
+
+
+def test_a_branch_that_is_repeated_over_the_image_is_unknown():
+    inputs = keras.Input(IMAGE)
+    model = keras.Model(inputs, L.Add()([inputs, L.GlobalAveragePooling2D(keepdims=True)(inputs)]))
+    assert lipschitz_bound(model).upper is None
+
+
+def test_an_embedding_is_measured_by_changed_tokens():
+    model = randomized(keras.Sequential([keras.Input((4,), dtype="int32"), L.Embedding(7, 3), L.Flatten(), L.Dense(2)]))
+    bound = lipschitz_bound(model)
+    tokens = np.random.default_rng(2).integers(0, 7, (60, 4))
+    outputs = keras.ops.convert_to_numpy(model(tokens))
+    changed = np.sqrt((tokens[:, None] != tokens[None]).sum(-1))
+    moved = np.linalg.norm(outputs[:, None] - outputs[None], axis=-1)
+    assert np.all(moved <= bound.upper * changed * (1 + SINGLE) + SINGLE)
+
+
+def test_a_file_has_the_bound_of_its_model(tmp_path):
+    model = residual_network()
+    model.save(tmp_path / "model.keras")
+    assert lipschitz_bound(tmp_path / "model.keras").upper == lipschitz_bound(model).upper
+
+
+def test_a_subclassed_model_is_unknown_and_says_why():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    bound = lipschitz_bound(model)
+    assert bound.upper is None
+    assert "not known" in bound.notes[0]
+
+
+def test_a_file_is_not_differentiated(tmp_path):
+    with pytest.raises(ValueError, match="Argument `data`"):
+        lipschitz_bound(tmp_path / "model.keras", np.zeros((1, 4)))
+
+
+def test_points_are_floating_point_numbers():
+    model = model_of([L.Dense(3)], (4,))
+    with pytest.raises(ValueError, match="Argument `x`"):
+        lipschitz_bound(model, np.zeros((2, 4), "int32"))
