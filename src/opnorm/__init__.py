@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
     from opnorm.convolution import Convolution
     from opnorm.geometry import KernelGeometry, kernels
+    from opnorm.lipschitz import lipschitz_bound
     from opnorm.models import project
+    from opnorm.network import NetworkBound
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
     from opnorm.projections import Orthogonal, SpectralClip
     from opnorm.regularizers import SpectralRegularizer
@@ -30,6 +32,7 @@ __all__ = [
     "Diagonal",
     "KernelGeometry",
     "MaxSpectralNorm",
+    "NetworkBound",
     "Orthogonal",
     "SpectralClip",
     "SpectralMonitor",
@@ -40,6 +43,7 @@ __all__ = [
     "kernels",
     "linear_operator",
     "linear_operators",
+    "lipschitz_bound",
     "project",
     "spectral_norm",
 ]
@@ -51,6 +55,7 @@ _HOMES = {
     "Diagonal": "operators",
     "KernelGeometry": "geometry",
     "MaxSpectralNorm": "constraints",
+    "NetworkBound": "network",
     "Orthogonal": "projections",
     "SpectralClip": "projections",
     "SpectralMonitor": "callbacks",
@@ -61,6 +66,7 @@ _HOMES = {
     "kernels": "geometry",
     "linear_operator": "operators",
     "linear_operators": "operators",
+    "lipschitz_bound": "lipschitz",
     "project": "models",
     "spectral_norm": "bounds",
 }
