@@ -1,4 +1,4 @@
-"""Training-step time with a constraint over the step without it, on every installed backend.
+"""Training-step time with a constraint or a wrapper over the step without it, on every installed backend.
 
     python benchmarks/constraint_overhead.py [--backend jax] [--repeats 15] [--steps 30]
 
@@ -66,6 +66,7 @@ def variants(build):
         "opnorm.MaxSpectralNorm": build(opnorm.MaxSpectralNorm(), plain),
         **sliding,
         "keras MaxNorm": build(keras.constraints.MaxNorm(1.0, axis=axis), plain),
+        "opnorm.SpectralNormalization": build(None, opnorm.SpectralNormalization),
         "keras SpectralNormalization": build(None, keras.layers.SpectralNormalization),
     }
 

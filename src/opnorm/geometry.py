@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from opnorm.frequencies import Strides
-from opnorm.layers import einsum_axes
+from opnorm.equations import einsum_axes
 from opnorm.matrices import Axis
 
 _CHANNELS = (-2, -1)  # of a depthwise kernel, (*spatial, channels, multiplier): together its output channels
