@@ -100,7 +100,7 @@ def _bracket_roughly(A: Array, deadline: Deadline) -> tuple[float, float]:
         if deadline.passed or lower == 0:
             break
         v = (A @ v) @ A
-    return lower, min(frobenius, up(np.sqrt(product)))
+    return lower, min(frobenius, up(float(np.sqrt(product))))
 
 
 def _absolute_sums(A: Array) -> tuple[Array, Array]:

@@ -61,7 +61,7 @@ def _refine(symbol: Symbol, tolerance: float, lower: float, upper: float, deadli
             if budget < 0:
                 return lower, _settle(symbol, cells, max(upper, lower * (1 + tolerance)), deadline)
             norms = estimate_norms(symbol, cells, _PROBES, deadline)
-            lower = _climbed(symbol, cells, norms, lower)
+            lower = _climbed(symbol, cells, norms, lower, deadline)
             upper = max(upper, up(lower * (1 + tolerance)))
             failed = norms > upper * cos(cells.slack)
             tried = cells.where(~failed)
@@ -72,10 +72,10 @@ def _refine(symbol: Symbol, tolerance: float, lower: float, upper: float, deadli
     return lower, upper
 
 
-def _climbed(symbol: Symbol, cells: Cells, norms: Array, lower: float) -> float:
+def _climbed(symbol: Symbol, cells: Cells, norms: Array, lower: float, deadline: Deadline) -> float:
     """Return the best proved lower bound that local searches from the largest of the estimates `norms` find."""
     for best in np.argsort(norms)[-_CLIMBS:]:
-        if norms[best] > lower * 0.99:  # an estimate may be a percent too small
+        if not deadline.passed and norms[best] > lower * 0.99:  # an estimate may be a percent too small
             lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
     return lower
 
