@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.arguments import Array, real_array
 from opnorm.convolution import Convolution
-from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
+from opnorm.equations import einsum_operator
+from opnorm.operators import Diagonal, linear_operator, linear_operators
 from opnorm.sizes import Adjoint
 
 _GATES = {keras.layers.SimpleRNNCell: 1, keras.layers.LSTMCell: 4, keras.layers.GRUCell: 3}
@@ -63,33 +64,7 @@ def _(layer: keras.layers.TimeDistributed) -> LinearOperator:
 
 @linear_operator.register
 def _(layer: keras.layers.EinsumDense) -> LinearOperator:
-    kernel = _weight(layer, "kernel")
-    shared, summed, kept = einsum_axes(layer.equation)
-    blocks = kernel.transpose(*shared, *summed, *kept)
-    shape = [int(np.prod([kernel.shape[i] for i in axes])) for axes in (shared, summed, kept)]
-    operators = [_from_columns(block) for block in blocks.reshape(shape)]
-    return operators[0] if not shared else BlockDiagonal(operators)
-
-
-def einsum_axes(equation: str) -> tuple[list[int], list[int], list[int]]:
-    """Return the kernel's axes by their role: in all three terms, summed with the input, kept in the output.
-
-    The last two stand in the order of the input's and the output's letters.
-
-    Raises:
-        ValueError: When the equation is not one matrix (or one for each shared index) applied to every position.
-    """
-    inputs, kernel, outputs = equation.replace("...", "").replace(" ", "").replace("->", ",").split(",")
-    shared = [letter for letter in kernel if letter in inputs and letter in outputs]
-    summed = [letter for letter in inputs if letter in kernel and letter not in outputs]
-    kept = [letter for letter in outputs if letter in kernel and letter not in inputs]
-    alone = [letter for letter in inputs if letter not in kernel + outputs]
-    if alone or sorted(shared + summed + kept) != sorted(kernel):
-        raise ValueError(
-            "Argument `layer` must have an equation that sums only over axes that input and kernel share. "
-            f"Received: equation={equation!r}"
-        )
-    return tuple([kernel.index(letter) for letter in letters] for letters in (shared, summed, kept))  # type: ignore[return-value]
+    return einsum_operator(_weight(layer, "kernel"), layer.equation)
 
 
 def _sizes(layer: Any) -> tuple[int, ...] | None:

@@ -1,0 +1,122 @@
+"""Zip archives: members of checked names and sizes, and a member as a file that can be searched without a copy."""
+
+import io
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from opnorm.checkpoints.files import is_plain, require
+from opnorm.checkpoints.records import CheckpointError
+
+_LOCAL_HEADER = 30  # bytes before the name and the extra field of a member
+_FREE = 64 * 2**20  # what may be unpacked whatever its ratio
+_RATIO = 100  # weights hardly compress; deflate alone reaches 1032
+
+
+def members(path: Path) -> dict[str, ZipInfo]:
+    """Return the members of an archive by name; one that could trick an unpacker spoils the whole archive."""
+    try:
+        with ZipFile(path) as archive:
+            found = archive.infolist()
+    except BadZipFile as error:
+        raise CheckpointError(f"it is no intact zip archive ({error})") from error
+    names = [info.filename for info in found]
+    require(len(set(names)) == len(names), "two members of the archive share a name")
+    for info in found:
+        require(is_plain(info.filename), f"the archive names a member {info.filename!r}, which leads out of it")
+        require(not info.flag_bits & 1, f"the member {info.filename!r} is encrypted")
+        known = info.compress_type in (ZIP_STORED, ZIP_DEFLATED)
+        require(known, f"the member {info.filename!r} is compressed by a method that is not read")
+    return {info.filename: info for info in found}
+
+
+def read_member(path: Path, info: ZipInfo, limit: int) -> bytes:
+    """Return the bytes of a member of at most `limit`."""
+    require(info.file_size <= limit, f"the member {info.filename!r} is larger than {limit >> 20} MiB")
+    with ZipFile(path) as archive, archive.open(info) as member:
+        return member.read()
+
+
+class Window(io.RawIOBase):
+    """A part of a file, read-only, as a file of its own.
+
+    Args:
+        path: The file.
+        start: Where the part begins, in bytes.
+        size: Its length.
+    """
+
+    def __init__(self, path: Path, start: int, size: int):
+        super().__init__()
+        self._file: BinaryIO = path.open("rb")
+        self._start, self._size, self._at = start, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to `offset`, as in any file."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the position on, up to the part's end."""
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view[: max(0, min(len(view), self._size - self._at))])  # type: ignore[attr-defined]
+        self._at += count
+        return int(count)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def searchable(path: Path, info: ZipInfo) -> Callable[[], BinaryIO]:
+    """Return an opener of the member as a file with `seek`: a window on the archive where it is stored as it is."""
+    if info.compress_type != ZIP_STORED:
+        return _Unpacked(path, info).open
+    start = _data_offset(path, info)
+    require(info.compress_size == info.file_size, f"the sizes of the member {info.filename!r} do not agree")
+    require(start + info.file_size <= path.stat().st_size, f"the member {info.filename!r} is cut off")
+    return lambda: Window(path, start, info.file_size)  # type: ignore[return-value]
+
+
+def _data_offset(path: Path, info: ZipInfo) -> int:
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER)
+    require(len(header) == _LOCAL_HEADER and header[:4] == b"PK\3\4", f"the member {info.filename!r} has no header")
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return info.header_offset + _LOCAL_HEADER + lengths
+
+
+class _Unpacked:
+    """A compressed member, unpacked into a temporary file that goes away with this object."""
+
+    def __init__(self, path: Path, info: ZipInfo):
+        bomb = info.file_size > _FREE and info.file_size > _RATIO * info.compress_size
+        require(not bomb, f"the member {info.filename!r} says that it unpacks to {info.file_size} bytes")
+        handle, self.name = tempfile.mkstemp(prefix="opnorm-")
+        weakref.finalize(self, os.unlink, self.name)
+        with ZipFile(path) as archive, archive.open(info) as member, os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(member, file)
+
+    def open(self) -> BinaryIO:
+        """Return the unpacked file."""
+        return open(self.name, "rb")

@@ -1,0 +1,96 @@
+"""The border to files that nobody vouches for: every failure is one CheckpointError, every size is checked first."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import ModuleType
+from typing import Any, TypeVar
+
+from opnorm.checkpoints.records import CheckpointError
+
+T = TypeVar("T")
+
+JSON_BYTES = 64 * 2**20  # a table of contents: the largest real ones are a few MiB
+DEPTH = 100  # of groups in groups: real models stay under 20
+
+
+@contextmanager
+def border(path: Path) -> Iterator[None]:
+    """Let nothing but a CheckpointError of one line, which names the file, escape."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(_one_line(path, error)) from error
+    except RecursionError as error:
+        raise CheckpointError(_one_line(path, "it is nested too deeply")) from error
+    except MemoryError as error:
+        raise CheckpointError(_one_line(path, "a tensor of it does not fit into memory")) from error
+    except Exception as error:  # libraries raise anything at a broken file
+        raise CheckpointError(_one_line(path, f"it is damaged ({type(error).__name__}: {error})")) from error
+
+
+def _one_line(path: Path, error: Any) -> str:
+    text = " ".join(str(error).split())
+    start = f"Cannot read {path.name!r}: "
+    return text if text.startswith(start) else start + (text if len(text) < 400 else text[:400] + " ...")
+
+
+def guarded(path: Path, read: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    """Return a reader that fails with CheckpointError alone."""
+    return partial(_read, path, read, arguments)
+
+
+def _read(path: Path, read: Callable[..., T], arguments: Sequence[Any]) -> T:
+    with border(path):
+        return read(*arguments)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise CheckpointError unless `condition` holds."""
+    if not condition:
+        raise CheckpointError(message)
+
+
+def extra(module: str) -> ModuleType:
+    """Return the imported module; the error for a missing one says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise CheckpointError(f"reading it needs {package}: pip install 'opnorm[audit]'") from error
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Return the JSON value of `data`, which may be as large as a table of contents and no larger."""
+    require(len(data) <= JSON_BYTES, f"{what} is larger than {JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{what} is not JSON ({error})") from error
+
+
+def byte_size(shape: Sequence[Any], itemsize: int) -> int:
+    """Return the bytes of a tensor; its shape must hold integers that are not negative."""
+    proper = len(shape) <= 32 and all(isinstance(n, int) and 0 <= n < 2**63 for n in shape)
+    require(proper, f"a tensor has the shape {tuple(shape[:8])}")
+    return int(prod(shape) * itemsize)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the file of that name in `folder`, or raise when it leads out of it."""
+    require(is_plain(name), f"it names the file {name!r}, which lies outside its folder")
+    found = (folder / name).resolve()
+    require(found.is_relative_to(folder.resolve()), f"it names the file {name!r}, which lies outside its folder")
+    require(found.is_file(), f"it names the file {name!r}, which is missing")
+    return found
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a relative path leads downwards only, on every system."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    rooted = PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
+    return bool(parts) and not rooted and ".." not in parts and "\0" not in name

@@ -1,0 +1,146 @@
+"""The groups of a Keras 3 weights file, matched with the layers of its config: places of the file that hold weights."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.guesses import Named, guess
+from opnorm.checkpoints.hdf5 import Group, Tensor
+from opnorm.checkpoints.keras_layers import (
+    KNOWN,
+    Layer,
+    declared_constraint,
+    guessed_layer,
+    layer_geometry,
+    roles,
+    snake,
+    sublayer,
+    sublayers,
+)
+from opnorm.checkpoints.records import Geometry, Weight
+
+_CONTAINERS = ("layers", "_layer_checkpoint_dependencies", "cells")  # Keras 2.12 wrote the second
+
+
+class Place(NamedTuple):
+    """A layer's own variables in a file."""
+
+    path: tuple[str, ...]  # names of the layers from the model downwards
+    layer: Layer | None
+    tensors: Mapping[str, Tensor]  # by role: "kernel", "bias"; by number where nothing tells
+    reason: str = ""  # why nothing here is a map, when that is known for the whole place
+
+
+def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Yield every place of a group that holds variables, with the layer it belongs to as far as anything tells.
+
+    Args:
+        group: A group of the file, or the file's root.
+        layer: The layer it belongs to.
+        path: The names of the layers above, and its own.
+    """
+    own = group.groups.get("vars")
+    if own is not None:
+        yield Place(path, layer, dict(zip(roles(layer, len(own.tensors)), own.tensors.values(), strict=True)))
+    for key, child in group.groups.items():
+        if key in _CONTAINERS and "vars" not in child.groups:
+            for name, found in _members(child, layer):
+                yield from places(child.groups[name], found, (*path, _label(child.groups[name], found, name)))
+        elif key == "optimizer" and not path:
+            yield from _optimizer(child, (key,))
+        elif key != "vars":
+            found = _child(child, layer, key)
+            yield from places(child, found, (*path, _label(child, found, key)))
+
+
+def _optimizer(group: Group, path: tuple[str, ...]) -> Iterator[Place]:
+    for key, child in group.groups.items():
+        if key == "vars":
+            yield Place(path, None, child.tensors, g.OPTIMIZER)
+        else:
+            yield from _optimizer(child, (*path, key))
+
+
+def _own_name(group: Group) -> str:
+    own = group.groups.get("vars")
+    return own.name if own is not None else ""
+
+
+def _label(group: Group, layer: Layer | None, key: str) -> str:
+    return _own_name(group) or (layer.name if layer else "") or key
+
+
+def _child(group: Group, layer: Layer | None, key: str) -> Layer | None:
+    """Return the layer behind an attribute: its config in the parent's, or a guess from its names."""
+    known = sublayer(layer, key) if layer else None
+    if known is not None:
+        return known
+    named = [found for found in sublayers(layer.config) if found.name == _own_name(group)] if layer else []
+    return named[0] if len(named) == 1 else guessed_layer(key, _own_name(group))
+
+
+def _members(container: Group, layer: Layer | None) -> Iterator[tuple[str, Layer | None]]:
+    """Yield the keys of a container's groups, each with its layer: by name, else by class and order."""
+    listed = [found for found in sublayers(layer.config) if not found.kind.startswith("keras.ops.")] if layer else []
+    counted = _counted(listed)
+    members: list[tuple[str, Layer | None]] = []
+    for key, child in container.groups.items():
+        name = _own_name(child)
+        by_name = [found for found in listed if found.name == name] if name else []
+        members.append((key, by_name[0] if len(by_name) == 1 else counted.get(key) or guessed_layer(key, name)))
+    order = {id(found): i for i, found in enumerate(listed)}
+    yield from sorted(members, key=lambda member: order.get(id(member[1]), len(listed)))
+
+
+def _counted(layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Return layers by the keys that Keras makes for a list of them: dense, dense_1, ..."""
+    found: dict[str, Layer] = {}
+    seen: Counter[str] = Counter()
+    for layer in layers:
+        key = snake(layer.kind)
+        found[f"{key}_{seen[key]}" if seen[key] else key] = layer
+        seen[key] += 1
+    return found
+
+
+def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
+    """Return the weights of a place by role; `taken` holds the names in use and is added to."""
+    weights = {}
+    for role, tensor in place.tensors.items():
+        name = unique("/".join((*place.path, role)), taken)
+        constraint = declared_constraint(place.layer, role)
+        geometry = _geometry(place, role, Named(name, *tensor))
+        weights[role] = Weight(name, tensor.shape, tensor.dtype, tensor.read, geometry, constraint)
+    return weights
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return `name`, with a number where it is taken."""
+    fresh, count = name, 1
+    while fresh in taken:
+        fresh, count = f"{name}#{count}", count + 1
+    taken.add(fresh)
+    return fresh
+
+
+def _geometry(place: Place, role: str, tensor: Named) -> Geometry:
+    kind = place.layer.kind if place.layer else "unknown"
+    if place.reason:
+        return g.nothing(kind, place.reason)
+    if 0 in tensor.shape:
+        return g.nothing(kind, "an empty tensor")
+    known = layer_geometry(place.layer, role, place.tensors) if place.layer else None
+    if known is not None:
+        return known
+    if "seed_generator" in place.path or tensor.dtype in ("uint32", "uint64"):
+        return g.nothing(kind, g.STATE)
+    if place.layer is not None and place.layer.kind not in KNOWN and not place.layer.assumed:
+        found = guess(tensor._replace(name=_as_kernel(tensor)), {})
+        return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
+    return guess(tensor._replace(name=_as_kernel(tensor)), {})
+
+
+def _as_kernel(tensor: Named) -> str:
+    """Return a name from which the guess takes Keras's layout: channels last."""
+    return tensor.name if len(tensor.shape) < 2 else f"{tensor.name}/kernel"
