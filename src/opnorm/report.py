@@ -29,7 +29,7 @@ class Row(NamedTuple):
     method: str = ""
     matrix_norm: float | None = None  # upper end for the kernel as a matrix (-1, channels out), the largest of a group
     frobenius: float | None = None
-    stable_rank: float | None = None  # frobenius^2 / matrix_norm^2
+    stable_rank: float | None = None  # frobenius^2 / norm^2 of that matrix, never below the truth
     rms_norm: float | None = None  # upper * sqrt(inputs / outputs): the norm between root-mean-square norms
     flags: tuple[str, ...] = ()  # of "nan", "inf", "zero", "time limit"
     constraint: Mapping[str, Any] | None = None  # name, operator, value, and met: "yes", "no" or "unknown"
@@ -99,11 +99,6 @@ class Report:
         from opnorm.text_report import table
 
         return table(self.to_dict())
-
-    def _repr_html_(self) -> str:
-        from opnorm.html_report import fragment
-
-        return fragment(self.to_dict())
 
 
 def finite(value: Any) -> Any:

@@ -1,0 +1,85 @@
+"""A report's table for people: aligned plain text, or Rich's drawing of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADINGS = ("tensor", "shape", "dtype", "lower", "upper", "matrix norm", "stable rank", "how")
+_NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank"})
+_MARGIN = "  "
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row of the JSON; what a terminal would act on is escaped."""
+    shape = "x".join(str(n) for n in row["shape"]) or "()"
+    numbers = [number(row[key]) for key in ("lower", "upper", "matrix_norm", "stable_rank")]
+    return [printable(text) for text in (row["name"], shape, row["dtype"], *numbers, _how(row))]
+
+
+def _how(row: Mapping[str, Any]) -> str:
+    """Return geometry and method, or the reason why there is no bracket."""
+    geometry = row["geometry"] + (" (assumed)" if row["assumed"] else "")
+    if row["status"] == "skipped":
+        return f"skipped: {row['reason']}"
+    if row["status"] == "failed":
+        return f"not bounded: {row['reason']}"
+    parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
+    if row["constraint"]:
+        parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
+    return "; ".join(parts)
+
+
+def number(value: float | None) -> str:
+    """Return six significant digits, "-" for None."""
+    return "-" if value is None else f"{value:.6g}"
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that is not printable escaped: names come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return lines of columns, numbers to the right; nothing is cut or wrapped."""
+    lines = [list(headings), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    right = [heading in _NUMBERS for heading in headings]
+
+    def line(texts: Sequence[str]) -> str:
+        parts = zip(texts, widths, right, strict=True)
+        return _MARGIN.join(f"{text:>{width}}" if side else f"{text:<{width}}" for text, width, side in parts).rstrip()
+
+    return "\n".join(line(texts) for texts in lines) + "\n"
+
+
+def plain(document: Mapping[str, Any]) -> str:
+    """Return the report as text without colour or frames, one line a tensor."""
+    notes = "".join(f"note: {printable(note)}\n" for note in document["notes"])
+    rows = [cells(row) for row in document["rows"]]
+    return f"{aligned(HEADINGS, rows)}\n{summary(document)}\n{notes}"
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """Return the line that counts the rows by their status."""
+    count = {status: 0 for status in ("bounded", "skipped", "failed")}
+    for row in document["rows"]:
+        count[row["status"]] += 1
+    text = f"{len(document['rows'])} tensors: {count['bounded']} bounded, {count['skipped']} are no linear map"
+    return text + (f", {count['failed']} NOT bounded" if count["failed"] else "")
+
+
+def table(document: Mapping[str, Any]) -> Any:
+    """Return the report as a Rich renderable; names are text, never markup."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in HEADINGS:
+        side = heading in _NUMBERS
+        result.add_column(heading, justify="right" if side else "left", no_wrap=side, overflow="fold")
+    styles = {"bounded": "", "skipped": "dim", "failed": "bold red"}
+    for row in document["rows"]:
+        result.add_row(*(Text(cell) for cell in cells(row)), style=styles[row["status"]])
+    notes = [Text(f"note: {printable(note)}") for note in document["notes"]]
+    return Group(result, Text(""), Text(summary(document)), *notes)
