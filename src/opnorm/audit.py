@@ -124,7 +124,7 @@ def _measured(
 def _blas_threads(jobs: int) -> Iterator[None]:
     """Share the processors among the jobs; without threadpoolctl every job uses them all."""
     if jobs > 1 and find_spec("threadpoolctl"):
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         limits = threadpool_limits(max(1, (cpu_count() or 1) // jobs))
     else:

@@ -23,7 +23,7 @@ def singular_values(operator: LinearOperator) -> Array:
     if isinstance(inner, Diagonal):
         return np.sort(np.abs(inner.factors))[::-1]
     if isinstance(inner, MATRIX):
-        return _svdvals(inner.A)  # type: ignore[attr-defined]
+        return _svdvals(np.asarray(inner.A))
     if isinstance(inner, Convolution) and inner.groups == 1:
         kernel = inner.kernel if inner is operator else np.moveaxis(inner.kernel, -2, -1)
         return _svdvals(kernel.reshape(-1, kernel.shape[-1]))

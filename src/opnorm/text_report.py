@@ -60,7 +60,7 @@ def plain(document: Mapping[str, Any]) -> str:
 
 def summary(document: Mapping[str, Any]) -> str:
     """Return the line that counts the rows by their status."""
-    count = {status: 0 for status in ("bounded", "skipped", "failed")}
+    count = dict.fromkeys(("bounded", "skipped", "failed"), 0)
     for row in document["rows"]:
         count[row["status"]] += 1
     text = f"{len(document['rows'])} tensors: {count['bounded']} bounded, {count['skipped']} are no linear map"

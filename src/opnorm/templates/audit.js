@@ -232,7 +232,7 @@ function network() {
 function theme() {
   const system = matchMedia("(prefers-color-scheme: dark)"), button = byId("theme"), root = document.documentElement;
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : system.matches;
-  const show = () => button.setAttribute("aria-pressed", String(dark()));
+  const show = () => { button.textContent = dark() ? "Light theme" : "Dark theme"; };
   button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; show(); });
   system.addEventListener("change", show);
   show();
