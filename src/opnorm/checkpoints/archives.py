@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-from opnorm.checkpoints.files import is_plain, require
+from opnorm.checkpoints.files import check_growth, is_plain, require
 from opnorm.checkpoints.records import CheckpointError
 
 _LOCAL_HEADER = 30  # bytes before the name and the extra field of a member
-_FREE = 64 * 2**20  # what may be unpacked whatever its ratio
-_RATIO = 100  # weights hardly compress; deflate alone reaches 1032
 
 
 def members(path: Path) -> dict[str, ZipInfo]:
@@ -110,8 +108,7 @@ class _Unpacked:
     """A compressed member, unpacked into a temporary file that goes away with this object."""
 
     def __init__(self, path: Path, info: ZipInfo):
-        bomb = info.file_size > _FREE and info.file_size > _RATIO * info.compress_size
-        require(not bomb, f"the member {info.filename!r} says that it unpacks to {info.file_size} bytes")
+        check_growth(info.filename, info.file_size, info.compress_size)
         handle, self.name = tempfile.mkstemp(prefix="opnorm-")
         weakref.finalize(self, os.unlink, self.name)
         with ZipFile(path) as archive, archive.open(info) as member, os.fdopen(handle, "wb") as file:

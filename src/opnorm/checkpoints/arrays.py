@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from opnorm.checkpoints.archives import members
-from opnorm.checkpoints.files import byte_size, guarded, require
+from opnorm.checkpoints.files import byte_size, check_growth, guarded, require
 from opnorm.checkpoints.guesses import Named, guess
 from opnorm.checkpoints.records import Checkpoint, Weight
 
@@ -27,9 +27,10 @@ def read_npz(path: Path) -> Checkpoint:
     found = members(path)
     strange = sorted(name for name in found if not name.endswith(".npy"))
     require(not strange, f"the archive holds {strange[:3]}, which are no arrays")
-    return _checkpoint(
-        [_tensor(path, name.removesuffix(".npy"), info.file_size, _opener(path, info)) for name, info in found.items()]
-    )
+    for name, info in found.items():
+        check_growth(name, info.file_size, info.compress_size)
+    arrays = [(name.removesuffix(".npy"), info.file_size, _opener(path, info)) for name, info in found.items()]
+    return _checkpoint([_tensor(path, *array) for array in arrays])
 
 
 def _opener(path: Path, info: ZipInfo) -> Callable[[], BinaryIO]:

@@ -15,6 +15,8 @@ from opnorm.checkpoints.records import CheckpointError
 T = TypeVar("T")
 
 JSON_BYTES = 64 * 2**20  # a table of contents: the largest real ones are a few MiB
+_FREE = 256 * 2**20  # what a tensor may take in memory whatever the file stores of it: all zeros compress to nothing
+_RATIO = 100  # weights hardly compress; deflate's best is 1032
 DEPTH = 100  # of groups in groups: real models stay under 20
 
 
@@ -71,6 +73,12 @@ def parse_json(data: bytes | str, what: str) -> Any:
         return json.loads(data)
     except ValueError as error:
         raise CheckpointError(f"{what} is not JSON ({error})") from error
+
+
+def check_growth(name: str, declared: int, stored: int) -> None:
+    """Raise when something stored in a few bytes says that it unpacks to very many."""
+    bomb = declared > max(_FREE, _RATIO * stored)
+    require(not bomb, f"{name!r} says that it takes {declared} bytes and stores {stored}")
 
 
 def byte_size(shape: Sequence[Any], itemsize: int) -> int:

@@ -8,13 +8,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from opnorm.checkpoints.files import DEPTH, byte_size, extra, guarded, require
+from opnorm.checkpoints.files import DEPTH, byte_size, check_growth, extra, guarded, require
+from opnorm.checkpoints.hdf5_heaps import check_heaps
 from opnorm.checkpoints.records import CheckpointError
 
 Source = Callable[[], BinaryIO]
 
-_FREE = 64 * 2**20  # a tensor of this many bytes may be all fill value
-_RATIO = 1100  # deflate's best, 1032, and some room
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # HDF5's own and LZF: any other would be looked for among plugins
 
 
@@ -44,6 +43,8 @@ def opened(source: Source) -> Iterator[Any]:
 
 def read_tree(path: Path, source: Source) -> Group:
     """Return the tree of a whole file; reading a tensor opens the file again."""
+    with source() as raw:
+        check_heaps(raw)
     with opened(source) as file:
         return _Walk(path, source).group(file, 0)
 
@@ -67,7 +68,7 @@ class _Walk:
                 groups[key] = self.group(item, depth + 1)
             elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubV":
                 tensors[key] = self.tensor(item)
-        return Group(_text(group.attrs.get("name")), tensors, groups)
+        return Group(_text(group, "name"), tensors, groups)
 
     def tensor(self, dataset: Any) -> Tensor:
         check_dataset(dataset)
@@ -88,9 +89,8 @@ def check_dataset(dataset: Any) -> None:
     require(not dataset.external, f"the values of {name!r} lie in another file")
     require(not dataset.is_virtual, f"the values of {name!r} lie in other datasets")
     declared, stored = byte_size(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size()
-    require(declared <= max(_FREE, _RATIO * stored), f"{name!r} says {declared} bytes and stores {stored}")
-    chunk = byte_size(dataset.chunks or (), dataset.dtype.itemsize)
-    require(chunk <= max(_FREE, declared), f"the chunks of {name!r} take {chunk} bytes each")
+    check_growth(name, declared, stored)
+    check_growth(f"a chunk of {name}", byte_size(dataset.chunks or (), dataset.dtype.itemsize), stored)
     plan = dataset.id.get_create_plist()
     filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
     require(filters <= _FILTERS, f"{name!r} is stored by a filter that is not read: {sorted(filters - _FILTERS)}")
@@ -107,7 +107,7 @@ def read_dataset(source: Source, name: str) -> np.ndarray:
 
 def _dtype(dataset: Any) -> str:
     """Return the dtype; Keras stores bfloat16 as two opaque bytes and says so in an attribute."""
-    if _text(dataset.attrs.get("dtype")) == "bfloat16" and dataset.dtype.itemsize == 2:
+    if _text(dataset, "dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
         return "bfloat16"
     return str(dataset.dtype.newbyteorder("="))
 
@@ -115,17 +115,30 @@ def _dtype(dataset: Any) -> str:
 def attribute_texts(group: Any, name: str) -> list[str] | None:
     """Return an attribute of one or more texts, which Keras splits into name0, name1, ... when it is long."""
     if name in group.attrs:
-        return [_text(one) for one in np.ravel(group.attrs[name])]
+        return _texts(group, name)
     parts: list[str] = []
     for i in range(len(group.attrs)):
         if f"{name}{i}" not in group.attrs:
             break
-        parts += [_text(one) for one in np.ravel(group.attrs[f"{name}{i}"])]
+        parts += _texts(group, f"{name}{i}")
     return parts or None
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+def _texts(group: Any, name: str) -> list[str]:
+    """Return the texts of an attribute; of any other type none, since the library reads damaged ones at its peril."""
+    attribute = group.attrs.get_id(name)
+    kind = attribute.get_type()
+    if not isinstance(kind, extra("h5py").h5t.TypeStringID) or len(attribute.shape or ()) > 1:
+        return []
+    size = byte_size(attribute.shape or (), kind.get_size())
+    require(size <= max(attribute.get_storage_size(), kind.get_size()), f"the attribute {name!r} is cut off")
+    values = np.ravel(group.attrs[name])
+    return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values]
+
+
+def _text(group: Any, name: str) -> str:
+    """Return an attribute that is one text, or ""."""
+    return "".join(_texts(group, name)) if name in group.attrs else ""
 
 
 def _natural(key: Any) -> tuple[str, int, str]:

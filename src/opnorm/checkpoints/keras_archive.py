@@ -1,15 +1,16 @@
-"""`.keras` archives and `.weights.h5` files of Keras 3: weights, and from the config what each of them does."""
+"""`.keras` archives: weights, and from the config what each of them does and how the layers are joined."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import JSON_BYTES, parse_json, require
 from opnorm.checkpoints.hdf5 import Group, read_tree
+from opnorm.checkpoints.keras_graph import keras_graph
 from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer, sublayers
-from opnorm.checkpoints.keras_tree import place_weights, places
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.keras_tree import Place, place_weights, places
+from opnorm.checkpoints.records import Checkpoint
 
 
 def read_keras(path: Path) -> Checkpoint:
@@ -24,33 +25,35 @@ def read_keras(path: Path) -> Checkpoint:
     return keras_checkpoint("keras", tree, layer)
 
 
-def read_weights(path: Path) -> Checkpoint:
-    """Return the checkpoint of a `.weights.h5` file: it holds no config, so what a weight does is assumed."""
-    return keras_checkpoint("h5", read_tree(path, lambda: path.open("rb")), None)
-
-
 def keras_checkpoint(form: str, tree: Group, model: Layer | None) -> Checkpoint:
     """Return the checkpoint of a tree of weights and the config, if any, of its model."""
+    return model_checkpoint(form, model, list(places(tree, model)))
+
+
+def model_checkpoint(form: str, model: Layer | None, found: Sequence[Place]) -> Checkpoint:
+    """Return the checkpoint of places that hold weights; without a config what a weight does is assumed."""
     taken: set[str] = set()
-    weights: list[Weight] = []
-    for place in places(tree, model):
-        weights += place_weights(place, taken).values()
-    return Checkpoint(form, tuple(weights), None, tuple(notes(model)) if model else ())
+    weights = [(place.path, place_weights(place, taken)) for place in found]
+    graph = keras_graph(model, weights) if model else None
+    every = tuple(weight for _, by_role in weights for weight in by_role.values())
+    return Checkpoint(form, every, graph, tuple(_notes(model)) if model else ())
 
 
-def notes(model: Layer) -> Iterator[str]:
+def _notes(model: Layer) -> Iterator[str]:
     """Yield a line for each layer of the config whose code would be needed to know what it does."""
-    for layer in _all_layers(model):
+    for layer in all_layers(model):
         if layer.kind == "Lambda":
             yield f"Lambda layer {layer.name!r} is named, not run"
         elif ">" in layer.kind and layer.kind not in KNOWN:
-            yield f"{layer.kind} {layer.name!r} is not a layer of Keras's: it is named, not run"
+            name = f" {layer.name!r}" if layer.name else ""
+            yield f"{layer.kind}{name} is not a layer of Keras's: it is named, not run"
 
 
-def _all_layers(layer: Layer) -> Iterator[Layer]:
+def all_layers(layer: Layer) -> Iterator[Layer]:
+    """Yield a layer and all that its config holds."""
     yield layer
     for inner in sublayers(_without_settings(layer.config)):
-        yield from _all_layers(inner)
+        yield from all_layers(inner)
 
 
 def _without_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -190,12 +190,14 @@ def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None
     """Return what a layer does with one of its variables, or None when nothing is known of its class."""
     if role in _REASONS and not (role == "moving_variance" and "gamma" not in tensors):
         return g.nothing(layer.kind, _REASONS[role], assumed=layer.assumed)
+    if role.startswith("lora_"):
+        return g.nothing(layer.kind, "a factor of the low-rank update that its kernel is shown with")
     if "quantized_kernel" in tensors or role.endswith(("_scale", "_zero", "_history")) or role == "g_idx":
         return g.nothing(layer.kind, g.QUANTIZED)
     known = _MAPS.get(layer.kind)
     if known is None or (role.isdigit() and layer.kind in _VARIABLES):
         return None
-    found = known(layer, role, tensors)
+    found = _low_rank(layer, role, tensors, known(layer, role, tensors))
     return found._replace(assumed=layer.assumed) if layer.assumed else found
 
 
@@ -218,6 +220,16 @@ def _dense(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     if layer.kind == "EinsumDense":
         return g.einsum(layer.kind, layer.config.get("equation"), len(kernel.shape))
     return _matrix(layer, kernel)
+
+
+def _low_rank(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geometry:
+    """Return the geometry of a live layer's kernel with the low-rank update that it adds; files hold it merged."""
+    first, second = tensors.get(f"lora_{role}_a"), tensors.get(f"lora_{role}_b")
+    size, alpha = layer.config.get("lora_rank"), layer.config.get("lora_alpha")
+    if first is None or second is None or not size:
+        return found
+    down, up, factor = first.read, second.read, (alpha or size) / size
+    return g.scaled(found, lambda kernel: kernel + factor * (down() @ up()), "with its low-rank update")
 
 
 def _matrix(layer: Layer, kernel: Tensor) -> Geometry:
@@ -250,6 +262,7 @@ def _conv_recurrent(layer: Layer, role: str, tensors: Tensors) -> Geometry:
 
 
 def _wrapper(layer: Layer, role: str, tensors: Tensors) -> Geometry:
+    """Return the geometry of a spectral normalization's own variables; the wrapped layer has the kernel."""
     return g.nothing(layer.kind, "the wrapped layer's kernel once more" if role == "kernel" else g.STATE)
 
 
@@ -263,10 +276,10 @@ _MAPS: dict[str, _Map] = {
     **dict.fromkeys(_CELLS | _RECURRENT, lambda a, role, t: _matrix(a, t[role])),
     **dict.fromkeys(_CONV_CELLS | _CONV_RECURRENT, _conv_recurrent),
     **dict.fromkeys(_NORMALIZATIONS, lambda a, role, t: g.nothing(a.kind, g.SCALE)),
-    **dict.fromkeys(WRAPPERS, _wrapper),
+    **dict.fromkeys(("SpectralNormalization", "opnorm>SpectralNormalization"), _wrapper),
     "BatchNormalization": _batch_normalization,
     "Normalization": lambda a, role, t: g.nothing(a.kind, "statistics of the data"),
     "PReLU": lambda a, role, t: g.nothing(a.kind, "a slope of an activation, no linear map"),
 }
-KNOWN = set(_MAPS) | MODELS | _ATTENTION
+KNOWN = set(_MAPS) | MODELS | WRAPPERS | _ATTENTION
 _BY_SNAKE = {snake(kind): kind for kind in sorted(set(_VARIABLES) | _ATTENTION | {"Bidirectional"})}

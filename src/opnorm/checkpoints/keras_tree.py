@@ -20,6 +20,7 @@ from opnorm.checkpoints.keras_layers import (
 )
 from opnorm.checkpoints.records import Geometry, Weight
 
+_TRAINING = {"optimizer": g.OPTIMIZER, "metrics": g.STATE}
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies", "cells")  # Keras 2.12 wrote the second
 
 
@@ -42,24 +43,31 @@ def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Ite
     """
     own = group.groups.get("vars")
     if own is not None:
-        yield Place(path, layer, dict(zip(roles(layer, len(own.tensors)), own.tensors.values(), strict=True)))
+        yield Place(path, layer, _by_role(layer, own.tensors))
     for key, child in group.groups.items():
         if key in _CONTAINERS and "vars" not in child.groups:
             for name, found in _members(child, layer):
                 yield from places(child.groups[name], found, (*path, _label(child.groups[name], found, name)))
-        elif key == "optimizer" and not path:
-            yield from _optimizer(child, (key,))
+        elif key in _TRAINING and not path:
+            yield from _training(child, (key,), _TRAINING[key])
         elif key != "vars":
             found = _child(child, layer, key)
             yield from places(child, found, (*path, _label(child, found, key)))
 
 
-def _optimizer(group: Group, path: tuple[str, ...]) -> Iterator[Place]:
+def _by_role(layer: Layer | None, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return variables by their roles; Keras's files number them, in an order that the class fixes."""
+    if not all(key.isdigit() for key in tensors):
+        return tensors
+    return dict(zip(roles(layer, len(tensors)), tensors.values(), strict=True))
+
+
+def _training(group: Group, path: tuple[str, ...], reason: str) -> Iterator[Place]:
     for key, child in group.groups.items():
         if key == "vars":
-            yield Place(path, None, child.tensors, g.OPTIMIZER)
+            yield Place(path, None, child.tensors, reason)
         else:
-            yield from _optimizer(child, (*path, key))
+            yield from _training(child, (*path, key), reason)
 
 
 def _own_name(group: Group) -> str:

@@ -1,34 +1,44 @@
 """`open_checkpoint(path)`: the reader that a file's first bytes and its name ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
-from opnorm.checkpoints.keras_archive import read_keras, read_weights
+from opnorm.checkpoints.keras_archive import read_keras
+from opnorm.checkpoints.legacy_h5 import read_h5
+from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
+from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
-Reader = Callable[[Path], Checkpoint]
+Readers = Mapping[str, Callable[[Path], Checkpoint]]  # by what the file holds
 
-_READERS: dict[str, tuple[str, Reader]] = {  # by ending, the longest first: what its content must be, and the reader
-    ".safetensors.index.json": ("JSON", read_shards),
-    ".weights.h5": ("HDF5", read_weights),
-    ".safetensors": ("safetensors", read_safetensors),
-    ".keras": ("a zip archive", read_keras),
-    ".hdf5": ("HDF5", read_weights),
-    ".npz": ("a zip archive", read_npz),
-    ".npy": ("a NumPy array", read_npy),
-    ".h5": ("HDF5", read_weights),
+_MAGIC = {b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\3\4": "a zip archive", b"\x93NUMPY": "a NumPy array", b"\x80": "a pickle"}
+_TORCH: Readers = {"a zip archive": read_torch, "a pickle": read_old_torch}
+_READERS: dict[str, Readers] = {  # by ending, the longest first
+    ".safetensors.index.json": {"JSON": read_shards},
+    ".safetensors": {"safetensors": read_safetensors},
+    ".keras": {"a zip archive": read_keras},
+    ".onnx": {"something else": read_onnx},
+    ".hdf5": {"HDF5": read_h5},
+    ".npz": {"a zip archive": read_npz},
+    ".npy": {"a NumPy array": read_npy},
+    ".ckpt": _TORCH,
+    ".pth": _TORCH,
+    ".bin": _TORCH,
+    ".jit": _TORCH,
+    ".pt": _TORCH,
+    ".h5": {"HDF5": read_h5},
 }
-_MAGIC = {b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\3\4": "a zip archive", b"\x93NUMPY": "a NumPy array"}
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Return the table of contents of a checkpoint; tensors are read on demand, and nothing in the file is executed.
 
     Args:
-        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors` (or the index of its shards), `.npz`, `.npy`.
+        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors` (or the index of its shards), `.onnx`, `.npz`,
+            `.npy`, or PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -44,12 +54,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _reader(path, _content(start))(path)
 
 
-def _reader(path: Path, content: str) -> Reader:
+def _reader(path: Path, content: str) -> Callable[[Path], Checkpoint]:
     """Return the reader that name and content agree on."""
-    for ending, (expected, reader) in _READERS.items():
-        if path.name.endswith(ending):
-            require(content == expected, f"its name ends in {ending!r}, which is {expected}, but it holds {content}")
-            return reader
+    for ending, readers in _READERS.items():
+        if path.name.lower().endswith(ending):
+            expected = " or ".join(readers)
+            require(content in readers, f"a file {ending!r} is {expected}, but it holds {content}")
+            return readers[content]
     raise CheckpointError(f"no reader for {path.suffix or 'a name without ending'!r} that holds {content}")
 
 

@@ -1,0 +1,192 @@
+"""The graph of a Sequential or Functional model, from its config alone: one node for each call of a layer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, NamedTuple
+
+from opnorm.checkpoints.files import require
+from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
+from opnorm.checkpoints.records import CheckpointError, Graph, Node, Weight
+
+Weights = Sequence[tuple[tuple[str, ...], Mapping[str, Weight]]]  # by the path of their layer
+_MODELS = ("Functional", "Model")
+
+
+class _Call(NamedTuple):
+    """One call of a layer inside one model."""
+
+    layer: Layer
+    number: int  # which call of this layer
+    tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
+    arguments: Mapping[str, Any]  # what else it was called with
+
+
+class _NoGraphError(Exception):
+    """The config does not say how the layers are joined."""
+
+
+def keras_graph(model: Layer, weights: Weights) -> Graph | None:
+    """Return the graph of `model`, or None when its config does not hold one (a subclassed model).
+
+    Models inside the model are dissolved: their nodes have the path of names from the outermost model downwards.
+
+    Raises:
+        CheckpointError: When the layers are joined in a circle.
+    """
+    try:
+        nodes, inputs, outputs = _Builder(weights).model(model, (), None)
+        ordered = _ordered(nodes)
+    except _NoGraphError:
+        return None
+    except CycleError as error:
+        raise CheckpointError(f"its layers are joined in a circle: {error.args[1][:3]}") from error
+    return Graph(tuple(ordered), tuple(inputs), tuple(outputs))
+
+
+def _ordered(nodes: Sequence[Node]) -> list[Node]:
+    by_name = {node.name: node for node in nodes}
+    require(len(by_name) == len(nodes), "two of its layers share a name")
+    order = TopologicalSorter({node.name: [n for n in node.inputs if n in by_name] for node in nodes}).static_order()
+    return [by_name[name] for name in order]
+
+
+Part = tuple[list[Node], list[str], list[str]]  # nodes, names of inputs, names of outputs
+
+
+class _Builder:
+    """Collects nodes; a nested model is entered once for each call."""
+
+    def __init__(self, weights: Weights):
+        self.weights = weights
+
+    def model(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str = "") -> Part:
+        """Return a model's nodes; `given` names what it is called with, None for the outermost."""
+        if model.kind == "Sequential":
+            return self.sequential(model, path, given, call)
+        if model.kind in _MODELS and isinstance(model.config.get("input_layers"), list | dict):
+            return self.functional(model, path, given, call)
+        raise _NoGraphError
+
+    def sequential(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
+        layers = list(sublayers({"layers": model.config.get("layers")}))
+        if layers and layers[0].kind == "InputLayer":
+            first, *layers = layers
+            given = given if given is not None else ["/".join((*path, first.name))]
+        inputs = list(given) if given is not None else ["input"]
+        nodes: list[Node] = []
+        current = inputs
+        for layer in layers:
+            more, current = self.call(_Call(layer, 0, (), {}), path, current, call)
+            nodes += more
+        return nodes, inputs, current
+
+    def functional(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
+        calls = list(_calls(model.config))
+        require(len({(one.layer.name, one.number) for one in calls}) == len(calls), "two of its layers share a name")
+        entries = _references(model.config["input_layers"])
+        names = ["/".join((*path, name)) for name, _ in entries] if given is None else list(given)
+        if len(names) != len(entries):
+            raise _NoGraphError
+        results: dict[tuple[str, int], list[str]] = {entry: [name] for entry, name in zip(entries, names, strict=True)}
+        nodes: list[Node] = []
+        for one in _by_inputs(calls, results):
+            feeds = [name for tensor in one.tensors for name in results[tensor]]
+            more, results[one.layer.name, one.number] = self.call(one, path, feeds, call)
+            nodes += more
+        outputs = [name for end in _references(model.config.get("output_layers")) for name in _result(results, end)]
+        return nodes, names, outputs
+
+    def call(self, one: _Call, path: tuple[str, ...], feeds: Sequence[str], call: str) -> tuple[list[Node], list[str]]:
+        """Return the nodes of one call, and the names of its results."""
+        inner = (*path, one.layer.name)
+        mark = f"{call}#{one.number}" if one.number else call
+        if one.layer.kind in ("Sequential", *_MODELS):
+            nodes, _, outputs = self.model(one.layer, inner, feeds, mark)
+            return nodes, outputs
+        name = "/".join(inner) + mark
+        options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
+        node = Node(name, one.layer.kind, tuple(feeds), options, self.roles(inner))
+        return [node], [name]
+
+    def roles(self, path: tuple[str, ...]) -> dict[str, Weight]:
+        """Return the weights of a layer and of the layers inside it, by role."""
+        found = {}
+        for place, by_role in self.weights:
+            if place[: len(path)] == path:
+                found.update({"/".join((*place[len(path) :], role)): weight for role, weight in by_role.items()})
+        return found
+
+
+def _result(results: Mapping[tuple[str, int], list[str]], end: tuple[str, int]) -> list[str]:
+    if end not in results:
+        raise _NoGraphError
+    return results[end]
+
+
+def _by_inputs(calls: Sequence[_Call], known: Mapping[tuple[str, int], Any]) -> Iterator[_Call]:
+    """Yield calls, each after those whose results it takes."""
+    by_key = {(one.layer.name, one.number): one for one in calls}
+    links = {key: one.tensors for key, one in by_key.items() if key not in known}
+    for key in TopologicalSorter(links).static_order():
+        if key not in known:
+            yield _result_call(by_key, key)
+
+
+def _result_call(calls: Mapping[tuple[str, int], _Call], key: tuple[str, int]) -> _Call:
+    if key not in calls:
+        raise _NoGraphError
+    return calls[key]
+
+
+def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
+    for entry in config.get("layers") or []:
+        layer = serialized_layer(entry)
+        if layer is None:
+            raise _NoGraphError
+        layer = layer._replace(name=str(entry.get("name", layer.name)))
+        if layer.kind != "InputLayer":
+            for index, node in enumerate(entry.get("inbound_nodes") or []):
+                yield _Call(layer, index, tuple(_tensors(node)), _arguments(node))
+
+
+def _tensors(node: Any) -> Iterator[tuple[str, int]]:
+    """Yield the calls whose results a call takes, in Keras 3's notation or that of Keras 1 and 2."""
+    if isinstance(node, Mapping):
+        history = node.get("config", {}).get("keras_history") if node.get("class_name") == "__keras_tensor__" else None
+        if history:
+            yield _reference(history)
+        else:
+            yield from (found for value in node.values() for found in _tensors(value))
+    elif isinstance(node, list):
+        if _is_reference(node):
+            yield _reference(node)
+            yield from _tensors(node[3] if len(node) > 3 else [])
+        else:
+            yield from (found for value in node for found in _tensors(value))
+
+
+def _is_reference(node: Any) -> bool:
+    return isinstance(node, list) and len(node) in (3, 4) and isinstance(node[0], str) and type(node[1]) is int
+
+
+def _reference(node: Any) -> tuple[str, int]:
+    if not _is_reference(node):
+        raise _NoGraphError
+    return node[0], node[1]
+
+
+def _references(value: Any) -> list[tuple[str, int]]:
+    """Return the references of a model's ends: one alone, a list or a table of them."""
+    return list(_tensors(value))
+
+
+def _arguments(node: Any) -> dict[str, Any]:
+    """Return what a call was given besides tensors: constants of an operation, flags."""
+    if isinstance(node, Mapping):
+        plain = [value for value in node.get("args") or [] if not list(_tensors(value))]
+        named = {k: v for k, v in (node.get("kwargs") or {}).items() if v is not None and not list(_tensors(v))}
+        return {**({"args": plain} if plain else {}), **named}
+    last = node[-1] if isinstance(node, list) and node else None
+    while isinstance(last, list) and last:
+        last = last[-1]
+    return {k: v for k, v in last.items() if v is not None and not list(_tensors(v))} if isinstance(last, dict) else {}

@@ -1,0 +1,95 @@
+"""`.h5` files of Keras 1 and 2 (and Keras 3 writing as they did): whole models, and weights by layer names."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.files import parse_json
+from opnorm.checkpoints.hdf5 import Group, Tensor, attribute_texts, opened, read_tree
+from opnorm.checkpoints.keras_archive import all_layers, keras_checkpoint, model_checkpoint
+from opnorm.checkpoints.keras_layers import Layer, guessed_layer, serialized_layer, sublayer, sublayers
+from opnorm.checkpoints.keras_tree import Place
+from opnorm.checkpoints.records import Checkpoint
+
+_WRAPPERS = ("TimeDistributed", "SpectralNormalization", "opnorm>SpectralNormalization")
+_STATE = ("vector_u", "sn_u")  # a wrapper's own; every other weight under its name is the wrapped layer's
+
+
+def read_h5(path: Path) -> Checkpoint:
+    """Return the checkpoint of an HDF5 file, by whichever Keras it was written."""
+    tree = read_tree(path, lambda: path.open("rb"))
+    with opened(lambda: path.open("rb")) as file:
+        config = attribute_texts(file, "model_config")
+        order = attribute_texts(file.get("model_weights", file), "layer_names")
+    if order is None and config is None:
+        return keras_checkpoint("h5", tree, None)
+    model = serialized_layer(parse_json(config[0], "model_config")) if config else None
+    return model_checkpoint("h5", model, list(_places(tree, model, order or [])))
+
+
+def _places(tree: Group, model: Layer | None, order: Sequence[str]) -> Iterator[Place]:
+    weights = tree.groups.get("model_weights", tree)
+    rank = {name: i for i, name in enumerate(order)}
+    for name in sorted(weights.groups, key=lambda name: rank.get(name, len(rank))):
+        if name != "optimizer_weights":
+            yield from _layer_places(name, weights.groups[name], _layer(model, name))
+    for path, tensors in _tensors(tree.groups.get("optimizer_weights", Group("", {}, {})), ()):
+        yield Place(("optimizer", *path), None, tensors, g.OPTIMIZER)
+
+
+def _layer(model: Layer | None, name: str) -> Layer | None:
+    found = _named(model, name) if model else None
+    return found or guessed_layer(name, "")
+
+
+def _layer_places(name: str, group: Group, layer: Layer | None) -> Iterator[Place]:
+    """Yield the places of one layer's group; inside it stand the weights' names, which are paths once more."""
+    for path, tensors in _tensors(group, ()):
+        inner = path[1:] if path[:1] == (name,) else path
+        owner = _owner(layer, inner) if layer else None
+        own = {role: tensor for role, tensor in tensors.items() if role in _STATE}
+        rest = {role: tensor for role, tensor in tensors.items() if role not in _STATE}
+        if own:
+            yield Place((name, *inner), owner, own)
+        if rest:
+            yield Place((name, *inner), _unwrapped(owner), rest)
+
+
+def _tensors(group: Group, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield the groups that hold tensors, with their paths; TensorFlow's ":0" is no part of a name."""
+    if group.tensors:
+        in_order = sorted(group.tensors, key=lambda key: key.startswith(("bias", "beta")))  # as Keras 3 has them
+        yield path, {key.removesuffix(":0"): group.tensors[key] for key in in_order}
+    for key, child in group.groups.items():
+        yield from _tensors(child, (*path, key))
+
+
+def _owner(layer: Layer, path: Sequence[str]) -> Layer:
+    """Return the layer that a path of names leads to from `layer`; a name that leads nowhere is skipped."""
+    for name in path:
+        layer = _step(layer, name) or layer
+    return layer
+
+
+def _step(layer: Layer, name: str) -> Layer | None:
+    if layer.kind == "Bidirectional" and not layer.assumed:
+        return sublayer(layer, "backward_layer" if name.startswith("backward_") else "forward_layer")
+    projection = {"attention_output": "output_dense"}.get(name, f"{name}_dense")
+    found = _named(layer, name) or (sublayer(layer, projection) if projection in _PROJECTIONS else None)
+    return found or (guessed_layer(name, "") if layer.assumed else None)
+
+
+_PROJECTIONS = ("query_dense", "key_dense", "value_dense", "output_dense", "gate_dense")
+
+
+def _named(layer: Layer, name: str) -> Layer | None:
+    """Return the layer of that name inside `layer`, the nearest first; None when several share it."""
+    direct = [found for found in sublayers(layer.config) if found.name == name]
+    found = direct or [inner for inner in all_layers(layer) if inner.name == name and inner is not layer]
+    return found[0] if len(found) == 1 else None
+
+
+def _unwrapped(layer: Layer | None) -> Layer | None:
+    while layer is not None and layer.kind in _WRAPPERS:
+        layer = sublayer(layer, "layer")
+    return layer
