@@ -51,8 +51,9 @@ def audit(
         ValueError: When an argument does not make sense.
 
     Example:
-        >>> report = opnorm.audit("critic.weights.h5")
-        >>> print(report.to_text())
+        >>> np.savez("critic.npz", **{"dense/kernel": np.eye(3)})
+        >>> opnorm.audit("critic.npz").rows[0].lower
+        1.0
     """
     settings = Settings(
         None if tolerance is None else check_tolerance(tolerance), _check_time_limit(time_limit), spectra
@@ -79,7 +80,11 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     """Return what to call a checkpoint in a report, and the checkpoint."""
     if isinstance(model_or_path, str | PathLike):
         return fspath(model_or_path), open_checkpoint(Path(model_or_path))
-    raise TypeError(f"Argument `model_or_path` must be a path. Received: {model_or_path!r}")
+    if not hasattr(model_or_path, "built"):
+        raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
+    from opnorm.checkpoints.live import read_model  # only a model that exists has imported Keras
+
+    return str(model_or_path.name), read_model(model_or_path)
 
 
 def is_chosen(name: str, include: Globs, exclude: Globs) -> bool:

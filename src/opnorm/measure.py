@@ -45,7 +45,7 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
     )
     spectrum = np.zeros(0)
     try:
-        values = _values(weight)
+        values = values_of(weight)
         row = row._replace(**_summary(values))
         if weight.geometry.operator is not None and not row.reason:
             operator = weight.geometry.operator(values)
@@ -56,8 +56,13 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
     return row._replace(seconds=round(perf_counter() - begin, 4)), spectrum
 
 
-def _values(weight: Weight) -> Array:
-    """Return the values in float64, exactly; what the file's own array takes is free again."""
+def values_of(weight: Weight) -> Array:
+    """Return the values in float64, exactly; what the file's own array takes is free again.
+
+    Raises:
+        ValueError: When they are no real numbers, or none at all, or do not fit float64.
+        CheckpointError: When the file cannot be read.
+    """
     raw = np.asarray(weight.read())
     real = raw.dtype.kind in "fiu" or raw.dtype.name.startswith(_EXTENDED)
     if not real or raw.dtype.itemsize > 8:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADINGS = ("tensor", "shape", "dtype", "lower", "upper", "matrix norm", "stable rank", "how")
-_NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank"})
+DIFF_HEADINGS = ("tensor", "shape", "base <=", "tuned <=", "difference <=", "relative", "status")
+_NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank", *DIFF_HEADINGS[2:6]})
+_STYLES = {"bounded": "", "skipped": "dim", "failed": "bold red"}
 _MARGIN = "  "
 
 
@@ -67,19 +69,44 @@ def summary(document: Mapping[str, Any]) -> str:
     return text + (f", {count['failed']} NOT bounded" if count["failed"] else "")
 
 
+def plain_diff(document: Mapping[str, Any]) -> str:
+    """Return a comparison as text, one line a tensor."""
+    rows = [_diff_cells(row) for row in document["rows"]]
+    notes = "".join(f"note: {printable(note)}\n" for note in document["notes"])
+    return f"{aligned(DIFF_HEADINGS, rows)}{notes}"
+
+
+def _diff_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row of a comparison: of each bracket the upper end."""
+    uppers = [number(row[key] and row[key]["upper"]) for key in ("base", "tuned", "difference")]
+    shape = "x".join(str(n) for n in row["shape"]) or "()"
+    what = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
+    return [printable(text) for text in (row["name"], shape, *uppers, number(row["relative"]), what)]
+
+
 def table(document: Mapping[str, Any]) -> Any:
-    """Return the report as a Rich renderable; names are text, never markup."""
+    """Return a report as a Rich renderable."""
+    rows = [(cells(row), _STYLES[row["status"]]) for row in document["rows"]]
+    return _drawn(HEADINGS, rows, [summary(document), *(f"note: {note}" for note in document["notes"])])
+
+
+def diff_table(document: Mapping[str, Any]) -> Any:
+    """Return a comparison as a Rich renderable."""
+    rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in document["rows"]]
+    return _drawn(DIFF_HEADINGS, rows, [f"note: {note}" for note in document["notes"]])
+
+
+def _drawn(headings: Sequence[str], rows: Sequence[tuple[list[str], str]], lines: Sequence[str]) -> Any:
+    """Return a table and the lines below it; names are text, never markup."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in HEADINGS:
+    for heading in headings:
         side = heading in _NUMBERS
         result.add_column(heading, justify="right" if side else "left", no_wrap=side, overflow="fold")
-    styles = {"bounded": "", "skipped": "dim", "failed": "bold red"}
-    for row in document["rows"]:
-        result.add_row(*(Text(cell) for cell in cells(row)), style=styles[row["status"]])
-    notes = [Text(f"note: {printable(note)}") for note in document["notes"]]
-    return Group(result, Text(""), Text(summary(document)), *notes)
+    for texts, style in rows:
+        result.add_row(*(Text(text) for text in texts), style=style)
+    return Group(result, Text(""), *(Text(printable(line)) for line in lines))
