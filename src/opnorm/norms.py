@@ -60,12 +60,12 @@ def _method(operator: LinearOperator) -> str:
 
 def _convolution(operator: Convolution, tolerance: float | None, deadline: Deadline, *, adjoint: bool) -> Norms:
     """Return the norms of a convolution, or of its adjoint; the two brackets narrow each other."""
-    matrix = _matrix_bracket(operator, deadline, adjoint=adjoint)
+    stacked = _matrix_bracket(operator, deadline, adjoint=False)
+    matrix = _matrix_bracket(operator, deadline, adjoint=True) if adjoint else stacked
     lower, upper = bracket(operator, tolerance, deadline)
-    strides, taps = operator.strides, operator.kernel.shape[:-2]
-    if not operator.has_size and not (adjoint and max(strides) > 1):
-        lower = max(lower, matrix[0])  # the mean of ||M(w) x||^2 over all frequencies is ||W x||^2
-    crude = up(sqrt(_overlap(taps, operator, adjoint=adjoint)) * matrix[1])
+    if not operator.has_size:
+        lower = max(lower, stacked[0])  # the mean of ||M(w) x||^2 over all frequencies is ||W x||^2
+    crude = up(sqrt(_overlap(operator)) * stacked[1])
     limited = deadline.passed and min(upper, crude) > lower * (1 + 2 * (tolerance or CONVOLUTION_TOLERANCE))
     method = "matrix norm times the square root of the overlap (time limit)" if limited else _way(operator)
     usable = matrix[1] <= matrix[0] * (1 + _USABLE)
@@ -79,11 +79,9 @@ def _way(operator: Convolution) -> str:
     return _CHOLESKY if prod(operator.kernel.shape[:-2]) == 1 else "frequency cells, certified"
 
 
-def _overlap(taps: tuple[int, ...], operator: Convolution, *, adjoint: bool) -> int:
+def _overlap(operator: Convolution) -> int:
     """Return in how many windows a pixel is seen at most: `||A||` is at most its root times the matrix norm."""
-    if adjoint:  # this matrix stands for the windows of the layer's output, whose pixels overlap in every tap
-        return prod(taps)
-    steps = zip(taps, operator.strides, operator.dilation_rate, strict=True)
+    steps = zip(operator.kernel.shape[:-2], operator.strides, operator.dilation_rate, strict=True)
     return prod(ceil(k / s) if d == 1 else k for k, s, d in steps)
 
 

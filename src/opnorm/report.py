@@ -76,7 +76,7 @@ class Report:
     def to_csv(self) -> str:
         """Return the rows as CSV; text that a spreadsheet would run as a formula starts with an apostrophe."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a name may hold a line break
         writer.writerow(Row._fields)
         for row in self.to_dict()["rows"]:
             writer.writerow([_cell(value) for value in row.values()])
@@ -112,9 +112,11 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | float:
     if value is None:
         return ""
+    if isinstance(value, float):
+        return value
     if isinstance(value, dict):
         value = json.dumps(value)
     if isinstance(value, list):

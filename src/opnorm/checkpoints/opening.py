@@ -66,9 +66,9 @@ def _reader(path: Path, content: str) -> Callable[[Path], Checkpoint]:
 
 def _content(start: bytes) -> str:
     """Return what a file holds, by its first bytes."""
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**40:  # whatever byte that length begins with
+        return "safetensors"
     for magic, content in _MAGIC.items():
         if start.startswith(magic):
             return content
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**40:
-        return "safetensors"
     return "JSON" if start.lstrip()[:1] == b"{" else "something else"
