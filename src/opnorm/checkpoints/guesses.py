@@ -91,6 +91,9 @@ def _kernel(tensor: Named) -> Geometry:
     """Return a convolution at stride 1: striding and grouping only make its norm smaller, transposing keeps it."""
     if len(tensor.shape) > 5:
         return g.nothing("unknown", f"a tensor with {len(tensor.shape)} axes of an unknown layer", assumed=True)
+    if len(tensor.shape) == 3 and "conv" not in tensor.name.lower():
+        reason = "three axes: a convolution over one axis or a stack of matrices, and nothing tells which"
+        return g.nothing("unknown", reason, assumed=True)
     keras = _LAST_IS_OUT.search(tensor.name) is not None
     make, layout = (g.convolution, "(*spatial, in, out)") if keras else (g.channels_first, "(out, in, *spatial)")
     found = make("Conv", tensor.shape, g.Sliding(), assumed=True)

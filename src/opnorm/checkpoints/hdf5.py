@@ -49,6 +49,11 @@ def read_tree(path: Path, source: Source) -> Group:
         return _Walk(path, source).group(file, 0)
 
 
+def read_file(path: Path) -> Group:
+    """Return the tree of an HDF5 file that stands by itself."""
+    return read_tree(path, lambda: path.open("rb"))
+
+
 class _Walk:
     """One pass over a file, which meets each group once."""
 
@@ -66,14 +71,14 @@ class _Walk:
             item = _item(group, key)
             if isinstance(item, h5py.Group):
                 groups[key] = self.group(item, depth + 1)
-            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubV":
+            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubcV" and item.shape is not None:
                 tensors[key] = self.tensor(item)
         return Group(_text(group, "name"), tensors, groups)
 
     def tensor(self, dataset: Any) -> Tensor:
         check_dataset(dataset)
         read = guarded(self.path, read_dataset, self.source, dataset.name)
-        return Tensor(dataset.shape or (), _dtype(dataset), read)
+        return Tensor(dataset.shape, _dtype(dataset), read)
 
 
 def _item(group: Any, key: str) -> Any:

@@ -10,7 +10,7 @@ from opnorm.checkpoints.files import require
 
 _SIGNATURE = b"GCOL\x01\x00\x00\x00"  # with version and zeros: eight bytes that weights hold by chance once in 2**64
 _HEADER = 16  # bytes before the first object of a heap, and before the data of an object
-_CHUNK = 2**22
+_CHUNK = 2**20
 
 
 def check_heaps(file: BinaryIO) -> None:

@@ -1,12 +1,13 @@
 """`.keras` archives: weights, and from the config what each of them does and how the layers are joined."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from opnorm.checkpoints.archives import members, read_member, searchable
-from opnorm.checkpoints.files import JSON_BYTES, parse_json, require
-from opnorm.checkpoints.hdf5 import Group, read_tree
+from opnorm.checkpoints.files import JSON_BYTES, inside, parse_json, require
+from opnorm.checkpoints.hdf5 import Group, read_file, read_tree
 from opnorm.checkpoints.keras_graph import keras_graph
 from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer, sublayers
 from opnorm.checkpoints.keras_tree import Place, place_weights, places
@@ -23,6 +24,26 @@ def read_keras(path: Path) -> Checkpoint:
     require(layer is not None, "config.json describes no layer")
     tree = read_tree(path, searchable(path, found["model.weights.h5"]))
     return keras_checkpoint("keras", tree, layer)
+
+
+def read_weight_shards(path: Path) -> Checkpoint:
+    """Return the checkpoint of the `.weights.h5` shards that a `.weights.json` names, all in its own folder."""
+    require(path.stat().st_size <= JSON_BYTES, f"it is larger than {JSON_BYTES >> 20} MiB")
+    index = parse_json(path.read_bytes(), "it")
+    require(isinstance(index, Mapping) and isinstance(index.get("weight_map"), Mapping), "it has no `weight_map`")
+    places = index["weight_map"].values()
+    names = sorted({str(name) for place in places for name in (place if isinstance(place, list) else [place])})
+    require(bool(names), "its `weight_map` is empty")
+    shards = [inside(path.parent, name) for name in names]
+    return keras_checkpoint("h5", reduce(_merged, map(read_file, shards)), None)
+
+
+def _merged(one: Group, other: Group) -> Group:
+    """Return the tree of two shards: Keras splits a file between any two variables."""
+    tensors = {**one.tensors, **other.tensors}
+    groups = {**one.groups, **other.groups}
+    both = {key: _merged(one.groups[key], other.groups[key]) for key in one.groups if key in other.groups}
+    return Group(one.name or other.name, tensors, {**groups, **both})
 
 
 def keras_checkpoint(form: str, tree: Group, model: Layer | None) -> Checkpoint:

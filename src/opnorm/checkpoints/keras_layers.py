@@ -20,7 +20,7 @@ class Layer(NamedTuple):
 
 Tensors = Mapping[str, Tensor]
 
-_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D"}
+_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
 _TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"}
 _DEPTHWISE = {"DepthwiseConv1D", "DepthwiseConv2D"}
 _SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}

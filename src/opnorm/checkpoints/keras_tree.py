@@ -143,7 +143,9 @@ def _geometry(place: Place, role: str, tensor: Named) -> Geometry:
         return known
     if "seed_generator" in place.path or tensor.dtype in ("uint32", "uint64"):
         return g.nothing(kind, g.STATE)
-    if place.layer is not None and place.layer.kind not in KNOWN and not place.layer.assumed:
+    if place.layer is not None and place.layer.kind not in KNOWN and ">" not in place.layer.kind:
+        return g.nothing(kind, f"a variable of {kind}, of which no linear map is known")
+    if place.layer is not None and place.layer.kind not in KNOWN:
         found = guess(tensor._replace(name=_as_kernel(tensor)), {})
         return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
     return guess(tensor._replace(name=_as_kernel(tensor)), {})

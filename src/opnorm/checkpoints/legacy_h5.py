@@ -5,7 +5,7 @@ from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import parse_json
-from opnorm.checkpoints.hdf5 import Group, Tensor, attribute_texts, opened, read_tree
+from opnorm.checkpoints.hdf5 import Group, Tensor, attribute_texts, opened, read_file
 from opnorm.checkpoints.keras_archive import all_layers, keras_checkpoint, model_checkpoint
 from opnorm.checkpoints.keras_layers import Layer, guessed_layer, serialized_layer, sublayer, sublayers
 from opnorm.checkpoints.keras_tree import Place
@@ -17,7 +17,7 @@ _STATE = ("vector_u", "sn_u")  # a wrapper's own; every other weight under its n
 
 def read_h5(path: Path) -> Checkpoint:
     """Return the checkpoint of an HDF5 file, by whichever Keras it was written."""
-    tree = read_tree(path, lambda: path.open("rb"))
+    tree = read_file(path)
     with opened(lambda: path.open("rb")) as file:
         config = attribute_texts(file, "model_config")
         order = attribute_texts(file.get("model_weights", file), "layer_names")

@@ -27,7 +27,7 @@ def read_onnx(path: Path) -> Checkpoint:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(skeleton(path))
-    except onnx.google.protobuf.message.DecodeError as error:
+    except extra("google.protobuf.message").DecodeError as error:
         raise CheckpointError(f"it is no ONNX model ({error})") from error
     require(bool(model.graph.node or model.graph.initializer), "it holds no graph")
     reader = _Reader(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
-from opnorm.checkpoints.keras_archive import read_keras
+from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
@@ -19,6 +19,7 @@ _TORCH: Readers = {"a zip archive": read_torch, "a pickle": read_old_torch}
 _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors.index.json": {"JSON": read_shards},
     ".safetensors": {"safetensors": read_safetensors},
+    ".weights.json": {"JSON": read_weight_shards},
     ".keras": {"a zip archive": read_keras},
     ".onnx": {"something else": read_onnx},
     ".hdf5": {"HDF5": read_h5},
@@ -37,8 +38,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Return the table of contents of a checkpoint; tensors are read on demand, and nothing in the file is executed.
 
     Args:
-        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors` (or the index of its shards), `.onnx`, `.npz`,
-            `.npy`, or PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`.
+        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
+            `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`, `.weights.json`.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -66,8 +67,8 @@ def _reader(path: Path, content: str) -> Callable[[Path], Checkpoint]:
 
 def _content(start: bytes) -> str:
     """Return what a file holds, by its first bytes."""
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**40:  # whatever byte that length begins with
-        return "safetensors"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**40:
+        return "safetensors"  # first: the length it begins with may begin as a pickle does
     for magic, content in _MAGIC.items():
         if start.startswith(magic):
             return content

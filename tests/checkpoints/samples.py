@@ -1,0 +1,142 @@
+"""Small files of every format, written by the libraries that own the formats, without Keras."""
+
+import io
+import json
+import zipfile
+
+import h5py
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.standard_normal((3, 3, 2, 4)).astype("float32")
+MATRIX = RNG.standard_normal((4, 3)).astype("float32")
+BIAS = RNG.standard_normal(3).astype("float32")
+
+
+def layer(kind, name, feeds=(), **config):
+    """Return a layer as Keras 3 writes it into a functional config."""
+    calls = [{"class_name": "__keras_tensor__", "config": {"shape": [None], "keras_history": [f, 0, 0]}} for f in feeds]
+    nodes = [{"args": calls if len(calls) < 2 else [calls], "kwargs": {}}] if calls else []
+    entry = {"module": "keras.layers", "class_name": kind, "config": {"name": name, **config}, "registered_name": None}
+    return {**entry, "name": name, "inbound_nodes": nodes}
+
+
+def functional(layers, inputs, outputs):
+    ends = [[[name, 0, 0] for name in names] for names in (inputs, outputs)]
+    config = {"name": "model", "layers": layers, "input_layers": ends[0], "output_layers": ends[1]}
+    return {"module": "keras.src.models.functional", "class_name": "Functional", "config": config}
+
+
+CONFIG = functional(
+    [
+        layer("InputLayer", "image"),
+        layer("Conv2D", "first", ["image"], strides=[2, 2], padding="same", dilation_rate=[1, 1], groups=1),
+        layer("Dense", "last", ["first"], kernel_constraint={"class_name": "MaxNorm", "config": {"max_value": 2}}),
+    ],
+    ["image"],
+    ["last"],
+)
+
+
+def weights_h5(layers, **settings):
+    """Return the bytes of a Keras 3 weights file: `layers` is {group: (name, arrays)}."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for group, (name, arrays) in layers.items():
+            variables = file.create_group(f"layers/{group}/vars")
+            variables.attrs["name"] = name
+            for i, array in enumerate(arrays):
+                variables.create_dataset(str(i), data=array, **settings)
+    return buffer.getvalue()
+
+
+LAYERS = {"conv2d": ("first", [KERNEL]), "dense": ("last", [MATRIX, BIAS])}
+
+
+def keras_file(path, config=CONFIG, layers=LAYERS, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", weights_h5(layers))
+    return path
+
+
+def legacy_file(path):
+    with h5py.File(path, "w") as file:
+        entries = [
+            {"class_name": "Conv2D", "config": {"name": "first", "strides": [1, 1], "padding": "same"}},
+            {"class_name": "Dense", "config": {"name": "last"}},
+        ]
+        file.attrs["model_config"] = json.dumps(
+            {"class_name": "Sequential", "config": {"name": "m", "layers": entries}}
+        )
+        weights = file.create_group("model_weights")
+        weights.attrs["layer_names"] = np.array([b"first", b"last"])
+        for name, arrays in (("first", {"kernel": KERNEL}), ("last", {"bias": BIAS, "kernel": MATRIX})):
+            group = weights.create_group(name)
+            group.attrs["weight_names"] = np.array([f"{name}/{role}:0".encode() for role in arrays])
+            for role, array in arrays.items():
+                group[f"{name}/{role}:0"] = array
+    return path
+
+
+def h5_file(path):
+    path.write_bytes(weights_h5(LAYERS))
+    return path
+
+
+def safetensors_file(path):
+    save_file({"linear.weight": MATRIX, "linear.bias": BIAS, "conv.weight": KERNEL.T.copy()}, path)
+    return path
+
+
+def npz_file(path):
+    np.savez(path, kernel=MATRIX, bias=BIAS)
+    return path
+
+
+def npy_file(path):
+    np.save(path, MATRIX)
+    return path
+
+
+def torch_file(path, **settings):
+    torch.save({"linear.weight": torch.from_numpy(MATRIX), "linear.bias": torch.from_numpy(BIAS)}, path, **settings)
+    return path
+
+
+def old_torch_file(path):
+    return torch_file(path, _use_new_zipfile_serialization=False)
+
+
+def onnx_model(nodes, tensors, inputs=("x",), outputs=("y",), **settings):
+    """Return a model whose open tensors have no known shape."""
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names] for names in (inputs, outputs)
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "graph", *ends, initializer=constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10, **settings)
+
+
+def onnx_file(path):
+    nodes = [helper.make_node("MatMul", ["x", "kernel"], ["m"]), helper.make_node("Add", ["m", "bias"], ["y"])]
+    onnx.save(onnx_model(nodes, {"kernel": RNG.standard_normal((40, 30)).astype("float32"), "bias": BIAS}), path)
+    return path
+
+
+FILES = {
+    "a.keras": keras_file,
+    "a.weights.h5": h5_file,
+    "a.h5": legacy_file,
+    "a.safetensors": safetensors_file,
+    "a.npz": npz_file,
+    "a.npy": npy_file,
+    "a.pt": torch_file,
+    "a.bin": old_torch_file,
+    "a.onnx": onnx_file,
+}
