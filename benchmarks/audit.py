@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tables import write_table
 
-from opnorm.audit import audit
+from opnorm.auditing import audit
 from opnorm.report import Report, Row
 
 HEADER = ["what", "tensors", "bounded", "widest matrix", "widest convolution", "time", "peak memory", "goal"]
@@ -24,7 +24,7 @@ SIDE = 4096  # of a square matrix of the synthetic file, 32 MiB in bfloat16
 SHARD = 16  # matrices a file
 MEMORY = """
 import json, resource, sys, time
-from opnorm.audit import audit
+from opnorm.auditing import audit
 begin = time.perf_counter()
 report = audit(sys.argv[1], **json.loads(sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

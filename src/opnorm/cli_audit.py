@@ -50,8 +50,8 @@ def run_audit(
         for output in outputs:
             require_folder(output)
         if html is not None:
-            backends.require(["jinja2"], extra="report")
-        from opnorm.audit import audit
+            backends.require(["jinja2"], extra="audit")
+        from opnorm.auditing import audit
 
         with progress_bar("auditing") as progress:
             report = audit(
@@ -89,7 +89,7 @@ def run_check(
     if not 0 < max_norm < float("inf"):
         fail(f"--max-norm must be a positive finite number. Received: {max_norm}")
     with one_line_errors(ValueError):
-        from opnorm.audit import audit
+        from opnorm.auditing import audit
 
         with progress_bar("checking") as progress:
             report = audit(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opnorm.arguments import Array
-from opnorm.audit import Globs, Progress, is_chosen, opened
+from opnorm.auditing import Globs, Progress, is_chosen, opened
 from opnorm.checkpoints.records import CheckpointError, Weight
 from opnorm.lora import Pair, base_name, bracket_product, factors, find_pairs, update_shape
 from opnorm.measure import Settings, measure, values_of

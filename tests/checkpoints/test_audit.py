@@ -5,7 +5,7 @@ import pytest
 from network_files import grid_norm, norm, tensors, write
 from scipy.sparse.linalg import aslinearoperator
 
-from opnorm.audit import audit
+from opnorm.auditing import audit
 from opnorm.bounds import bracket
 from opnorm.checkpoints.records import CheckpointError, Geometry, Weight
 from opnorm.convolution import Convolution
@@ -240,7 +240,7 @@ def test_jobs_change_the_time_and_nothing_else(tmp_path, report):
 
 def test_jobs_run_at_the_same_time(tmp_path, monkeypatch):
     together = threading.Barrier(2, timeout=30)
-    monkeypatch.setattr("opnorm.audit.measure", lambda w, s: (together.wait(), measure(w, s))[1])
+    monkeypatch.setattr("opnorm.auditing.measure", lambda w, s: (together.wait(), measure(w, s))[1])
     values = {"a.weight": np.eye(2, dtype=np.float32), "b.weight": np.eye(2, dtype=np.float32)}
     assert len(audit(write(tmp_path / "m.safetensors", values), jobs=2).rows) == 2
 

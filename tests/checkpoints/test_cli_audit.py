@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_replaced_stays_and_nothing_is_left(model, tmp_pat
 
 
 def test_a_missing_folder_is_found_before_the_work(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("opnorm.audit.audit", lambda *_, **__: pytest.fail("worked first"))
+    monkeypatch.setattr("opnorm.auditing.audit", lambda *_, **__: pytest.fail("worked first"))
     assert_fails_in_one_line(invoke("audit", model, "--json", tmp_path / "no" / "a.json"), "no such folder")
 
 

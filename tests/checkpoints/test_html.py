@@ -6,7 +6,7 @@ import shutil
 import pytest
 from network_files import HOSTILE, tensors, write
 
-from opnorm.audit import audit
+from opnorm.auditing import audit
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")

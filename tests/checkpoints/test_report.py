@@ -7,7 +7,7 @@ import pytest
 from network_files import FORMULA, HOSTILE, write
 from rich.console import Console
 
-from opnorm.audit import audit
+from opnorm.auditing import audit
 from opnorm.report import Report, Row
 
 CONTRACT = {

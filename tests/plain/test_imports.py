@@ -58,7 +58,7 @@ def test_the_truth_rests_on_numpy_and_scipy_alone():
 def test_the_audit_goes_from_bounds_to_checkpoints_to_rows_to_commands():
     graph = arrows()
     readers = {name for name in graph if name.startswith("checkpoints.")}
-    audits = {"audit", "declared", "diff", "lora", "measure", "norms", "spectra"}
+    audits = {"auditing", "declared", "diff", "lora", "measure", "norms", "spectra"}
     forms = {"report", "html_report", "text_report"}
     commands = {"cli", "cli_audit", "cli_output"}
     assert readers
