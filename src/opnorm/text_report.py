@@ -21,7 +21,7 @@ def _how(row: Mapping[str, Any]) -> str:
     """Return geometry and method, or the reason why there is no bracket."""
     geometry = row["geometry"] + (" (assumed)" if row["assumed"] else "")
     if row["status"] == "skipped":
-        return f"skipped: {row['reason']}"
+        return "; ".join([f"skipped: {row['reason']}", *row["flags"]])
     if row["status"] == "failed":
         return f"not bounded: {row['reason']}"
     parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
