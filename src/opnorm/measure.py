@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator
 from opnorm.arguments import Array
 from opnorm.checkpoints.records import CheckpointError, Weight
 from opnorm.declared import Known, declared
-from opnorm.norms import Norms, norms
+from opnorm.norms import Norms, frobenius_norm, norms
 from opnorm.report import Row
 from opnorm.spectra import singular_values
 
@@ -102,7 +102,9 @@ def _bounded(row: Row, weight: Weight, operator: LinearOperator, found: Norms) -
         row = row._replace(rms_norm=row.upper * sqrt(found.ratio))
     if found.matrix is not None:
         lower, upper = found.matrix
-        row = row._replace(matrix_norm=upper, stable_rank=_stable_rank(row.frobenius or 0.0, lower))
+        frobenius = frobenius_norm(operator)  # a scale may have been divided out of the stored tensor
+        rank = None if frobenius is None else _stable_rank(frobenius, lower)
+        row = row._replace(matrix_norm=upper, frobenius=frobenius, stable_rank=rank)
     return row
 
 

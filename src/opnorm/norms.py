@@ -4,6 +4,7 @@ from math import ceil, prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import blas
 from scipy.sparse.linalg import LinearOperator
 
 from opnorm.arguments import Array
@@ -48,6 +49,23 @@ def norms(operator: LinearOperator, tolerance: float | None = None, time_limit: 
     usable = upper <= lower * (1 + _USABLE)
     method = "Frobenius or row and column sums (time limit)" if limited else _method(operator)
     return Norms(lower, upper, method, (lower, upper) if usable else None, columns / rows, limited)
+
+
+def frobenius_norm(operator: LinearOperator) -> float | None:
+    """Return the Frobenius norm of the matrix that `Norms.matrix` brackets, None where it is not stored."""
+    inner = operator.operator if isinstance(operator, Adjoint) else operator
+    if isinstance(inner, BlockDiagonal):
+        parts = [frobenius_norm(block) for block in inner.blocks]
+        return None if None in parts else _length(np.array(parts))
+    if isinstance(inner, Convolution):
+        return _length(inner.kernel)
+    if isinstance(inner, Diagonal):
+        return _length(inner.factors)
+    return _length(np.asarray(inner.A)) if isinstance(inner, MATRIX) else None
+
+
+def _length(array: Array) -> float:
+    return float(blas.dnrm2(array.ravel(order="K")))  # unlike a sum of squares it does not overflow
 
 
 def _method(operator: LinearOperator) -> str:

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     reason: str = ""
     method: str = ""
     matrix_norm: float | None = None  # upper end for the kernel as a matrix (-1, channels out), the largest of a group
-    frobenius: float | None = None
+    frobenius: float | None = None  # of that matrix; where there is none, of the stored tensor
     stable_rank: float | None = None  # frobenius^2 / norm^2 of that matrix, never below the truth
     rms_norm: float | None = None  # upper * sqrt(inputs / outputs): the norm between root-mean-square norms
     flags: tuple[str, ...] = ()  # of "nan", "inf", "zero", "time limit"

@@ -8,6 +8,7 @@ DIFF_HEADINGS = ("tensor", "shape", "base <=", "tuned <=", "difference <=", "rel
 _NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank", *DIFF_HEADINGS[2:6]})
 _STYLES = {"bounded": "", "skipped": "dim", "failed": "bold red"}
 _MARGIN = "  "
+_LONGEST = 36  # of the last column on a terminal; the other forms have it in full
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -87,13 +88,18 @@ def _diff_cells(row: Mapping[str, Any]) -> list[str]:
 def table(document: Mapping[str, Any]) -> Any:
     """Return a report as a Rich renderable."""
     rows = [(cells(row), _STYLES[row["status"]]) for row in document["rows"]]
-    return _drawn(HEADINGS, rows, [summary(document), *(f"note: {note}" for note in document["notes"])])
+    failed = [f"{row['name']}: {row['reason']}" for row in document["rows"] if row["status"] == "failed"]
+    return _drawn(HEADINGS, rows, [summary(document), *failed, *(f"note: {note}" for note in document["notes"])])
 
 
 def diff_table(document: Mapping[str, Any]) -> Any:
     """Return a comparison as a Rich renderable."""
     rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in document["rows"]]
     return _drawn(DIFF_HEADINGS, rows, [f"note: {note}" for note in document["notes"]])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _drawn(headings: Sequence[str], rows: Sequence[tuple[list[str], str]], lines: Sequence[str]) -> Any:
@@ -104,9 +110,10 @@ def _drawn(headings: Sequence[str], rows: Sequence[tuple[list[str], str]], lines
     from rich.text import Text
 
     result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in headings:
+    kept = [i for i, heading in enumerate(headings) if heading != "dtype"]  # a terminal is narrow
+    for heading in (headings[i] for i in kept):
         side = heading in _NUMBERS
         result.add_column(heading, justify="right" if side else "left", no_wrap=side, overflow="fold")
     for texts, style in rows:
-        result.add_row(*(Text(text) for text in texts), style=style)
+        result.add_row(*(Text(texts[i]) for i in kept[:-1]), Text(_shortened(texts[-1])), style=style)
     return Group(result, Text(""), *(Text(printable(line)) for line in lines))

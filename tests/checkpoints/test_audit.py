@@ -153,6 +153,12 @@ def test_a_diagonal_is_exact():
     assert (row.lower, row.upper, row.matrix_norm) == (2.5, 2.5, 2.5)
 
 
+def test_the_stable_rank_is_that_of_what_is_applied_not_of_what_is_stored():
+    row = row_of([1.0, 2.0], lambda v: Diagonal(v / 1e-2))
+    assert row.frobenius == pytest.approx(np.sqrt(5) * 100, rel=1e-12)
+    assert row.stable_rank == pytest.approx(5 / 4, rel=1e-12)
+
+
 def test_a_transposed_convolution_is_grouped_by_its_output_channels():
     kernel = np.random.default_rng(1).standard_normal((3, 3, 5, 2))  # Keras's layout: 5 out, 2 in
     row = row_of(kernel, lambda v: Adjoint(Convolution(v)))
