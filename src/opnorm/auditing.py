@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
+from math import prod
 from os import PathLike, cpu_count, fspath
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from opnorm.checkpoints.records import Checkpoint, Weight
 from opnorm.measure import Settings, measure
 from opnorm.report import Report, Row
 from opnorm.spectra import sampled
+
+_LARGE = 2**22  # entries from which several BLAS threads pay: a matrix of 2048 x 2048
 
 Globs = str | Sequence[str] | None
 Progress = Callable[[int, int], None]
@@ -112,7 +115,8 @@ def _measured(
 ) -> list[tuple[Row, Array]]:
     """Return what `measure` returns of each weight, in their order."""
     results: dict[int, tuple[Row, Array]] = {}
-    with _blas_threads(jobs), ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
+    largest = max((prod(weight.shape) for weight in weights), default=0)
+    with _blas_threads(jobs, largest), ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
         futures = {pool.submit(measure, weight, settings): index for index, weight in enumerate(weights)}
         try:
             for future in as_completed(futures):
@@ -126,12 +130,15 @@ def _measured(
 
 
 @contextmanager
-def _blas_threads(jobs: int) -> Iterator[None]:
-    """Share the processors among the jobs; without threadpoolctl every job uses them all."""
-    if jobs > 1 and find_spec("threadpoolctl"):
+def _blas_threads(jobs: int, largest: int) -> Iterator[None]:
+    """Share the processors among the jobs, one for each unless a tensor is large; without threadpoolctl as they come.
+
+    Small products gain little from a second thread, and where the processors are busy each waits for the slower one.
+    """
+    if find_spec("threadpoolctl"):
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        limits = threadpool_limits(max(1, (cpu_count() or 1) // jobs))
+        limits = threadpool_limits(max(1, (cpu_count() or 1) // jobs) if largest > _LARGE else 1)
     else:
         limits = nullcontext()
     with limits:
