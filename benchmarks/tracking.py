@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def torch_parametrized(iterations, rate):
     import torch
     from torch.nn.utils.parametrizations import spectral_norm
 
-    layers = [spectral_norm(torch.nn.Linear(*pair), n_power_iterations=iterations) for pair in zip(WIDTHS, WIDTHS[1:])]
+    layers = [spectral_norm(torch.nn.Linear(*pair), n_power_iterations=iterations) for pair in pairwise(WIDTHS)]
     body = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.ReLU())))[:-1]
     optimizer = torch.optim.Adam(body.parameters(), rate)
 

@@ -11,6 +11,7 @@ from opnorm import _registration
 
 if TYPE_CHECKING:
     from opnorm.attach import constrain
+    from opnorm.auditing import audit
     from opnorm.bounds import Bounds, spectral_norm
     from opnorm.callbacks import SpectralMonitor
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
     from opnorm.projections import Orthogonal, SpectralClip
     from opnorm.regularizers import SpectralRegularizer
+    from opnorm.report import Report
     from opnorm.wrappers import SpectralNormalization
 
 __version__ = version("opnorm")
@@ -34,11 +36,13 @@ __all__ = [
     "MaxSpectralNorm",
     "NetworkBound",
     "Orthogonal",
+    "Report",
     "SpectralClip",
     "SpectralMonitor",
     "SpectralNorm",
     "SpectralNormalization",
     "SpectralRegularizer",
+    "audit",
     "constrain",
     "kernels",
     "linear_operator",
@@ -57,11 +61,13 @@ _HOMES = {
     "MaxSpectralNorm": "constraints",
     "NetworkBound": "network",
     "Orthogonal": "projections",
+    "Report": "report",
     "SpectralClip": "projections",
     "SpectralMonitor": "callbacks",
     "SpectralNorm": "constraints",
     "SpectralNormalization": "wrappers",
     "SpectralRegularizer": "regularizers",
+    "audit": "auditing",
     "constrain": "attach",
     "kernels": "geometry",
     "linear_operator": "operators",

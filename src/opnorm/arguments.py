@@ -12,13 +12,14 @@ Array = NDArray[np.float64]
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate would speak of another matrix
 
 
-def real_array(value: Any, name: str) -> Array:
+def real_array(value: Any, name: str, *, copy: bool = True) -> Array:
     """Return `value` as a float64 array with exactly the same entries.
 
     Args:
         value: Anything NumPy reads: arrays, tensors of TensorFlow, JAX and PyTorch (half precisions too), Keras
             variables, nested lists. Real floating point up to 64 bits, or integers up to 2**53 in magnitude.
         name: The argument's name, for the error.
+        copy: Whether a float64 array is copied too; without it the result is only to be read.
 
     Raises:
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
@@ -29,7 +30,7 @@ def real_array(value: Any, name: str) -> Array:
         raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: dtype={array.dtype}")
     if array.size == 0:
         raise ValueError(f"Argument `{name}` must not be empty. Received: shape={array.shape}")
-    result = array.astype(np.float64)
+    result = array.astype(np.float64, copy=copy)
     if not np.all(np.isfinite(result)):
         raise ValueError(f"Argument `{name}` must be finite. Received: {_first_not_finite(result)} among its entries")
     if kind in "iu" and np.max(np.abs(result)) > _EXACT_INTEGERS:

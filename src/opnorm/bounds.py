@@ -9,14 +9,15 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 from opnorm.arguments import Array, check_tolerance, real_array
 from opnorm.convolution import Convolution
 from opnorm.convolution_bounds import bracket_convolution
+from opnorm.deadlines import NEVER, Deadline
 from opnorm.matrix_bounds import bracket_matrix
 from opnorm.operators import BlockDiagonal, Diagonal, is_registered, linear_operator
 from opnorm.sizes import Adjoint
 
-_MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, whatever the matrix
-_CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
+MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, whatever the matrix
+CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
 _DENSE_ENTRIES = 2**24  # 128 MiB in float64: a matrix that may be written out
-_MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
+MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
 
 
 class Bounds(NamedTuple):
@@ -54,12 +55,12 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
     if is_registered(x):
         x = linear_operator(x)
     if isinstance(x, LinearOperator):
-        return Bounds(*_bracket(x, tolerance))
-    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or _MATRIX_TOLERANCE))
+        return Bounds(*bracket(x, tolerance))
+    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or MATRIX_TOLERANCE))
 
 
 def _entries(x: Any) -> Array:
-    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x")
+    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x", copy=False)
 
 
 def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
@@ -73,48 +74,60 @@ def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
 
 
 @singledispatch
-def _bracket(operator: LinearOperator, tolerance: float | None) -> tuple[float, float]:
-    """Return the bracket of an operator's norm."""
+def bracket(operator: LinearOperator, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    """Return `(lower, upper)` around an operator's norm.
+
+    Args:
+        operator: Any LinearOperator.
+        tolerance: Aim for `upper / lower - 1`; None: the default of its kind.
+        deadline: After it the bracket may be wider than the tolerance asks, and is as true.
+    """
     if operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES:
-        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance)
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
     start = np.random.default_rng(0).standard_normal(min(operator.shape))
     singular = svds(operator, k=1, v0=start, return_singular_vectors=False)
     return float(singular[0]) * (1 - 1e-6), float("inf")  # svds iterates to roundoff; its products are unknown code
 
 
-def _bracket_dense(matrix: Any, tolerance: float | None) -> tuple[float, float]:
-    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or _MATRIX_TOLERANCE)
+def _bracket_dense(matrix: Any, tolerance: float | None, deadline: Deadline) -> tuple[float, float]:
+    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or MATRIX_TOLERANCE, deadline)
 
 
 def matrix_of(operator: LinearOperator) -> Array | None:
     """Return the matrix that SciPy's `aslinearoperator` made `operator` of, None for other operators."""
-    return real_array(operator.A, "x") if isinstance(operator, _MATRIX) else None
+    return real_array(operator.A, "x") if isinstance(operator, MATRIX) else None
 
 
-@_bracket.register(_MATRIX)
-def _(operator: Any, tolerance: float | None) -> tuple[float, float]:
-    return _bracket_dense(operator.A, tolerance)
+@bracket.register(MATRIX)
+def _(operator: Any, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    return _bracket_dense(operator.A, tolerance, deadline)
 
 
-@_bracket.register
-def _(operator: Adjoint, tolerance: float | None) -> tuple[float, float]:
-    return _bracket(operator.operator, tolerance)
+@bracket.register
+def _(operator: Adjoint, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    return bracket(operator.operator, tolerance, deadline)
 
 
-@_bracket.register
-def _(operator: BlockDiagonal, tolerance: float | None) -> tuple[float, float]:
-    brackets = [_bracket(block, tolerance) for block in operator.blocks]
+@bracket.register
+def _(operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    brackets = [bracket(block, tolerance, deadline) for block in operator.blocks]
     return max(low for low, _ in brackets), max(high for _, high in brackets)
 
 
-@_bracket.register
-def _(operator: Diagonal, tolerance: float | None) -> tuple[float, float]:
+@bracket.register
+def _(operator: Diagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
     largest = float(np.max(np.abs(operator.factors)))
     return largest, largest
 
 
-@_bracket.register
-def _(operator: Convolution, tolerance: float | None) -> tuple[float, float]:
-    if operator.has_size and operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES and min(operator.shape) <= 2048:
-        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance)
-    return bracket_convolution(operator, tolerance or _CONVOLUTION_TOLERANCE)
+@bracket.register
+def _(operator: Convolution, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    if is_written_out(operator):
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
+    return bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline)
+
+
+def is_written_out(operator: Convolution) -> bool:
+    """Return whether the convolution's bracket is that of its explicit matrix."""
+    rows, columns = operator.shape
+    return operator.has_size and rows * columns <= _DENSE_ENTRIES and min(rows, columns) <= 2048

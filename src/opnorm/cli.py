@@ -1,18 +1,14 @@
 """The command line: answers on stdout, progress on stderr, failure in one clear line and a non-zero exit status."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from opnorm import backends
-
-# Click's own exit status for bad input.
-BAD_INPUT = 2
+from opnorm import backends, cli_audit
+from opnorm.cli_output import one_line_errors
 
 app = typer.Typer(
     help="Control and certify the operator norms of neural-network weights.",
@@ -42,23 +38,13 @@ def _opnorm(
     """Control and certify the operator norms of neural-network weights."""
 
 
-def _fail(message: object) -> NoReturn:
-    typer.echo(f"opnorm: {message}", err=True)
-    raise typer.Exit(BAD_INPUT)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (backends.MissingError, OSError) as error:
-        _fail(error)
-
-
 def _make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # found out before the work, not after it
         pass
+
+
+cli_audit.register(app)
 
 
 @app.command("demo")
@@ -71,7 +57,7 @@ def run_demo(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the weights and the noise.")] = 0,
 ) -> None:
     """Train on real digits with and without constraints; print a table and write a page of plots."""
-    with _one_line_errors():
+    with one_line_errors():
         backends.require(["keras", "mlxtend", "plotly", "jinja2", "threadpoolctl"], extra="demo")
         name = backends.choose(backend)
         _make_writable(output)

@@ -7,6 +7,7 @@ import numpy as np
 from opnorm.arguments import Array
 from opnorm.certificates import down, gamma
 from opnorm.convolution import Convolution
+from opnorm.deadlines import NEVER, Deadline
 from opnorm.matrix_bounds import rescale
 from opnorm.symbol_bounds import bracket_symbol
 from opnorm.symbols import Symbol, symbol_of
@@ -17,7 +18,7 @@ _ENTRIES = 5e5  # entries of an image likewise: the steps keep 32 images, 130 MB
 _FOLDED = 512  # side of a symbol that is still cheap: 20 ms at each of a few dozen frequencies
 
 
-def bracket_convolution(operator: Convolution, tolerance: float) -> tuple[float, float]:
+def bracket_convolution(operator: Convolution, tolerance: float, deadline: Deadline = NEVER) -> tuple[float, float]:
     """Return `(lower, upper)` around the norm of `operator`; without `input_shape`, around its supremum over all sizes.
 
     Zeros around an image change nothing for the upper end: the operator is a compression of the convolution on the
@@ -27,6 +28,7 @@ def bracket_convolution(operator: Convolution, tolerance: float) -> tuple[float,
         operator: Any stride, dilation, groups and zero padding.
         tolerance: Aim for the symbol's bracket. A small image has a smaller norm than its symbol, by a distance that
             only `lower` shows.
+        deadline: After it the upper end is what is known without a search.
     """
     peak = float(np.max(np.abs(operator.kernel)))
     if peak == 0:
@@ -35,9 +37,9 @@ def bracket_convolution(operator: Convolution, tolerance: float) -> tuple[float,
     symbol = _symbol(operator, np.ldexp(operator.blocks, exponent))
     if symbol.taps.shape[2:] != operator.blocks.shape[-2:] and operator.has_size:
         tolerance /= 2  # with an axis written out few frequencies are left, and the image's own gap is to be seen
-    lower, upper = bracket_symbol(symbol, tolerance)
+    lower, upper = bracket_symbol(symbol, tolerance, deadline)
     if operator.has_size:
-        lower = _from_below(_corner(operator, exponent))
+        lower = _from_below(_corner(operator, exponent), deadline)
     return rescale(lower, upper, -exponent)
 
 
@@ -106,9 +108,9 @@ def _corner(operator: Convolution, exponent: int) -> Convolution:
     )
 
 
-def _from_below(operator: Convolution) -> float:
+def _from_below(operator: Convolution, deadline: Deadline) -> float:
     """Return a proved lower bound of the operator's norm: the best of a few Golub-Kahan steps, multiplied out."""
-    v = _right_vector(operator)
+    v = _right_vector(operator, deadline)
     length = float(np.linalg.norm(v)) * (1 + gamma(2 * v.size + 8))
     image = float(np.linalg.norm(operator.matvec(v))) * (1 - gamma(2 * operator.shape[0] + 8))
     taps = prod(operator.kernel.shape[:-2])
@@ -117,7 +119,7 @@ def _from_below(operator: Convolution) -> float:
     return down(image / length - 2 * error)
 
 
-def _right_vector(operator: Convolution) -> Array:
+def _right_vector(operator: Convolution, deadline: Deadline) -> Array:
     """Return an estimate of the right singular vector of the largest singular value, by Golub-Kahan steps."""
     v = np.random.default_rng(0).standard_normal(operator.shape[1])
     steps = min(_STEPS, *operator.shape)
@@ -132,4 +134,6 @@ def _right_vector(operator: Convolution) -> Array:
         left[k] = u / max(bidiagonal[k, k], np.finfo(np.float64).tiny)
         v = operator.rmatvec(left[k])
         v = v - (right[: k + 1] @ v) @ right[: k + 1]
+        if deadline.passed:
+            break
     return np.asarray(np.linalg.svd(bidiagonal)[2][0] @ right)

@@ -6,6 +6,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from opnorm.arguments import Array
 from opnorm.cells import Cells
 from opnorm.certificates import norm_below
+from opnorm.deadlines import NEVER, Deadline
 from opnorm.symbols import Complex, Symbol
 
 _SMALL = 32  # symbols with a side up to this are decomposed at once; larger ones are bidiagonalized
@@ -21,19 +22,23 @@ def batch_size(symbol: Symbol) -> int:
     return int(max(1, _BYTES // per_frequency))
 
 
-def estimate_norms(symbol: Symbol, cells: Cells, steps: int) -> Array:
+def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline = NEVER) -> Array:
     """Return estimates of `||M(centre)||` from below, (count,).
 
     Args:
         symbol: One group, or many with small matrices.
         cells: Where to evaluate it.
         steps: Golub-Kahan steps for large matrices; small ones are exact to rounding.
+        deadline: OutOfTimeError is raised when it has passed.
     """
     size = batch_size(symbol)
-    parts = [slice(first, first + size) for first in range(0, len(cells), size)]
-    if min(symbol.taps.shape[2:]) <= _SMALL:
-        return np.concatenate([_decomposed(symbol, cells, part) for part in parts])
-    return np.concatenate([_iterated(symbol, cells.centres[part], steps) for part in parts])
+    small = min(symbol.taps.shape[2:]) <= _SMALL
+    results = []
+    for first in range(0, len(cells), size):
+        deadline.check()
+        part = slice(first, first + size)
+        results.append(_decomposed(symbol, cells, part) if small else _iterated(symbol, cells.centres[part], steps))
+    return np.concatenate(results)
 
 
 def _decomposed(symbol: Symbol, cells: Cells, part: slice) -> Array:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from opnorm.frequencies import Strides
 from opnorm.equations import einsum_axes
+from opnorm.frequencies import Strides
 from opnorm.matrices import Axis
 
 _CHANNELS = (-2, -1)  # of a depthwise kernel, (*spatial, channels, multiplier): together its output channels

@@ -10,24 +10,31 @@ from scipy.linalg import blas, eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from opnorm.arguments import Array
-from opnorm.certificates import Gram, norm_below, up
+from opnorm.certificates import Gram, frobenius_above, gamma, norm_below, up
+from opnorm.deadlines import NEVER, Deadline
 
 _LANCZOS_SIZE = 192  # below it LAPACK's eigensolver is as fast as Lanczos, and exact
+_HARMLESS = 32  # binary digits by which a largest entry may miss 1: squares and shifts are then far from subnormal
+_STEPS = 8  # power iterations of a lower end that has no time for more
+_BLOCK = 2**20  # entries whose magnitudes are written out at once
 
 
-def bracket_matrix(A: Array, tolerance: float) -> tuple[float, float]:
+def bracket_matrix(A: Array, tolerance: float, deadline: Deadline = NEVER) -> tuple[float, float]:
     """Return `(lower, upper)` with `lower <= ||A|| <= upper`, proved in floating-point arithmetic.
 
     Args:
         A: (m, n), finite float64.
         tolerance: Aim for `upper / lower - 1`. Reached for every matrix whose rounding errors allow it: about
             `1e-16 * m * n` is the limit.
+        deadline: When the factorizations would not end in time, the bracket is that of `_bracket_roughly`.
     """
-    peak = float(np.max(np.abs(A)))
+    peak = max(float(np.max(A)), -float(np.min(A)))  # no array of magnitudes: the matrix may fill the memory
     if peak == 0:
         return 0.0, 0.0
     exponent = -int(np.frexp(peak)[1])
-    lower, upper = _bracket_scaled(np.ldexp(A, exponent), tolerance)
+    if abs(exponent) <= _HARMLESS:
+        return _bracket_scaled(A, tolerance, deadline)
+    lower, upper = _bracket_scaled(np.ldexp(A, exponent), tolerance, deadline)
     return rescale(lower, upper, -exponent)
 
 
@@ -43,7 +50,10 @@ def rescale(lower: float, upper: float, exponent: int) -> tuple[float, float]:
     return min(low, largest), high
 
 
-def _bracket_scaled(A: Array, tolerance: float) -> tuple[float, float]:
+def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline) -> tuple[float, float]:
+    short = min(A.shape)
+    if not deadline.affords(A.size * short / 2 + short**3):  # the Gram matrix; Cholesky and Lanczos, generously
+        return _bracket_roughly(A, deadline)
     gram = Gram.of(A)
     tall = A if A.shape[0] >= A.shape[1] else A.T
     lower = 0.0
@@ -53,6 +63,8 @@ def _bracket_scaled(A: Array, tolerance: float) -> tuple[float, float]:
         upper = up(lower * (1 + 0.9 * tolerance))  # a tenth of the tolerance is left for the roundings of both ends
         if gram.proves(upper):
             return lower, upper
+        if deadline.passed:
+            break
     slack = 2 * tolerance
     while not gram.proves(lower * (1 + slack)):
         slack *= 2
@@ -69,3 +81,34 @@ def _top_eigenvector(gram: Gram, accuracy: float) -> Array:
     start = np.random.default_rng(0).standard_normal(n)
     vector = eigsh(product, k=1, which="LA", tol=accuracy, v0=start, ncv=min(n, 24))[1][:, 0]
     return np.asarray(vector)
+
+
+def _bracket_roughly(A: Array, deadline: Deadline) -> tuple[float, float]:
+    """Return a proved bracket at the price of a few readings of the matrix.
+
+    From above: the smaller of the Frobenius norm and `sqrt(||A||_1 ||A||_inf)`. From below: power iteration from the
+    heaviest row, so never below the norm of that row.
+    """
+    frobenius = frobenius_above(A)
+    rows, columns = _absolute_sums(A)
+    product = float(np.max(rows)) * float(np.max(columns)) * (1 + gamma(2 * sum(A.shape)))
+    v = A[int(np.argmax(rows))]
+    lower = 0.0
+    for _ in range(_STEPS):
+        v = v / float(np.linalg.norm(v))
+        lower = max(lower, norm_below(A, v, frobenius))
+        if deadline.passed or lower == 0:
+            break
+        v = (A @ v) @ A
+    return lower, min(frobenius, up(float(np.sqrt(product))))
+
+
+def _absolute_sums(A: Array) -> tuple[Array, Array]:
+    """Return the sums of magnitudes of each row and of each column, by blocks of rows."""
+    rows, columns = np.zeros(A.shape[0]), np.zeros(A.shape[1])
+    size = max(1, _BLOCK // A.shape[1])
+    for first in range(0, A.shape[0], size):
+        part = np.abs(A[first : first + size])
+        rows[first : first + size] = np.sum(part, axis=1)
+        columns += np.sum(part, axis=0)
+    return rows, columns

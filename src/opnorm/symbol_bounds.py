@@ -9,8 +9,10 @@ from math import acos, cos, floor, log2
 import numpy as np
 from numpy.typing import NDArray
 
+from opnorm.arguments import Array
 from opnorm.cells import Cells, tiling
 from opnorm.certificates import down, proved, up
+from opnorm.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.estimates import batch_size, climb, estimate_norms
 from opnorm.matrix_bounds import bracket_matrix
 from opnorm.symbols import Symbol
@@ -22,61 +24,79 @@ _CLIMBS = 3  # starts of a local search: a better lower end saves hundreds of ce
 _PROBES = 10  # Golub-Kahan steps that rank frequencies, to about a percent
 
 
-def bracket_symbol(symbol: Symbol, tolerance: float) -> tuple[float, float]:
+def bracket_symbol(symbol: Symbol, tolerance: float, deadline: Deadline = NEVER) -> tuple[float, float]:
     """Return `(lower, upper)` with `lower <= sup ||M_g(w)|| <= upper`, proved in floating-point arithmetic.
 
     Args:
         symbol: Of a convolution, largest tap near 1.
-        tolerance: Aim for `upper / lower - 1`; more only when the work would pass a fixed budget.
+        tolerance: Aim for `upper / lower - 1`; more only when the work would pass a fixed budget or the deadline.
+        deadline: After it the upper end is the triangle inequality's.
     """
     if symbol.exponents.shape[1] == 0:  # one tap: the symbol is a constant matrix
-        brackets = [bracket_matrix(taps[0], min(tolerance, 1e-6)) for taps in symbol.taps]
+        brackets = [bracket_matrix(taps[0], min(tolerance, 1e-6), deadline) for taps in symbol.taps]
         return max(low for low, _ in brackets), max(high for _, high in brackets)
     apart = len(symbol.taps) > 1 and symbol.taps[0, 0].size >= _LARGE
     lower, upper = 0.0, 0.0
     parts = symbol.split() if apart else [symbol]
     for part in sorted(parts, key=lambda part: -part.frobenius[0]):  # the first may settle the others
-        if up(np.sqrt(part.taps.shape[1]) * part.frobenius.max()) > upper:  # ||M(w)|| <= sum of the taps' norms
-            lower, upper = _refine(part, tolerance, lower, upper)
+        if _crude(part) > upper:
+            lower, upper = _refine(part, tolerance, lower, upper, deadline)
     return lower, upper
 
 
-def _refine(symbol: Symbol, tolerance: float, lower: float, upper: float) -> tuple[float, float]:
+def _crude(symbol: Symbol) -> float:
+    """Return a bound of the supremum that costs nothing: `||M(w)||` is at most the sum of the taps' norms."""
+    return up(np.sqrt(symbol.taps.shape[1]) * float(symbol.frobenius.max()))
+
+
+def _refine(symbol: Symbol, tolerance: float, lower: float, upper: float, deadline: Deadline) -> tuple[float, float]:
     """Return the bracket `(lower, upper)` extended by `symbol`."""
     finest = acos(1 / (1 + tolerance)) * 0.97  # the cell of the maximum itself must pass, with room for rounding
     coarsest = finest * 2.0 ** floor(log2(1.2 / finest))  # beyond a slack of 1.2 hardly any cell passes
     cells = tiling(np.arange(len(symbol.taps)), symbol.degrees, coarsest)
     budget = min(_WORK / _work_per_cell(symbol), _CELLS)
-    while len(cells):
-        budget -= len(cells)
-        if budget < 0:
-            return lower, _settle(symbol, cells, max(upper, lower * (1 + tolerance)))
-        norms = estimate_norms(symbol, cells, _PROBES)
-        for best in np.argsort(norms)[-_CLIMBS:]:
-            if norms[best] > lower * 0.99:  # an estimate may be a percent too small
-                lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
-        upper = max(upper, up(lower * (1 + tolerance)))
-        failed = norms > upper * cos(cells.slack)
-        tried = cells.where(~failed)
-        failed[~failed] = ~_proved_at(symbol, tried, upper)
-        cells = cells.where(failed).halved()
+    try:
+        while len(cells):
+            budget -= len(cells)
+            if budget < 0:
+                return lower, _settle(symbol, cells, max(upper, lower * (1 + tolerance)), deadline)
+            norms = estimate_norms(symbol, cells, _PROBES, deadline)
+            lower = _climbed(symbol, cells, norms, lower, deadline)
+            upper = max(upper, up(lower * (1 + tolerance)))
+            failed = norms > upper * cos(cells.slack)
+            tried = cells.where(~failed)
+            failed[~failed] = ~_proved_at(symbol, tried, upper, deadline)
+            cells = cells.where(failed).halved()
+    except OutOfTimeError:
+        upper = _crude(symbol)
     return lower, upper
 
 
-def _proved_at(symbol: Symbol, cells: Cells, upper: float) -> NDArray[np.bool_]:
-    """Return for each cell whether `||M(centre)|| <= upper cos(slack)` is proved."""
+def _climbed(symbol: Symbol, cells: Cells, norms: Array, lower: float, deadline: Deadline) -> float:
+    """Return the best proved lower bound that local searches from the largest of the estimates `norms` find."""
+    for best in np.argsort(norms)[-_CLIMBS:]:
+        if not deadline.passed and norms[best] > lower * 0.99:  # an estimate may be a percent too small
+            lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
+    return lower
+
+
+def _proved_at(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -> NDArray[np.bool_]:
+    """Return for each cell whether `||M(centre)|| <= upper cos(slack)` is proved; OutOfTimeError at the deadline."""
     taus = upper * down(cos(cells.slack)) - symbol.evaluation_error[cells.groups]
     size = batch_size(symbol)
     parts = [slice(first, first + size) for first in range(0, len(cells), size)]
-    results = [proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part]) for part in parts]
-    return np.concatenate([np.zeros(0, dtype=bool), *results])
+    results = [np.zeros(0, dtype=bool)]
+    for part in parts:
+        deadline.check()
+        results.append(proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part]))
+    return np.concatenate(results)
 
 
-def _settle(symbol: Symbol, cells: Cells, upper: float) -> float:
+def _settle(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -> float:
     """Return a bound proved on `cells` without splitting them further, at most twice looser than it could be."""
     slack = 0.01
     while len(cells):
-        cells = cells.where(~_proved_at(symbol, cells, upper * (1 + slack)))
+        cells = cells.where(~_proved_at(symbol, cells, upper * (1 + slack), deadline))
         slack = slack if len(cells) == 0 else 1.5 * slack
     return up(upper * (1 + slack))
 

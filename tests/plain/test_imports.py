@@ -12,8 +12,8 @@ PACKAGE = Path(opnorm.__file__).parent
 FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
 TRUTH = {  # bounds and what they rest on: NumPy and SciPy alone
     "activations", "arguments", "bounds", "cells", "certificates", "chains", "checks", "convolution",
-    "convolution_bounds", "distances", "effects", "estimates", "folding", "kernel_products", "linear_rules",
-    "matrix_bounds", "network", "operators", "pooling", "sector_bounds", "shape_rules", "sizes", "symbol_bounds",
+    "convolution_bounds", "deadlines", "distances", "effects", "estimates", "folding", "kernel_products",
+    "linear_rules", "matrix_bounds", "network", "operators", "pooling", "sector_bounds", "shape_rules", "sizes", "symbol_bounds",
     "symbols",
 }  # fmt: skip
 
@@ -29,8 +29,12 @@ def imported(path):
     return names
 
 
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
 def arrows():
-    modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    modules = {dotted(path): path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"}
     return {name: {other for other in modules if f"opnorm.{other}" in imported(path)} for name, path in modules.items()}
 
 
@@ -51,6 +55,30 @@ def test_the_truth_rests_on_numpy_and_scipy_alone():
     for name in TRUTH:
         assert graph[name] <= TRUTH, name
         assert not {module.split(".")[0] for module in imported(PACKAGE / f"{name}.py")} & FRAMEWORKS, name
+
+
+def test_the_audit_goes_from_bounds_to_checkpoints_to_rows_to_commands():
+    graph = arrows()
+    readers = {name for name in graph if name.startswith("checkpoints.")}
+    audits = {"auditing", "declared", "diff", "lora", "measure", "norms", "spectra"}
+    forms = {"report", "html_report", "text_report"}
+    commands = {"cli", "cli_audit", "cli_output"}
+    assert readers
+    for name in TRUTH:
+        assert not graph[name] & (readers | audits | forms | commands), name
+    for name in readers:
+        assert not graph[name] & (audits | forms | commands), name
+    for name in forms:
+        assert not graph[name] & (readers | audits | commands), name
+    for name in audits:
+        assert not graph[name] & (commands | {"html_report"}), name
+
+
+def test_no_framework_is_named_where_files_are_read():
+    for name in arrows():
+        if name.startswith("checkpoints.") and name != "checkpoints.live":  # which reads models that Keras made
+            path = PACKAGE / f"{name.replace('.', '/')}.py"
+            assert not {module.split(".")[0] for module in imported(path)} & FRAMEWORKS, name
 
 
 def test_importing_the_package_imports_no_framework():

@@ -1,0 +1,143 @@
+"""The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from math import prod
+from os import PathLike, cpu_count, fspath
+from pathlib import Path
+from typing import Any
+
+from opnorm.arguments import Array, check_tolerance
+from opnorm.checkpoints.opening import open_checkpoint
+from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.measure import Settings, measure
+from opnorm.network_report import report_network
+from opnorm.report import Report, Row
+from opnorm.spectra import sampled
+
+_LARGE = 2**22  # entries from which several BLAS threads pay: a matrix of 2048 x 2048
+
+Globs = str | Sequence[str] | None
+Progress = Callable[[int, int], None]
+
+
+def audit(
+    model_or_path: Any,
+    *,
+    include: Globs = None,
+    exclude: Globs = None,
+    tolerance: float | None = None,
+    jobs: int = 1,
+    time_limit: float | None = None,
+    spectra: bool = False,
+    network: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report on a checkpoint or a model: for every tensor a certified bracket, or why there is none.
+
+    Nothing in a file is executed, and no deep-learning framework is imported for one.
+
+    Args:
+        model_or_path: A checkpoint's path, or a built Keras model.
+        include: Glob patterns of tensor names; with any, only tensors that match one are measured.
+        exclude: Glob patterns of tensor names to leave out.
+        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
+        jobs: Tensors measured at the same time; memory grows with it.
+        time_limit: Seconds for each tensor, after which its bracket is what is known by then, wider and as true. A
+            step that has begun is finished, so a large tensor may take longer.
+        spectra: Also compute singular values, for the plot of `Report.to_html`.
+        network: Bound the whole network, where the file tells how its layers are joined.
+        progress: Called with the number of tensors done and of all, after each.
+
+    Raises:
+        CheckpointError: When the file cannot be read as what it claims to be.
+        ValueError: When an argument does not make sense.
+
+    Example:
+        >>> np.savez("critic.npz", **{"dense/kernel": np.eye(3)})
+        >>> opnorm.audit("critic.npz").rows[0].lower
+        1.0
+    """
+    settings = Settings(
+        None if tolerance is None else check_tolerance(tolerance), _check_time_limit(time_limit), spectra
+    )
+    if jobs < 1:
+        raise ValueError(f"Argument `jobs` must be a positive integer. Received: jobs={jobs}")
+    file, checkpoint = opened(model_or_path)
+    chosen = [w for w in checkpoint.weights if is_chosen(w.name, include, exclude)]
+    measured = _measured(chosen, settings, jobs, progress)
+    left_out = len(checkpoint.weights) - len(chosen)
+    notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
+    rows = tuple(row for row, _ in measured)
+    return Report(
+        file,
+        checkpoint.format,
+        rows,
+        (*checkpoint.notes, *notes),
+        network=report_network(checkpoint, zip(chosen, rows, strict=True), time_limit) if network else None,
+        spectra={row.name: sampled(values) for row, values in measured if len(values)},
+    )
+
+
+def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
+    """Return what to call a checkpoint in a report, and the checkpoint."""
+    if isinstance(model_or_path, str | PathLike):
+        return fspath(model_or_path), open_checkpoint(Path(model_or_path))
+    if not hasattr(model_or_path, "built"):
+        raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
+    from opnorm.checkpoints.live import read_model  # only a model that exists has imported Keras
+
+    return str(model_or_path.name), read_model(model_or_path)
+
+
+def is_chosen(name: str, include: Globs, exclude: Globs) -> bool:
+    """Return whether a tensor of that name is asked for."""
+    return (not include or _matches(name, include)) and not _matches(name, exclude)
+
+
+def _matches(name: str, globs: Globs) -> bool:
+    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs or ()))
+
+
+def _check_time_limit(seconds: float | None) -> float | None:
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"Argument `time_limit` must not be negative. Received: time_limit={seconds}")
+    return seconds
+
+
+def _measured(
+    weights: Sequence[Weight], settings: Settings, jobs: int, progress: Progress | None
+) -> list[tuple[Row, Array]]:
+    """Return what `measure` returns of each weight, in their order."""
+    results: dict[int, tuple[Row, Array]] = {}
+    largest = max((prod(weight.shape) for weight in weights), default=0)
+    with _blas_threads(jobs, largest), ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
+        futures = {pool.submit(measure, weight, settings): index for index, weight in enumerate(weights)}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                if progress is not None:
+                    progress(len(results), len(weights))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[index] for index in range(len(weights))]
+
+
+@contextmanager
+def _blas_threads(jobs: int, largest: int) -> Iterator[None]:
+    """Share the processors among the jobs, one for each unless a tensor is large; without threadpoolctl as they come.
+
+    Small products gain little from a second thread, and where the processors are busy each waits for the slower one.
+    """
+    if find_spec("threadpoolctl"):
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        limits = threadpool_limits(max(1, (cpu_count() or 1) // jobs) if largest > _LARGE else 1)
+    else:
+        limits = nullcontext()
+    with limits:
+        yield

@@ -1,0 +1,50 @@
+"""A moment after which proofs stop, so that a wider bracket, just as true, is given instead."""
+
+from functools import lru_cache
+from math import inf
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+
+class OutOfTimeError(Exception):
+    """The deadline has passed; whoever catches it gives the wider bracket."""
+
+
+class Deadline(NamedTuple):
+    """A moment on the clock of `time.monotonic`; the default never comes."""
+
+    at: float = inf
+
+    @classmethod
+    def after(cls, seconds: float | None) -> "Deadline":
+        """Return the deadline that many seconds from now; None: never."""
+        return cls() if seconds is None else cls(monotonic() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the moment is over."""
+        return self.at < inf and monotonic() > self.at
+
+    def check(self) -> None:
+        """Raise OutOfTimeError when the moment is over."""
+        if self.passed:
+            raise OutOfTimeError
+
+    def affords(self, multiplications: float) -> bool:
+        """Return whether matrix products of that many multiplications should end in time; one cannot be stopped."""
+        return self.at == inf or monotonic() + multiplications / _speed() <= self.at
+
+
+NEVER = Deadline()
+
+
+@lru_cache(maxsize=1)
+def _speed() -> float:
+    """Return the multiplications a second of a matrix product, measured once in a few milliseconds."""
+    matrix = np.ones((384, 384))
+    matrix @ matrix  # the first product wakes the threads
+    begin = perf_counter()
+    matrix @ matrix
+    return float(matrix.size * len(matrix) / (perf_counter() - begin))
