@@ -8,6 +8,7 @@ DIFF_HEADINGS = ("tensor", "shape", "base <=", "tuned <=", "difference <=", "rel
 _NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank", *DIFF_HEADINGS[2:6]})
 _STYLES = {"bounded": "", "skipped": "dim", "failed": "bold red"}
 _MARGIN = "  "
+_NAMED = 4  # steps without a constant that the last line names
 _LONGEST = 36  # of the last column on a terminal; the other forms have it in full
 
 
@@ -75,8 +76,9 @@ def _network(network: Mapping[str, Any] | None) -> str:
         return ""
     if network["upper"] is not None:
         return f"\nnetwork: Lipschitz constant at most {number(network['upper'])}, by {network['method']}"
-    unknown = "; ".join(printable(step) for step in network["unknown"]) or "an output is not reached"
-    return f"\nnetwork: Lipschitz constant unknown: {unknown}"
+    unknown = [printable(step) for step in network["unknown"]] or ["an output is not reached"]
+    more = f"; and {len(unknown) - _NAMED} more, all in the JSON" if len(unknown) > _NAMED else ""
+    return f"\nnetwork: Lipschitz constant unknown: {'; '.join(unknown[:_NAMED])}{more}"
 
 
 def plain_diff(document: Mapping[str, Any]) -> str:
