@@ -178,14 +178,15 @@ class SpectralNormalization(keras.layers.Wrapper):
     def _prepared(self, layer: keras.layers.Layer, geometry: KernelGeometry, index: int) -> _Kernel:
         normalizer = Normalizer(**(self._settings() | geometry.options(self.operator)))
         start = normalizer.start(tuple(getattr(layer, geometry.name).shape), (self._start, index))
-        vectors = self.add_weight(
-            shape=start.shape,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(start, dtype=dtype),
-            trainable=False,
-            dtype="float32",
-            aggregation="only_first_replica",  # replicas of a kernel are equal, so are their vectors
-            name=f"{layer.name}_{geometry.name}_vectors",
-        )
+        with _whole_on_every_device():
+            vectors = self.add_weight(
+                shape=start.shape,
+                initializer=lambda shape, dtype=None: ops.convert_to_tensor(start, dtype=dtype),
+                trainable=False,
+                dtype="float32",
+                aggregation="only_first_replica",  # replicas of a kernel are equal, so are their vectors
+                name=f"{layer.name}_{geometry.name}_vectors",
+            )
         return _Kernel(layer, geometry.name, normalizer, vectors)
 
     def _factors(self, keep: bool) -> dict[int, Tensor]:
@@ -220,6 +221,19 @@ def _build_for(layer: keras.layers.Layer, args: Any, kwargs: Any) -> None:
     inputs = signature(layer.call).bind_partial(*args, **kwargs).arguments
     shapes = {f"{name}_shape": x.shape for name, x in inputs.items() if x is not None and hasattr(x, "shape")}
     layer.build(**{name: shapes[name] for name in signature(layer.build).parameters if name in shapes})
+
+
+@contextmanager
+def _whole_on_every_device() -> Iterator[None]:
+    # A `ModelParallel` layout map may take vectors for the kernel, whose name theirs contains; `add_weight` has no
+    # argument for a layout, but an empty map splits nothing.
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, keras.distribution.ModelParallel):
+        yield
+        return
+    empty = keras.distribution.LayoutMap(distribution.device_mesh)
+    with keras.distribution.ModelParallel(layout_map=empty).scope():
+        yield
 
 
 def _inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
