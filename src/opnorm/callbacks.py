@@ -1,7 +1,6 @@
 """The Keras callback that watches every kernel's spectral norm during training."""
 
 import warnings
-from collections.abc import Iterable
 from html import escape
 from math import nan
 from threading import get_ident
@@ -12,7 +11,9 @@ import numpy as np
 from keras import ops
 
 from opnorm.checks import require, to_count
-from opnorm.watch import Kernel, kernels_of
+from opnorm.selection import Selection
+from opnorm.sites import PassedOver
+from opnorm.watch import Watched, watched
 
 _SLACK = 1e-2  # over a ball: constraints hold 1e-3, the rounding of a half-precision kernel and a spike may add some
 _HEADER = "kernel", "first", "last", "largest", "ball", "lower", "upper"
@@ -21,22 +22,25 @@ _HEADER = "kernel", "first", "last", "largest", "ball", "lower", "upper"
 class SpectralMonitor(keras.callbacks.Callback):
     """Logs `spectral/<path>`, an estimate from below of the norm of each trainable kernel, while `fit` runs.
 
-    Every `every` batches and at each epoch's end, by power iteration from the last vectors. A weight with a constraint
-    of opnorm's is measured as the constraint means it; any other one as the matrix of its last axis against the others.
+    Every `every` batches and at each epoch's end, by power iteration from the last vectors. A kernel with a constraint
+    of opnorm's is measured as the constraint means it; any other one as the matrix that its layer makes of it, see
+    `opnorm.kernels`. Inside `opnorm.SpectralNormalization`, what the wrapper makes of the stored kernel is measured,
+    and logged as `<path>/normalized`.
     Callbacks later in the list see the values in their `logs`, and so do `History` and the progress bar: put the
     monitor before `CSVLogger`, `TensorBoard` and `ModelCheckpoint`, and behind `SwapEMAWeights`. One warning is given
-    for each kernel whose norm is found outside the ball that its constraint declares. The kernel is the stored one:
-    inside a wrapper it is not what the wrapper applies.
+    for each kernel whose norm is found outside the ball that its constraint or wrapper declares.
 
     Attributes:
         history: A list of `(step, {path: sigma})`, steps counted in batches over all calls of `fit`.
+        passed_over: The weights that may be kernels but are not measured, `(path, shape, reason, layer)` each.
 
     Args:
         every: Batches between two measurements.
         operator: `"convolution"` measures the kernels of convolution layers as `opnorm.SpectralNorm` with this operator
-            would; the others stay `"matrix"`.
-        include: Patterns of variable paths, as in `"*/kernel"`, or one: only kernels that match one are watched.
-        exclude: Patterns of paths that are not watched.
+            would; the others stay `"matrix"`. Constraints and wrappers say themselves which operator they mean.
+        include: The kernels to watch, by default all: a glob pattern of paths, several, or a function, as in
+            `opnorm.constrain`. A pattern that matches none is an error.
+        exclude: The kernels to leave out, in the same way; it wins.
         exact_every: Epochs between two measurements of the interval that `opnorm.spectral_norm` proves, logged as
             `spectral_lower/<path>` and `spectral_upper/<path>`: after the first epoch and every so many; nan between.
 
@@ -49,18 +53,19 @@ class SpectralMonitor(keras.callbacks.Callback):
         every: int = 100,
         *,
         operator: str = "matrix",
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] | None = None,
+        include: Selection | None = None,
+        exclude: Selection | None = None,
         exact_every: int | None = None,
     ) -> None:
         super().__init__()
         self.every = to_count("every", every, 1)
         require(operator in ("matrix", "convolution"), "operator", "must be 'matrix' or 'convolution'", operator)
         self.operator = operator
-        self.include, self.exclude = _patterns(include), _patterns(exclude)
+        self.include, self.exclude = include, exclude
         self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._kernels: list[Kernel] | None = None
+        self.passed_over: list[PassedOver] = []
+        self._kernels: list[Watched] | None = None
         self._step = self._before = self._thread = 0
         self._proved: dict[str, tuple[float, float]] = {}
         self._warned: set[str] = set()
@@ -138,9 +143,9 @@ class SpectralMonitor(keras.callbacks.Callback):
         )
         return False
 
-    def _watched(self) -> list[Kernel]:
+    def _watched(self) -> list[Watched]:
         if self._kernels is None:
-            self._kernels = list(kernels_of(self.model, self.operator, self.include, self.exclude))
+            self._kernels, self.passed_over = watched(self.model, self.operator, self.include, self.exclude)
         return self._kernels
 
     def _measure(self) -> dict[str, float]:
@@ -162,7 +167,7 @@ class SpectralMonitor(keras.callbacks.Callback):
             self._check(kernel, norms[kernel.name])
         return norms
 
-    def _check(self, kernel: Kernel, norm: float) -> None:
+    def _check(self, kernel: Watched, norm: float) -> None:
         if kernel.ball is not None and norm > kernel.ball * (1 + _SLACK):
             self._warn(
                 kernel.name,
@@ -174,10 +179,6 @@ class SpectralMonitor(keras.callbacks.Callback):
         if name not in self._warned:
             self._warned.add(name)
             warnings.warn(message, stacklevel=2)
-
-
-def _patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
-    return () if patterns is None else (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _add(logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:

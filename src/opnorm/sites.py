@@ -37,11 +37,15 @@ class Kernel(NamedTuple):
 
 
 class PassedOver(NamedTuple):
-    """A weight that may be a kernel but is not known as one, or a layer of such weights; and the reason."""
+    """A weight that may be a kernel but is not known as one, or a layer of such weights; and the reason.
+
+    Of a layer that normalizes its kernel it has the layer.
+    """
 
     path: str
     shape: tuple[int, ...] | None
     reason: str
+    layer: keras.Layer | None = None
 
 
 def find_kernels(model: keras.Layer) -> list[Kernel | PassedOver]:
@@ -85,7 +89,7 @@ def _layers_in(value: Any) -> Iterator[keras.Layer]:
 
 def _of_layer(path: str, layer: keras.Layer, parent: keras.Layer | None) -> Sequence[Kernel | PassedOver]:
     if normalizes_its_kernel(layer):
-        return [PassedOver(path, None, f"{type(layer).__name__} normalizes its kernel in the forward pass")]
+        return [PassedOver(path, None, f"{type(layer).__name__} normalizes its kernel in the forward pass", layer)]
     if not layer.built and _hides_its_weights(layer):
         return [PassedOver(path, None, "not built: what weights it will have is not known")]
     try:

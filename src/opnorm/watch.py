@@ -1,7 +1,7 @@
 """The kernels of a model, each with the norm that is meant, estimated during training or proved on request."""
 
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from math import nan
 from typing import Any, NamedTuple
@@ -15,15 +15,16 @@ from opnorm.base import OperatorConstraint
 from opnorm.bounds import Bounds, spectral_norm
 from opnorm.compiled import compiled_once
 from opnorm.convolution import Convolution
-from opnorm.frequencies import Strides, start_shape, survey
+from opnorm.frequencies import Strides, convolution_shape, start_shape, survey
 from opnorm.iterations import Tensor, random_directions, settled_power_iteration
 from opnorm.matrices import Axis, matrix_maps, output_shape, to_matrix
 from opnorm.operators import BlockDiagonal
+from opnorm.selection import Selection, choose
+from opnorm.sites import Kernel, PassedOver, find_kernels
+from opnorm.wrappers import SpectralNormalization
 
 # The constraints' own defaults: from the last vectors one iteration, more while sigma moves, sigma within 1e-2.
 _SEARCH = partial(settled_power_iteration, steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
 class Meaning(NamedTuple):
@@ -37,6 +38,7 @@ class Meaning(NamedTuple):
     def start(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return the first vectors of a search on a kernel of `shape`."""
         if self.operator == "convolution":
+            shape = convolution_shape(shape, self.axis)
             return random_directions((1, *start_shape(shape, self.strides, self.groups)), (0,))
         outputs = output_shape(shape, self.axis, self.groups)
         return random_directions((2 if outputs[-1] > 1 else 1, *outputs), (0,))
@@ -46,27 +48,40 @@ class Meaning(NamedTuple):
         if not bool(ops.all(ops.isfinite(kernel))):
             return Bounds(nan, nan)
         if self.operator == "convolution":
-            return spectral_norm(Convolution(_host(kernel), strides=self.strides, groups=self.groups))
+            array = _host(kernel).reshape(convolution_shape(tuple(kernel.shape), self.axis))
+            return spectral_norm(Convolution(array, strides=self.strides, groups=self.groups))
         matrix = _host(to_matrix(kernel, self.axis, self.groups))
         if self.groups == 1:
             return spectral_norm(matrix.reshape(-1, matrix.shape[-1]))
         return spectral_norm(BlockDiagonal([aslinearoperator(block) for block in matrix.swapaxes(0, 1)]))
 
 
-class Kernel:
-    """A kernel under watch: its name, its meaning, and the vectors of the last estimate."""
+class Watched:
+    """A kernel under watch: its name, its meaning, and the vectors of the last estimate.
 
-    def __init__(self, name: str, variable: keras.Variable, meaning: Meaning) -> None:
+    Inside `SpectralNormalization` it is what the wrapper makes of the stored kernel, and its ball the wrapper's.
+    """
+
+    def __init__(self, name: str, kernel: Kernel, operator: str, wrappers: tuple[SpectralNormalization, ...]) -> None:
         self.name = name
-        self.ball = radius(variable.constraint)
-        self.meaning = meaning
+        variable: Any = kernel.variable
         self._variable = variable
-        self._vectors: Tensor = ops.convert_to_tensor(meaning.start(tuple(variable.shape)))
+        self._wrappers = wrappers
+        if wrappers:
+            self.ball: float | None = wrappers[-1].value  # the innermost one acts last
+            self.meaning = Meaning(**kernel.geometry.options(wrappers[-1].operator))
+        else:
+            self.ball = radius(variable.constraint)
+            self.meaning = _meaning(kernel, operator)
+        self._vectors: Tensor = ops.convert_to_tensor(self.meaning.start(tuple(variable.shape)))
 
     @property
     def value(self) -> Tensor:
-        """The kernel's entries now, without a gradient."""
-        return ops.stop_gradient(self._variable.value)
+        """The kernel's entries now, as its layer multiplies with them, without a gradient."""
+        with ExitStack() as stack:
+            for wrapper in self._wrappers:
+                stack.enter_context(wrapper.normalized())
+            return ops.stop_gradient(self._variable.value)
 
     def estimate(self) -> Tensor:
         """Return sigma, from below, by power iteration from the vectors of the last call; nan if not finite."""
@@ -78,24 +93,39 @@ class Kernel:
         return self.meaning.proved(self.value)
 
 
-def kernels_of(
-    model: keras.Model, operator: str, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> Iterator[Kernel]:
-    """Yield the trainable weights of `model` with two axes or more, under names that are all different.
+def watched(
+    model: keras.Model, operator: str, include: Selection | None, exclude: Selection | None
+) -> tuple[list[Watched], list[PassedOver]]:
+    """Return the trainable kernels of `model` under names that are all different, and the weights passed over.
 
-    A weight with a constraint of opnorm's means what that constraint means. Others are matrices, the last axis their
-    outputs, unless `operator` is "convolution" and a convolution layer says how it applies them.
+    A kernel with a constraint of opnorm's means what that constraint means; any other one what its layer makes of it.
+
+    Raises:
+        ValueError: When a pattern matches no kernel, or a layer must be built before its kernels are known.
     """
-    layers = {id(layer.kernel): layer for layer in _convolutions(model)} if operator == "convolution" else {}
-    taken: set[str] = set()
-    for variable in model.trainable_variables:
-        path = variable.path
-        wanted = not include or _matches(path, include)
-        if len(variable.shape) < 2 or not wanted or _matches(path, exclude):
-            continue
-        name = next(n for n in _numbered(path) if n not in taken)
-        taken.add(name)
-        yield Kernel(name, variable, _meaning(variable, layers.get(id(variable))))
+    found = list(_found(model))
+    places = [(one, wrappers) for one, wrappers in found if isinstance(one, Kernel)]
+    chosen = {id(kernel) for kernel in choose([kernel for kernel, _ in places], include, exclude)}
+    kernels: dict[str, Watched] = {}
+    for kernel, wrappers in places:
+        if id(kernel) in chosen and kernel.variable is not None and kernel.variable.trainable:
+            path = f"{kernel.variable.path}/normalized" if wrappers else kernel.variable.path
+            name = next(name for name in _numbered(path) if name not in kernels)
+            kernels[name] = Watched(name, kernel, operator, wrappers)
+    return list(kernels.values()), [one for one, _ in found if isinstance(one, PassedOver)]
+
+
+def _found(
+    model: keras.Layer, wrappers: tuple[SpectralNormalization, ...] = ()
+) -> Iterator[tuple[Kernel | PassedOver, tuple[SpectralNormalization, ...]]]:
+    """Yield what `find_kernels` does, and what is inside of wrappers with the wrappers around it, outermost first."""
+    for one in find_kernels(model):
+        if isinstance(one, PassedOver) and isinstance(one.layer, SpectralNormalization):
+            layer = one.layer.layer
+            for inner, around in _found(layer, (*wrappers, one.layer)):
+                yield inner._replace(path=f"{one.path}/{layer.name}/{inner.path}".lstrip("/")), around
+        else:
+            yield one, wrappers
 
 
 def radius(constraint: Any) -> float | None:
@@ -106,19 +136,11 @@ def radius(constraint: Any) -> float | None:
     return float(declared) if isinstance(declared, float | int) else None
 
 
-def _meaning(variable: keras.Variable, layer: Any) -> Meaning:
-    constraint = variable.constraint
+def _meaning(kernel: Kernel, operator: str) -> Meaning:
+    constraint = getattr(kernel.variable, "constraint", None)
     if isinstance(constraint, OperatorConstraint):
         return Meaning(**{name: getattr(constraint, name) for name in Meaning._fields if hasattr(constraint, name)})
-    if layer is None:
-        return Meaning()
-    dilated = any(rate > 1 for rate in layer.dilation_rate)
-    strides = 1 if dilated else tuple(layer.strides)  # with both, stride 1 is the bound from above
-    return Meaning("convolution", strides=strides, groups=getattr(layer, "groups", 1))
-
-
-def _matches(path: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
+    return Meaning(**kernel.geometry.options(operator))
 
 
 def _numbered(path: str) -> Iterator[str]:
@@ -129,21 +151,6 @@ def _numbered(path: str) -> Iterator[str]:
         number += 1
 
 
-def _convolutions(layer: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """Yield the built convolution layers inside `layer`: Keras has no public way to list nested layers."""
-    seen = set() if seen is None else seen
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)) and layer.built:
-        yield layer
-    for held in vars(layer).values():
-        values = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else (held,)
-        for value in values:
-            if isinstance(value, keras.layers.Layer):
-                yield from _convolutions(value, seen)
-
-
 def _host(kernel: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(kernel))
 
@@ -152,6 +159,7 @@ def _host(kernel: Tensor) -> np.ndarray:
 def _estimate(meaning: Meaning, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     kernel = ops.cast(kernel, "float32")
     if meaning.operator == "convolution":
+        kernel = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), meaning.axis))
         seen = survey(kernel, meaning.strides, meaning.groups, _SEARCH, vectors, 1)
         sigma, vectors = ops.max(seen.sigma), seen.vectors
     else:

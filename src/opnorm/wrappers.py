@@ -114,7 +114,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         """Build the wrapped layer, and one set of vectors for each of its kernels."""
         super().build(input_shape)
         _refuse_rematerialized(self.layer)
-        found = [(part, geometry) for part in _inside(self.layer) for geometry in kernels(part)]
+        found = [(part, geometry) for part in inside(self.layer) for geometry in kernels(part)]
         if not found:
             raise ValueError(
                 "Argument `layer` must have a kernel that `opnorm.kernels` knows; `opnorm.kernels.register` teaches it "
@@ -236,11 +236,12 @@ def _whole_on_every_device() -> Iterator[None]:
         yield
 
 
-def _inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def inside(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield `layer` and every layer inside, those inside of `SpectralNormalization` too."""
     for _, part, _ in walk(layer):
         yield part
         if isinstance(part, SpectralNormalization):
-            yield from _inside(part.layer)
+            yield from inside(part.layer)
 
 
 def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:
@@ -267,7 +268,7 @@ def _refuse_quantized(kernel: _Kernel) -> None:
 def _refuse_rematerialized(layer: keras.layers.Layer) -> None:
     # TensorFlow's recomputation has no gradient for tensors that a function closes over, as a normalized kernel is; and
     # there is no public way to ask for a layer's mode.
-    for part in _inside(layer) if keras.config.backend() == "tensorflow" else ():
+    for part in inside(layer) if keras.config.backend() == "tensorflow" else ():
         if getattr(getattr(part, "_remat_mode", None), "mode", None) is not None:
             raise ValueError(
                 "Argument `layer` must not be made in a `keras.RematScope` on TensorFlow: its kernel would have no "

@@ -13,6 +13,8 @@ import opnorm
 from opnorm import watch
 from opnorm.callbacks import SpectralMonitor
 
+L = keras.layers
+
 
 class Witness(keras.callbacks.Callback):
     """Stands behind the monitor: compares what it logged with the kernels of the moment."""
@@ -83,11 +85,13 @@ def test_patterns_choose_the_kernels(mlp, data):
         ({"include": "*/kernel"}, {first, second}),
         ({"include": [first]}, {first}),
         ({"exclude": second}, {first}),
-        ({"include": "*/bias"}, set()),
+        ({"include": lambda layer, name: layer is model.layers[1]}, {second}),
     ):
         monitor = SpectralMonitor(**options)
         fit(model, data, monitor)
         assert {name for _, norms in monitor.history for name in norms} == expected
+    with pytest.raises(ValueError, match=r"`include` must match a kernel.*include='\*/bias'"):
+        fit(model, data, SpectralMonitor(include="*/bias"))
 
 
 def test_a_norm_that_leaves_its_ball_is_told_once(mlp, data):
@@ -135,15 +139,74 @@ def test_a_convolution_is_measured_as_its_layer_or_its_constraint_means_it():
     assert history[f"spectral/{last.path}"][0] == pytest.approx(dense.norm(last), rel=7e-3)  # as above
 
 
-def test_groups_are_measured_one_by_one():
-    kernel = cases.gaussian(3, 3, 4, 2)
-    variable = keras.Variable(kernel, name="depthwise")
-    variable.constraint = opnorm.SpectralNorm(axis=(-2, -1), groups=4)
-    watched = watch.Kernel("depthwise", variable, watch._meaning(variable, None))
-    truth = max(np.linalg.norm(kernel[:, :, i].reshape(9, 2).astype("float64"), 2) for i in range(4))
-    assert float(watched.estimate()) == pytest.approx(truth, rel=7e-3)  # as above
-    lower, upper = watched.proved()
+LAYERS = {  # each with the matrices, of shape (height, width, inputs, outputs) and so on, whose largest norm it has
+    "depthwise": (L.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 4), lambda k: np.moveaxis(k, -2, 0)),
+    "grouped": (L.Conv2D(4, 3, groups=2), (6, 6, 4), lambda k: np.split(k, 2, -1)),
+    "transposed": (L.Conv2DTranspose(3, 3), (4, 4, 2), lambda k: [np.moveaxis(k, -2, -1)]),
+    "einsum": (L.EinsumDense("abc,cde->abde", (None, 2, 5)), (3, 6), lambda k: [k.reshape(6, 10)]),
+    "embedding": (L.Embedding(9, 4), (5,), lambda k: [k]),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_measured_as_the_matrix_that_it_applies(name):
+    layer, shape, blocks = LAYERS[name]
+    model = keras.Sequential([keras.Input(shape), type(layer).from_config(layer.get_config())])
+    kernel = model.weights[0]
+    kernel.assign(cases.gaussian(*kernel.shape))
+    [one], passed_over = watch.watched(model, "matrix", None, None)
+    truth = max(dense.norm(block) for block in blocks(cases.gaussian(*kernel.shape)))
+    assert float(cases.op_by_op(one.estimate)()) == pytest.approx(truth, rel=7e-3)  # as above
+    lower, upper = one.proved()
     assert lower * (1 - 1e-12) <= truth <= upper * (1 + 1e-12)  # float64's rounding
+    assert passed_over == []
+
+
+def test_a_depthwise_kernel_is_measured_as_its_convolution():
+    layer = L.DepthwiseConv2D(3, depth_multiplier=2)
+    model = keras.Sequential([keras.Input((6, 6, 2)), layer])
+    kernel = dense.array(layer.kernel).copy()
+    [one], _ = watch.watched(model, "convolution", None, None)
+    truth = max(grid_norm(kernel[:, :, [i]]) for i in range(2))
+    sigma = float(cases.op_by_op(one.estimate)())
+    assert truth * (1 - 0.013) <= sigma <= truth * 1.0044  # as above
+    lower, upper = one.proved()
+    assert lower <= truth * 1.0044
+    assert upper >= truth * (1 - 1e-12)
+
+
+def test_a_wrapped_kernel_is_measured_as_the_wrapper_makes_it(data):
+    start = keras.initializers.RandomNormal(stddev=1.0, seed=1)  # of a norm near 7
+    frozen = opnorm.SpectralNormalization(L.Dense(4), trainable=False)
+    part = opnorm.SpectralNormalization(L.Dense(16, "tanh", kernel_initializer=start), value=0.7, name="wrapped")
+    model = keras.Sequential([keras.Input((12,)), part, frozen])
+    monitor = SpectralMonitor(exact_every=1)
+    history = fit(model, data, monitor)
+    kernel = part.layer.kernel
+    stored = dense.array(kernel).copy()
+    with part.normalized():
+        applied = dense.norm(kernel.value)
+    [name] = monitor.history[-1][1]  # the frozen one is not there
+    assert name == f"{kernel.path}/normalized"
+    assert history[f"spectral/{name}"][0] == pytest.approx(0.7, rel=7e-3)  # as above
+    assert history[f"spectral_lower/{name}"][0] == pytest.approx(applied, rel=1e-6)  # float32's rounding
+    assert dense.norm(kernel) > 2
+    assert " 0.7 " in str(monitor)
+    np.testing.assert_array_equal(dense.array(kernel), stored)
+
+
+def test_weights_without_a_rule_are_passed_over_by_name(data):
+    class Own(L.Layer):
+        def build(self, shape):
+            self.weight = self.add_weight(shape=(shape[-1], 4), name="weight")
+
+        def call(self, x):
+            return x @ self.weight
+
+    monitor = SpectralMonitor()
+    fit(keras.Sequential([keras.Input((12,)), Own(name="own")]), data, monitor)
+    assert [one.path for one in monitor.passed_over] == ["own/weight"]
+    assert monitor.history[-1][1] == {}
 
 
 def test_a_kernel_that_is_not_finite_has_no_norm(mlp, data):
