@@ -12,6 +12,7 @@ from opnorm import _registration
 if TYPE_CHECKING:
     from opnorm.attach import constrain
     from opnorm.auditing import audit
+    from opnorm.baking import bake
     from opnorm.bounds import Bounds, spectral_norm
     from opnorm.callbacks import SpectralMonitor
     from opnorm.constraints import MaxSpectralNorm, SpectralNorm
@@ -43,6 +44,7 @@ __all__ = [
     "SpectralNormalization",
     "SpectralRegularizer",
     "audit",
+    "bake",
     "constrain",
     "kernels",
     "linear_operator",
@@ -68,6 +70,7 @@ _HOMES = {
     "SpectralNormalization": "wrappers",
     "SpectralRegularizer": "regularizers",
     "audit": "auditing",
+    "bake": "baking",
     "constrain": "attach",
     "kernels": "geometry",
     "linear_operator": "operators",
