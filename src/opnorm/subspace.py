@@ -103,8 +103,8 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     values, vectors = eigh(-where(abs(gram) < float("inf"), gram, 0.0))  # PyTorch's `eigh` raises an error for NaN
     rotation = _transposed(vectors)
     lengths = where(values < 0, abs(values), 0.0)[..., None] ** 0.5
-    divisors = lengths + _RESOLUTION * lengths[..., :1, :] + TINY
-    return rotation @ rows / divisors, rotation, lengths
+    least = _RESOLUTION * lengths[..., :1, :] + TINY
+    return rotation @ rows / where(lengths > least, lengths, least), rotation, lengths
 
 
 def _transposed(matrix: Tensor) -> Tensor:
