@@ -186,6 +186,28 @@ def test_keras_own_wrapper_and_what_is_frozen_stay():
     np.testing.assert_allclose(called(plain, X), called(model, X), atol=2e-6)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_kept_and_kernels_are_not_rounded_to_half(policy):
+    keras.config.set_dtype_policy(policy)
+    model = sequential(wrap(L.Dense(4)))
+    plain = baked(model)
+    np.testing.assert_array_equal(called(plain, X).astype("float32"), called(model, X).astype("float32"))
+    assert plain.layers[0].dtype_policy.name == policy
+    kernel = dense.array(plain.layers[0].kernel)
+    assert np.any(kernel != kernel.astype("float16").astype("float32"))
+    assert dense.norm(kernel) == pytest.approx(1, rel=SETTLED)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has string tensors")
+def test_a_vocabulary_is_carried():
+    words = keras.layers.TextVectorization(output_mode="multi_hot")
+    words.adapt(["one two", "two three"])
+    text = keras.Input((), dtype="string")
+    model = keras.Model(text, wrap(L.Dense(2))(words(text)))
+    inputs = keras.ops.convert_to_tensor(["three one", "two"])
+    np.testing.assert_allclose(dense.array(bake(model)(inputs)), dense.array(model(inputs)), atol=2e-6)
+
+
 def test_what_is_trained_after_baking_is_not_the_original(data):
     model = keras.Sequential([keras.Input((12,)), wrap(L.Dense(8, "tanh")), wrap(L.Dense(4))])
     model.compile(keras.optimizers.Adam(1e-2), "mse")

@@ -177,7 +177,8 @@ def test_a_depthwise_kernel_is_measured_as_its_convolution():
 
 def test_a_wrapped_kernel_is_measured_as_the_wrapper_makes_it(data):
     start = keras.initializers.RandomNormal(stddev=1.0, seed=1)  # of a norm near 7
-    frozen = opnorm.SpectralNormalization(L.Dense(4), trainable=False)
+    frozen = opnorm.SpectralNormalization(L.Dense(4))
+    frozen.trainable = False
     part = opnorm.SpectralNormalization(L.Dense(16, "tanh", kernel_initializer=start), value=0.7, name="wrapped")
     model = keras.Sequential([keras.Input((12,)), part, frozen])
     monitor = SpectralMonitor(exact_every=1)
