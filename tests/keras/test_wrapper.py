@@ -244,7 +244,7 @@ def test_two_calls_in_one_step_have_the_gradient_of_both(gradients):
 
 def test_only_training_moves_the_vectors_and_a_frozen_layer_moves_nothing(data):
     inputs, _ = data
-    model = keras.Sequential([keras.Input((12,)), wrap(L.Dense(4))])
+    model = keras.Sequential([keras.Input((12,)), wrap(L.Dense(4)), L.Dense(4)])  # Keras warns if all is frozen
     layer = model.layers[0]
     layer.layer.kernel.assign(gaussian(12, 4))
     before = weights_of(layer)
