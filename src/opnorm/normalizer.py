@@ -8,8 +8,9 @@ from keras import ops
 
 from opnorm.compiled import compiled_once
 from opnorm.frequencies import Strides, convolution_shape, start_shape
-from opnorm.iterations import TINY, Tensor, random_directions, settled_power_iteration
+from opnorm.iterations import random_directions, settled_power_iteration
 from opnorm.matrices import Axis, output_shape
+from opnorm.primitives import TINY, Tensor, where
 from opnorm.sigma import convolution_norm, matrix_norm
 from opnorm.subspace import settled_subspace_iteration
 
@@ -62,8 +63,7 @@ class Normalizer(NamedTuple):
 def _factor(normalizer: Normalizer, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     # In units of sigma itself: with kernels of 1e-30 or 1e+30, sigma**2 in the derivative would leave the range.
     sigma, vectors = normalizer.norm(kernel, vectors)
-    unit = ops.stop_gradient(sigma)
-    acts = unit > normalizer.value * (1.0 if normalizer.cap else TINY)
-    unit = ops.where(acts, unit, 1.0)
-    factor = ops.where(acts, normalizer.value / unit, 1.0)
-    return factor / ops.where(acts, sigma / unit, 1.0), vectors
+    size = ops.stop_gradient(sigma)
+    acts = size > normalizer.value * (1.0 if normalizer.cap else TINY)
+    unit = where(acts, size, 1.0)
+    return where(acts, normalizer.value / unit, 1.0) / where(acts, sigma / unit, 1.0), vectors

@@ -74,7 +74,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         operator: str = "matrix",
         vectors: int = 8,
         warmup_iterations: int = 100,
-        tolerance: float = 1e-4,
+        tolerance: float = 3e-4,
         perturbation: float = 1e-3,
         seed: int | None = None,
         **kwargs: Any,
