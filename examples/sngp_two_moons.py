@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 
 import opnorm
 
-WIDTH, BLOCKS, FEATURES, GRID = 128, 12, 1024, 60
+WIDTH, FEATURES, GRID = 128, 1024, 60
 LEFT, RIGHT, BOTTOM, TOP = -2.5, 3.5, -3.0, 3.0
 APART = 0.5  # five times the noise of the moons: points farther from all of them are of neither
 capped = partial(opnorm.SpectralNormalization, value=0.95, cap=True)
@@ -41,23 +41,22 @@ VARIANTS = {  # what wraps the Dense layers, and whether the output layer is a G
 
 
 class Trained(NamedTuple):
-    """A network from points `(n, 2)` to logits `(n, 1)`, its features, and the posterior's covariance if it has one."""
+    """A network from points `(n, 2)` to logits and features, and the posterior's covariance if it has one."""
 
     network: keras.Model
-    features: keras.Model
     covariance: np.ndarray | None
 
 
-def network(wrap, gaussian_process):
-    """Return the network, and the part of it that gives the features of its last layer."""
+def networks(wrap, gaussian_process, blocks):
+    """Return the network to train, from points to logits `(n, 1)`, and the same with its last features beside them."""
     points = keras.Input((2,))
     hidden = layers.Dense(WIDTH, trainable=False)(points)
-    for _ in range(BLOCKS):
+    for _ in range(blocks):
         hidden = layers.add([hidden, wrap(layers.Dense(WIDTH, "relu"))(hidden)])
     if gaussian_process:
         hidden = random_features()(hidden)
     logits = layers.Dense(1, use_bias=not gaussian_process)(hidden)
-    return keras.Model(points, logits), keras.Model(points, hidden)
+    return keras.Model(points, logits), keras.Model(points, [logits, hidden])
 
 
 def random_features(length=2.0):
@@ -72,18 +71,17 @@ def random_features(length=2.0):
     return keras.Sequential([waves, layers.Rescaling((2 / FEATURES) ** 0.5)])
 
 
-def train(wrap, gaussian_process, points, labels, epochs, seed, on_epoch):
+def train(wrap, gaussian_process, blocks, points, labels, epochs, seed, on_epoch):
     """Return a trained network; `on_epoch` is called after each epoch."""
     keras.utils.set_random_seed(seed)
-    model, features = network(wrap, gaussian_process)
+    model, with_features = networks(wrap, gaussian_process, blocks)
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch())
-    model.fit(points, labels[:, None], batch_size=64, epochs=epochs, verbose=0, callbacks=[callback])
-    spread = covariance(predict(features, points), predict(model, points)) if gaussian_process else None
-    return Trained(model, features, spread)
+    model.fit(points, labels[:, None], batch_size=50, epochs=epochs, verbose=0, callbacks=[callback])
+    return Trained(with_features, covariance(*predict(with_features, points)) if gaussian_process else None)
 
 
-def covariance(features, logits):
+def covariance(logits, features):
     """Return the posterior covariance of the output weights by Laplace's approximation, the prior standard normal."""
     chance = expit(logits)
     return np.linalg.inv(np.eye(features.shape[1]) + (features * chance * (1 - chance)).T @ features)
@@ -91,12 +89,11 @@ def covariance(features, logits):
 
 def chances(trained, points):
     """Return the probability of the second moon `(n,)`, averaged over the posterior where there is one."""
-    logits = predict(trained.network, points)[:, 0]
-    if trained.covariance is None:
-        return expit(logits)
-    features = predict(trained.features, points)
-    variance = np.sum(features @ trained.covariance * features, axis=1)
-    return expit(logits / np.sqrt(1 + np.pi / 8 * variance))
+    logits, features = predict(trained.network, points)
+    if trained.covariance is not None:
+        variance = np.sum(features @ trained.covariance * features, axis=1, keepdims=True)
+        logits = logits / np.sqrt(1 + np.pi / 8 * variance)
+    return expit(logits[:, 0])
 
 
 def uncertainty(trained, points):
@@ -106,8 +103,8 @@ def uncertainty(trained, points):
 
 
 def predict(model, points):
-    """Return the outputs in float64."""
-    return model.predict(points, batch_size=500, verbose=0).astype("float64")
+    """Return the logits and features in float64."""
+    return [outputs.astype("float64") for outputs in model.predict(points, batch_size=100, verbose=0)]
 
 
 def moons(count, seed):
@@ -123,16 +120,18 @@ def grid():
 
 def largest_norm(model):
     """Return the largest spectral norm of the matrices that the residual blocks apply, by SVD in float64."""
-    blocks = [layer for layer in model.layers[2:-1] if isinstance(layer, (layers.Dense, opnorm.SpectralNormalization))]
-    return max(np.linalg.svd(opnorm.linear_operator(b) @ np.eye(WIDTH), compute_uv=False)[0] for b in blocks)
+    kinds = layers.Dense, opnorm.SpectralNormalization
+    blocks = [layer for layer in model.layers[2:] if isinstance(layer, kinds) and layer.output.shape[-1] == WIDTH]
+    matrices = [opnorm.linear_operator(block) @ np.eye(WIDTH) for block in blocks]
+    return max(np.linalg.svd(matrix, compute_uv=False)[0] for matrix in matrices)
 
 
 def measure(trained, seen):
     """Return accuracy, AUROC of far points against new moons, mean uncertainty on both, and the largest norm."""
     points, labels = moons(500, seed=1)
-    far = grid()[cdist(grid(), seen).min(axis=1) > APART]
-    near, away = uncertainty(trained, points), uncertainty(trained, far)
-    is_far = np.repeat([0, 1], [len(points), len(far)])
+    far = cdist(grid(), seen).min(axis=1) > APART
+    near, away = uncertainty(trained, points), uncertainty(trained, grid())[far]
+    is_far = np.repeat([0, 1], [len(near), len(away)])
     accuracy = np.mean((chances(trained, points) > 0.5) == labels)
     auroc = roc_auc_score(is_far, np.concatenate([near, away]))
     return accuracy, auroc, near.mean(), away.mean(), largest_norm(trained.network)
@@ -140,12 +139,12 @@ def measure(trained, seen):
 
 def picture(trained, points, labels):
     """Return a figure of each network's uncertainty around the training points."""
-    figure = Figure((4 * len(trained) + 1, 4), layout="constrained")
+    figure = Figure((4 * len(trained) + 1, 4), layout="compressed")
     plots = figure.subplots(1, len(trained), sharey=True)
     for axes, (name, one) in zip(plots, trained.items(), strict=True):
         surface = uncertainty(one, grid()).reshape(GRID, GRID)
         image = axes.imshow(surface, origin="lower", extent=(LEFT, RIGHT, BOTTOM, TOP), vmin=0, vmax=1, cmap="viridis")
-        axes.scatter(*points.T, c=labels, s=2, cmap="coolwarm")
+        axes.scatter(*points.T, c=np.where(labels, "red", "white"), s=1)
         axes.set(title=name)
     figure.colorbar(image, ax=plots, label="uncertainty 4 p (1 - p)")
     return figure
@@ -162,17 +161,21 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("sngp-two-moons"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,000 training points.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
-    short: Annotated[bool, typer.Option("--short", help="Five passes, to see that it runs.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="A small network and five passes, to see that it runs.")
+    ] = False,
 ) -> None:
     """Train three classifiers of two moons; print how sure each is far from the data, and draw it."""
     output.mkdir(parents=True, exist_ok=True)
-    epochs = 5 if short else epochs
+    epochs, blocks = (5, 2) if short else (epochs, 12)
     points, labels = moons(1000, seed=0)
     trained = {}
     with Progress(console=Console(stderr=True)) as progress:
         for name, (wrap, gaussian_process) in VARIANTS.items():
             bar = progress.add_task(name, total=epochs)
-            trained[name] = train(wrap, gaussian_process, points, labels, epochs, seed, partial(progress.advance, bar))
+            trained[name] = train(
+                wrap, gaussian_process, blocks, points, labels, epochs, seed, partial(progress.advance, bar)
+            )
     print(f"{epochs} epochs on {keras.backend.backend()}")
     print(f"{'output layer':<20}{'accuracy':>10}{'AUROC':>10}{'near':>10}{'far':>10}{'norm':>10}")
     for name, one in trained.items():
