@@ -68,16 +68,18 @@ def audit(
         raise ValueError(f"Argument `jobs` must be a positive integer. Received: jobs={jobs}")
     file, checkpoint = opened(model_or_path)
     chosen = [w for w in checkpoint.weights if is_chosen(w.name, include, exclude)]
-    measured = _measured(chosen, settings, jobs, progress)
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
-    rows = tuple(row for row, _ in measured)
+    with _blas_threads(jobs, max((prod(weight.shape) for weight in chosen), default=0)):
+        measured = _measured(chosen, settings, jobs, progress)
+        rows = tuple(row for row, _ in measured)
+        whole = report_network(checkpoint, zip(chosen, rows, strict=True), time_limit) if network else None
     return Report(
         file,
         checkpoint.format,
         rows,
         (*checkpoint.notes, *notes),
-        network=report_network(checkpoint, zip(chosen, rows, strict=True), time_limit) if network else None,
+        network=whole,
         spectra={row.name: sampled(values) for row, values in measured if len(values)},
     )
 
@@ -113,8 +115,7 @@ def _measured(
 ) -> list[tuple[Row, Array]]:
     """Return what `measure` returns of each weight, in their order."""
     results: dict[int, tuple[Row, Array]] = {}
-    largest = max((prod(weight.shape) for weight in weights), default=0)
-    with _blas_threads(jobs, largest), ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
+    with ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
         futures = {pool.submit(measure, weight, settings): index for index, weight in enumerate(weights)}
         try:
             for future in as_completed(futures):
