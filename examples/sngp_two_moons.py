@@ -139,14 +139,14 @@ def measure(trained, seen):
 
 def picture(trained, points, labels):
     """Return a figure of each network's uncertainty around the training points."""
-    figure = Figure((4 * len(trained) + 1, 4), layout="compressed")
+    figure = Figure((3.5 * len(trained) + 1, 3.6), layout="compressed")
     plots = figure.subplots(1, len(trained), sharey=True)
     for axes, (name, one) in zip(plots, trained.items(), strict=True):
         surface = uncertainty(one, grid()).reshape(GRID, GRID)
         image = axes.imshow(surface, origin="lower", extent=(LEFT, RIGHT, BOTTOM, TOP), vmin=0, vmax=1, cmap="viridis")
         axes.scatter(*points.T, c=np.where(labels, "red", "white"), s=1)
         axes.set(title=name)
-    figure.colorbar(image, ax=plots, label="uncertainty 4 p (1 - p)")
+    figure.colorbar(image, ax=plots, pad=0.01, label="uncertainty 4 p (1 - p)")
     return figure
 
 
