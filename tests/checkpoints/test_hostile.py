@@ -218,3 +218,12 @@ def test_opening_and_reading_take_the_memory_of_one_tensor(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3.5 * size
+
+
+def test_a_text_that_claims_more_bytes_than_the_file_has_is_refused_before_memory_is_taken(tmp_path):
+    path = FILES["a.weights.h5"](tmp_path / "a.weights.h5")
+    data = path.read_bytes()
+    heap = data.index(b"GCOL").to_bytes(8, "little")
+    assert data.count(len("first").to_bytes(4, "little") + heap) == 1
+    path.write_bytes(data.replace(len("first").to_bytes(4, "little") + heap, (2**31).to_bytes(4, "little") + heap))
+    refused(path, "claims 2147483648 bytes")

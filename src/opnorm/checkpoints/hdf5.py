@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from opnorm.checkpoints.files import DEPTH, byte_size, check_growth, extra, guarded, require
 from opnorm.checkpoints.hdf5_heaps import check_heaps
+from opnorm.checkpoints.hdf5_texts import claimed_length
 from opnorm.checkpoints.records import CheckpointError
 
 Source = Callable[[], BinaryIO]
@@ -33,12 +36,20 @@ class Group(NamedTuple):
     groups: Mapping[str, "Group"]
 
 
+# The file that `opened` has open: h5py does not hand it back.
+_open_file: ContextVar[BinaryIO] = ContextVar("open_file")
+
+
 @contextmanager
 def opened(source: Source) -> Iterator[Any]:
     """Open the file for reading, and close it."""
     h5py = extra("h5py")
     with source() as raw, h5py.File(raw, "r") as file:
-        yield file
+        token = _open_file.set(raw)
+        try:
+            yield file
+        finally:
+            _open_file.reset(token)
 
 
 def read_tree(path: Path, source: Source) -> Group:
@@ -137,8 +148,16 @@ def _texts(group: Any, name: str) -> list[str]:
         return []
     size = byte_size(attribute.shape or (), kind.get_size())
     require(size <= max(attribute.get_storage_size(), kind.get_size()), f"the attribute {name!r} is cut off")
+    if kind.is_variable_str():
+        _check_length(group, name)
     values = np.ravel(group.attrs[name])
     return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values]
+
+
+def _check_length(group: Any, name: str) -> None:
+    file = _open_file.get()
+    claimed = claimed_length(file, extra("h5py").h5o.get_info(group.id).addr, name)
+    require(claimed <= file.seek(0, SEEK_END), f"the attribute {name!r} claims {claimed} bytes, more than there are")
 
 
 def _text(group: Any, name: str) -> str:
