@@ -1,5 +1,7 @@
 """Small models, data and a gradient for every backend, shared by the tests that train."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,18 @@ def _reset():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_code():
+    # JAX keeps every program it ever compiled: more than a thousand tests of them, in one process, ended in a
+    # segmentation fault of the compiler.
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
