@@ -80,12 +80,16 @@ class SpectralMonitor(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure once every `every` batches, also where one call stands for several of them."""
+        if not self._on_time():
+            return
         last, self._step = self._step, self._before + batch + 1
-        if self._step // self.every > last // self.every and self._on_time():
+        if self._step // self.every > last // self.every:
             _add(logs, "spectral", self._measure())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure, and prove where it is due."""
+        if self._step == self._before:  # another thread reports the batches, some after the epoch's end
+            self._step += self.params.get("steps") or 0
         _add(logs, "spectral", self._measure())
         if self.exact_every is None:
             return
