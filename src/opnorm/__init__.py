@@ -80,6 +80,8 @@ _HOMES = {
     "spectral_norm": "bounds",
 }
 
+_WITHOUT_KERAS = {"auditing", "bounds", "convolution", "lipschitz", "network", "operators", "report"}
+
 
 def __getattr__(name: str) -> object:
     """Return the public name `name`, importing its home module now."""
@@ -87,6 +89,8 @@ def __getattr__(name: str) -> object:
         return import_module("opnorm.tf1")
     if name not in _HOMES:
         raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
+    if _HOMES[name] not in _WITHOUT_KERAS:
+        import_module("keras")  # first: what it registers imports modules that a half-imported one would be missing in
     return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
 
 

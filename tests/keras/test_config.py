@@ -132,3 +132,9 @@ def test_importing_opnorm_imports_no_framework():
     assert printed.strip() == b"[]"
     assert "keras" in sys.modules
     assert opnorm.SpectralNorm is opnorm.constraints.SpectralNorm
+
+
+@pytest.mark.parametrize("name", ["KernelGeometry", "SpectralNormalization", "bake"])
+def test_a_public_name_may_be_the_first_thing_that_is_used(name):
+    program = f"import opnorm; assert opnorm.{name} is not None"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
