@@ -10,14 +10,12 @@ import keras
 from keras import ops
 from scipy.sparse.linalg import LinearOperator
 
-from opnorm.checks import require, to_count, to_fraction, to_positive
+from opnorm.checks import require, to_count, to_fraction, to_operator, to_positive
 from opnorm.geometry import KernelGeometry, kernels
 from opnorm.iterations import Tensor
 from opnorm.normalizer import Normalizer
 from opnorm.operators import linear_operator, linear_operators
 from opnorm.sites import normalizes_its_kernel, walk
-
-_OPERATORS = "matrix", "convolution"
 
 
 class _Kernel(NamedTuple):
@@ -90,11 +88,10 @@ class SpectralNormalization(keras.layers.Wrapper):
             "`SpectralNormalization(keras.layers.RNN(cell))`",
             layer,
         )
-        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.value = to_positive("value", value)
         self.cap = bool(cap)
-        self.operator = operator
+        self.operator = to_operator(operator, -1)
         self.vectors = to_count("vectors", vectors, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
         self.tolerance = to_positive("tolerance", tolerance)
