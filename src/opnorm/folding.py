@@ -5,13 +5,14 @@ depthwise convolution the pointwise one after it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any
 
 from opnorm.activations import is_activation, parse
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.effects import Unbounded, constants
+from opnorm.gates import gate_node
 from opnorm.kernel_products import form_of, product, scaled
 from opnorm.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
 
@@ -28,13 +29,29 @@ _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; act
 def split(graph: Graph) -> Graph:
     """Return the same network with wrappers taken off and each node doing one thing: a kernel or an activation."""
     renamed: dict[str, str] = {}
-    nodes: list[Node] = []
+    nodes: dict[str, Node] = {}
+    replaced: set[str] = set()  # by a gate that was written out
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        parts = _parts(_gated(_unwrap(node._replace(kind=_kind(node.kind), inputs=inputs)), nodes))
-        nodes += parts
+        plain = _unwrap(node._replace(kind=_kind(node.kind), inputs=inputs))
+        gate, within = gate_node(plain, nodes) or (plain, ())
+        replaced.update(within)
+        parts = _parts(gate)
+        nodes |= {part.name: part for part in parts}
         renamed[node.name] = parts[-1].name
-    return Graph(tuple(nodes), graph.inputs, tuple(renamed.get(name, name) for name in graph.outputs))
+    outputs = tuple(renamed.get(name, name) for name in graph.outputs)
+    return Graph(tuple(_without_unread(nodes, replaced, outputs)), graph.inputs, outputs)
+
+
+def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
+    """Return the nodes but for the `replaced` ones that nothing reads any more."""
+    kept: list[Node] = []
+    read = set(outputs)
+    for node in reversed(list(nodes.values())):
+        if node.name not in replaced or node.name in read:
+            kept.append(node)
+            read.update(node.inputs)
+    return kept[::-1]
 
 
 def _kind(kind: str) -> str:
@@ -50,16 +67,6 @@ def _unwrap(node: Node) -> Node:
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
     return _unwrap(Node(node.name, inner["class_name"], node.inputs, inner["config"], weights))
-
-
-def _gated(node: Node, before: Sequence[Node]) -> Node:
-    """Return `x * sigmoid(x)`, as PyTorch exports it to ONNX, as the one function that it is."""
-    sigmoids = {other.name: other.inputs for other in before if other.kind == "Sigmoid"}
-    if node.kind in ("Mul", "Multiply") and len(node.inputs) == 2:
-        for x, gate in (node.inputs, node.inputs[::-1]):
-            if sigmoids.get(gate) == (x,):
-                return Node(node.name, "Silu", (x,), {}, {})
-    return node
 
 
 def _parts(node: Node) -> list[Node]:

@@ -199,6 +199,18 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(float(np.max(np.abs(factors[0]))), "multiplies with constants")
 
 
+@rule("Div")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    divisors = constants(node)
+    if len(node.inputs) != 1 or len(divisors) != 1 or "0" in node.weights:
+        raise Unbounded("a quotient by something computed is not Lipschitz on the whole space")
+    _require_one_shape(node)
+    smallest = float(np.min(np.abs(divisors[0])))
+    if not smallest > 0:
+        raise Unbounded("divides by zero")
+    return Effect(up(1 / smallest), "divides by constants")
+
+
 def _require_one_shape(node: Node) -> None:
     """Raise unless no input is repeated to fit the others: a pixel that is broadcast counts many times."""
     shapes = input_shapes(node)

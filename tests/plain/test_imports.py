@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,11 +16,12 @@ TRUTH = {  # bounds and what they rest on: NumPy and SciPy alone
     "estimates", "matrix_bounds", "operators", "sizes", "symbol_bounds", "symbols",
 }  # fmt: skip
 NETWORK = {  # bounds of whole networks: the truth, and the records that graphs are made of
-    "activations", "chains", "distances", "effects", "folding", "kernel_products", "linear_rules", "network", "pooling",
-    "sector_bounds", "shape_rules",
+    "activations", "chains", "distances", "effects", "folding", "gates", "kernel_products", "linear_rules", "network",
+    "pooling", "sector_bounds", "shape_rules",
 }  # fmt: skip
 
 
+@cache
 def imported(path):
     """Return the dotted names that the file imports, wherever in it."""
     names = set()
