@@ -1,27 +1,44 @@
 """The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from math import prod
 from os import PathLike, cpu_count, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from opnorm.arguments import Array, check_tolerance
+from opnorm.arguments import check_tolerance
 from opnorm.checkpoints.opening import open_checkpoint
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.records import Checkpoint, Node
 from opnorm.measure import Settings, measure
 from opnorm.network_report import report_network
-from opnorm.report import Report, Row
+from opnorm.parallel import parallel
+from opnorm.report import Report
 from opnorm.spectra import sampled
 
 _LARGE = 2**22  # entries from which several BLAS threads pay: a matrix of 2048 x 2048
 
 Globs = str | Sequence[str] | None
 Progress = Callable[[int, int], None]
+
+
+class _Count(NamedTuple):
+    """How far an audit is, in tensors and nodes of the network."""
+
+    progress: Progress | None
+    all_tensors: int
+    all_nodes: int
+
+    def tensors(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, self.all_tensors + self.all_nodes)
+
+    def nodes(self, done: int, count: int) -> None:
+        """Say that `done` of `count` nodes are done, as so many of those that the file has: some were joined."""
+        self.tensors(self.all_tensors + done * self.all_nodes // count)
 
 
 def audit(
@@ -50,7 +67,7 @@ def audit(
             step that has begun is finished, so a large tensor may take longer.
         spectra: Also compute singular values, for the plot of `Report.to_html`.
         network: Bound the whole network, where the file tells how its layers are joined.
-        progress: Called with the number of tensors done and of all, after each.
+        progress: Called with the number of tensors and nodes of the network done and of all, after each.
 
     Raises:
         CheckpointError: When the file cannot be read as what it claims to be.
@@ -71,9 +88,12 @@ def audit(
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
     with _blas_threads(jobs, max((prod(weight.shape) for weight in chosen), default=0)):
-        measured = _measured(chosen, settings, jobs, progress)
+        graph = checkpoint.graph if network else None
+        count = _Count(progress, len(chosen), len(graph.nodes) if graph else 0)
+        measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
         rows = tuple(row for row, _ in measured)
-        whole = report_network(checkpoint, zip(chosen, rows, strict=True), time_limit) if network else None
+        pairs = zip(chosen, rows, strict=True)
+        whole = report_network(graph, pairs, time_limit, partial(_bounded, jobs, count)) if graph else None
     return Report(
         file,
         checkpoint.format,
@@ -110,22 +130,8 @@ def _check_time_limit(seconds: float | None) -> float | None:
     return seconds
 
 
-def _measured(
-    weights: Sequence[Weight], settings: Settings, jobs: int, progress: Progress | None
-) -> list[tuple[Row, Array]]:
-    """Return what `measure` returns of each weight, in their order."""
-    results: dict[int, tuple[Row, Array]] = {}
-    with ThreadPoolExecutor(jobs) as pool:  # LAPACK works without Python's lock
-        futures = {pool.submit(measure, weight, settings): index for index, weight in enumerate(weights)}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                if progress is not None:
-                    progress(len(results), len(weights))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [results[index] for index in range(len(weights))]
+def _bounded(jobs: int, count: _Count, function: Callable[[Node], Any], nodes: Sequence[Node]) -> list[Any]:
+    return parallel(function, nodes, jobs, lambda done: count.nodes(done, len(nodes)))
 
 
 @contextmanager

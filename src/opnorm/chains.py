@@ -31,7 +31,7 @@ class Chain(NamedTuple):
 class _Link(NamedTuple):
     node: Node
     effect: Effect
-    matrix: Array | None  # (outputs, inputs); None for an activation
+    is_matrix: bool  # else an activation
 
 
 def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
@@ -43,17 +43,17 @@ def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
         if isinstance(effect, Unbounded) or len(node.inputs) != 1:
             continue
         before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
-        link = _Link(node, effect, _matrix(node))
-        if link.matrix is not None or (before and effect.slopes is not None):
+        link = _Link(node, effect, _matrix(node) is not None)
+        if link.is_matrix or (before and effect.slopes is not None):
             runs[node.name] = [*before, link]
             if before:
                 del runs[node.inputs[0]]
     trimmed = [_until_matrix(run) for run in runs.values()]
-    return [_bounded(run) for run in trimmed if sum(link.matrix is not None for link in run) > 1]
+    return [_bounded(run) for run in trimmed if sum(link.is_matrix for link in run) > 1]
 
 
 def _matrix(node: Node) -> Array | None:
-    """Return the matrix of a dense node, None for other nodes."""
+    """Return the matrix of a dense node, (outputs, inputs), None for other nodes."""
     try:
         return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
     except Unbounded:
@@ -61,17 +61,18 @@ def _matrix(node: Node) -> Array | None:
 
 
 def _until_matrix(run: list[_Link]) -> list[_Link]:
-    return run[: max(i for i, link in enumerate(run) if link.matrix is not None) + 1]
+    return run[: max(i for i, link in enumerate(run) if link.is_matrix) + 1]
 
 
 def _bounded(run: list[_Link]) -> Chain:
     slopes: list[Slopes] = []
     for link in run:
-        if link.matrix is not None:
+        if link.is_matrix:
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
             slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
-    whole = bound_chain([link.matrix for link in run if link.matrix is not None], slopes[:-1])
+    matrices = [matrix for link in run if link.is_matrix and (matrix := _matrix(link.node)) is not None]
+    whole = bound_chain(matrices, slopes[:-1])
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
 

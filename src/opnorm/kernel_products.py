@@ -22,6 +22,7 @@ from opnorm.sizes import Adjoint
 
 _ENTRIES = 2**25  # of a product that may be formed: 256 MiB in float64
 _ROUNDINGS = 12  # of a channel factor and its product
+_DEPTH = 8  # so many products are made anew from each other, then one is kept: a chain of n would take n^2 of them
 
 
 class Form(NamedTuple):
@@ -38,6 +39,16 @@ class Form(NamedTuple):
         """Channels that go in and come out of the node, over all groups."""
         cin, cout = self.groups * self.values.shape[-2], self.values.shape[-1]
         return (cout, cin) if self.adjoint else (cin, cout)
+
+
+class _Product(NamedTuple):
+    """A kernel that was multiplied out."""
+
+    values: Array
+    again: Callable[[], Array]  # makes them anew
+    groups: int
+    error: float  # what it may be off by in norm, with all that was joined before
+    text: str
 
 
 def form_of(node: Node) -> Form:
@@ -59,8 +70,10 @@ def form_of(node: Node) -> Form:
 
 
 def _sliding(operator: Convolution, *, adjoint: bool) -> Form:
+    strides, dilation_rate = operator.strides, operator.dilation_rate  # not the operator, which holds the kernel
+
     def make(values: Array, groups: int) -> LinearOperator:
-        made = Convolution(values, strides=operator.strides, dilation_rate=operator.dilation_rate, groups=groups)
+        made = Convolution(values, strides=strides, dilation_rate=dilation_rate, groups=groups)
         return Adjoint(made) if adjoint else made
 
     still = prod(operator.kernel.shape[:-2]) == prod(operator.strides) == operator.groups == 1
@@ -76,10 +89,15 @@ def scaled(node: Node, scale: Node, *, outputs: bool) -> Node:
     factors, form = channel_factors(scale), form_of(node)
     if factors.size not in (1, form.channels[outputs]):
         raise Unbounded(f"{factors.size} factors for {form.channels[outputs]} channels")
-    values = form.values * _spread(factors, form, last=outputs != form.adjoint)
+
+    def multiplied() -> Array:
+        form = form_of(node)
+        return form.values * _spread(factors, form, last=outputs != form.adjoint)
+
+    values = multiplied()
     error = _error(node) * float(np.max(np.abs(factors))) + gamma(_ROUNDINGS) * _total(values)
     text = f"{kernel_of(node).geometry.text}, times the factors of {scale.kind}"
-    return _with_kernel(node, node.name, values, form.groups, form, text, error)
+    return _with_kernel(node, node.name, _Product(values, multiplied, form.groups, error, text), form)
 
 
 def _spread(factors: Array, form: Form, *, last: bool) -> Array:
@@ -98,17 +116,26 @@ def product(a: Node, b: Node, name: str) -> Node | None:
         return None
     if prod(first.values.shape[:-1]) * first.groups * max(second.channels) > _ENTRIES:
         return None
-    matrix = second.values.reshape(second.channels)
-    values = _without_groups(first.values, first.groups) @ matrix
-    error = _error(a) * _total(matrix) + _total(first.values) * _error(b) + _error(a) * _error(b)
-    error += gamma(len(matrix)) * _total(first.values) * _total(matrix)
-    return _with_kernel(a, name, values, 1, first, f"product of {a.kind} and {b.kind}", error)
+
+    def multiplied() -> Array:
+        first, second = form_of(a), form_of(b)
+        return np.asarray(_without_groups(first.values, first.groups) @ second.values.reshape(second.channels))
+
+    inner, left, right = second.channels[0], _total(first.values), _total(second.values)
+    error = _error(a) * right + left * _error(b) + _error(a) * _error(b) + gamma(inner) * left * right
+    text = f"product of {a.kind} and {b.kind}"
+    return _with_kernel(a, name, _Product(multiplied(), multiplied, 1, error, text), first)
 
 
-def _with_kernel(node: Node, name: str, values: Array, groups: int, form: Form, text: str, error: float) -> Node:
-    geometry = Geometry(node.kind, text, lambda array: form.make(array, groups))
-    kernel = Weight(name, values.shape, "float64", lambda: values, geometry)
-    return Node(name, node.kind, node.inputs, {**node.options, "rounding": up(error)}, {"kernel": kernel})
+def _with_kernel(node: Node, name: str, found: _Product, form: Form) -> Node:
+    """Return the node with another kernel, made anew whenever it is read: all of them may be larger than memory."""
+    make, groups, again = form.make, found.groups, found.again  # neither `form` nor `found`, which hold numbers
+    depth = int(node.options.get("joined", 0)) + 1
+    kept = found.values if depth % _DEPTH == 0 else None
+    geometry = Geometry(node.kind, found.text, lambda array: make(array, groups))
+    kernel = Weight(name, found.values.shape, "float64", lambda: again() if kept is None else kept, geometry)
+    options = {**node.options, "rounding": up(found.error), "joined": depth}
+    return Node(name, node.kind, node.inputs, options, {"kernel": kernel})
 
 
 def _error(node: Node) -> float:

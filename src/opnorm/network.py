@@ -3,7 +3,7 @@
 What each node does to a distance is a rule of its kind; this file puts the nodes together (`docs/lipschitz.md`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -45,7 +45,10 @@ class NetworkBound(NamedTuple):
         return tuple(step for step in self.steps if step.constant is None)
 
 
-def network_bound(graph: Graph, bounds: BoundWeight = bound_weight) -> NetworkBound:
+Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
+
+
+def network_bound(graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map) -> NetworkBound:
     """Return a proved upper bound of a network's Lipschitz constant, and the constant of each of its nodes.
 
     All inputs together are one vector, and so are all outputs. Linear neighbours are joined before their norm is taken,
@@ -55,12 +58,14 @@ def network_bound(graph: Graph, bounds: BoundWeight = bound_weight) -> NetworkBo
         graph: The network.
         bounds: The proved bracket of a weight's norm; a table of known ones saves time. Also called with products of
             weights.
+        apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
     """
     graph = fold(split(graph))
-    effects = {node.name: _effect(node, graph, bounds) for node in graph.nodes}
+    found = apply(lambda node: _effect(node, graph, bounds), graph.nodes)
+    effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
     chains = {chain.last: chain for chain in find_chains(graph, effects)}
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]

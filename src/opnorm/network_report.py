@@ -5,27 +5,25 @@ from typing import Any
 
 from opnorm.arguments import real_array
 from opnorm.bounds import Bounds, bracket
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.records import Graph, Weight
 from opnorm.deadlines import Deadline
 from opnorm.effects import Unbounded
-from opnorm.network import NetworkBound, network_bound
+from opnorm.network import Apply, NetworkBound, network_bound
 from opnorm.report import Row
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
 
 
 def report_network(
-    checkpoint: Checkpoint, measured: Iterable[tuple[Weight, Row]], time_limit: float | None
-) -> dict[str, Any] | None:
-    """Return the bound of the network, JSON-ready; None where the file does not tell how its layers are joined."""
-    if checkpoint.graph is None:
-        return None
+    graph: Graph, measured: Iterable[tuple[Weight, Row]], time_limit: float | None, apply: Apply
+) -> dict[str, Any]:
+    """Return the bound of the network, JSON-ready; `apply` as in `network_bound`."""
     known = {_key(w): Bounds(r.lower, r.upper) for w, r in measured if r.lower is not None and r.upper is not None}
 
     def bounds(weight: Weight) -> Bounds:
         return known.get(_key(weight)) or _bracketed(weight, _SECONDS if time_limit is None else time_limit)
 
-    return _as_dict(network_bound(checkpoint.graph, bounds))
+    return _as_dict(network_bound(graph, bounds, apply))
 
 
 def _key(weight: Weight) -> tuple[str, int]:
