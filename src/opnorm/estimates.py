@@ -22,6 +22,12 @@ def batch_size(symbol: Symbol) -> int:
     return int(max(1, _BYTES // per_frequency))
 
 
+def _vectors_batch(symbol: Symbol) -> int:
+    """Return how many frequencies of vectors alone fit: the more, the better a product uses the taps it reads."""
+    _, count, rows, columns = symbol.taps.shape
+    return int(max(1, _BYTES // (64 * count * (rows + columns))))
+
+
 def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline = NEVER) -> Array:
     """Return estimates of `||M(centre)||` from below, (count,).
 
@@ -31,8 +37,8 @@ def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline 
         steps: Golub-Kahan steps for large matrices; small ones are exact to rounding.
         deadline: OutOfTimeError is raised when it has passed.
     """
-    size = batch_size(symbol)
     small = min(symbol.taps.shape[2:]) <= _SMALL
+    size = batch_size(symbol) if small else _vectors_batch(symbol)
     results = []
     for first in range(0, len(cells), size):
         deadline.check()
