@@ -85,7 +85,7 @@ def _convolution(operator: Convolution, tolerance: float | None, deadline: Deadl
         lower = max(lower, stacked[0])  # the mean of ||M(w) x||^2 over all frequencies is ||W x||^2
     crude = up(sqrt(_overlap(operator)) * stacked[1])
     limited = deadline.passed and min(upper, crude) > lower * (1 + 2 * (tolerance or CONVOLUTION_TOLERANCE))
-    method = "matrix norm times the square root of the overlap (time limit)" if limited else _way(operator)
+    method = _limited_way(crude < upper) if limited else _way(operator)
     usable = matrix[1] <= matrix[0] * (1 + _USABLE)
     ratio = _ratio(operator)
     return Norms(lower, min(upper, crude), method, matrix if usable else None, 1 / ratio if adjoint else ratio, limited)
@@ -95,6 +95,11 @@ def _way(operator: Convolution) -> str:
     if is_written_out(operator):
         return f"{_CHOLESKY} of the explicit matrix"
     return _CHOLESKY if prod(operator.kernel.shape[:-2]) == 1 else "frequency cells, certified"
+
+
+def _limited_way(by_matrix: bool) -> str:
+    way = "matrix norm times the square root of the overlap" if by_matrix else "frequency cells, larger ones"
+    return f"{way} (time limit)"
 
 
 def _overlap(operator: Convolution) -> int:
