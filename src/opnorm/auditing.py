@@ -1,12 +1,10 @@
 """The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib.util import find_spec
-from math import prod
-from os import PathLike, cpu_count, fspath
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +16,7 @@ from opnorm.network_report import report_network
 from opnorm.parallel import parallel
 from opnorm.report import Report
 from opnorm.spectra import sampled
-
-_LARGE = 2**22  # entries from which several BLAS threads pay: a matrix of 2048 x 2048
+from opnorm.threads import one_blas_thread
 
 Globs = str | Sequence[str] | None
 Progress = Callable[[int, int], None]
@@ -62,7 +59,7 @@ def audit(
         include: Glob patterns of tensor names; with any, only tensors that match one are measured.
         exclude: Glob patterns of tensor names to leave out.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
-        jobs: Tensors measured at the same time; memory grows with it.
+        jobs: Tensors measured at the same time, each with its share of the processors; memory grows with it.
         time_limit: Seconds for each tensor, after which its bracket is what is known by then, wider and as true. A
             step that has begun is finished, so a large tensor may take longer.
         spectra: Also compute singular values, for the plot of `Report.to_html`.
@@ -87,7 +84,7 @@ def audit(
     chosen = [w for w in checkpoint.weights if is_chosen(w.name, include, exclude)]
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
-    with _blas_threads(jobs, max((prod(weight.shape) for weight in chosen), default=0)):
+    with one_blas_thread(jobs) if jobs > 1 else nullcontext():
         graph = checkpoint.graph if network else None
         count = _Count(progress, len(chosen), len(graph.nodes) if graph else 0)
         measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
@@ -132,19 +129,3 @@ def _check_time_limit(seconds: float | None) -> float | None:
 
 def _bounded(jobs: int, count: _Count, function: Callable[[Node], Any], nodes: Sequence[Node]) -> list[Any]:
     return parallel(function, nodes, jobs, lambda done: count.nodes(done, len(nodes)))
-
-
-@contextmanager
-def _blas_threads(jobs: int, largest: int) -> Iterator[None]:
-    """Share the processors among the jobs, one for each unless a tensor is large; without threadpoolctl as they come.
-
-    Small products gain little from a second thread, and where the processors are busy each waits for the slower one.
-    """
-    if find_spec("threadpoolctl"):
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-        limits = threadpool_limits(max(1, (cpu_count() or 1) // jobs) if largest > _LARGE else 1)
-    else:
-        limits = nullcontext()
-    with limits:
-        yield

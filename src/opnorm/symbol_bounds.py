@@ -13,9 +13,10 @@ from opnorm.arguments import Array
 from opnorm.cells import Cells, tiling
 from opnorm.certificates import down, proved, up
 from opnorm.deadlines import NEVER, Deadline, OutOfTimeError
-from opnorm.estimates import batch_size, climb, estimate_norms
+from opnorm.estimates import batch_size, batches, climb, estimate_norms
 from opnorm.matrix_bounds import bracket_matrix
 from opnorm.symbols import Symbol
+from opnorm.threads import one_blas_thread
 
 _LARGE = 1024  # entries of a matrix from which a group is worth a run of its own
 _WORK = 2e12  # multiplications after which no cell is split any more: about a minute on two cores
@@ -39,9 +40,10 @@ def bracket_symbol(symbol: Symbol, tolerance: float, deadline: Deadline = NEVER)
     apart = len(symbol.taps) > 1 and symbol.taps[0, 0].size >= _LARGE
     lower, upper = 0.0, 0.0
     parts = symbol.split() if apart else [symbol]
-    for part in sorted(parts, key=lambda part: -part.frobenius[0]):  # the first may settle the others
-        if _crude(part) > upper:
-            lower, upper = _refine(part, tolerance, lower, upper, deadline)
+    with one_blas_thread():
+        for part in sorted(parts, key=lambda part: -part.frobenius[0]):  # the first may settle the others
+            if _crude(part) > upper:
+                lower, upper = _refine(part, tolerance, lower, upper, deadline)
     return lower, upper
 
 
@@ -131,13 +133,12 @@ def _climbed(symbol: Symbol, cells: Cells, norms: Array, lower: float, deadline:
 def _proved_at(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -> NDArray[np.bool_]:
     """Return for each cell whether `||M(centre)|| <= upper cos(slack)` is proved; OutOfTimeError at the deadline."""
     taus = upper * down(cos(cells.slack)) - symbol.evaluation_error[cells.groups]
-    size = batch_size(symbol)
-    parts = [slice(first, first + size) for first in range(0, len(cells), size)]
-    results = [np.zeros(0, dtype=bool)]
-    for part in parts:
+
+    def prove(part: slice) -> NDArray[np.bool_]:
         deadline.check()
-        results.append(proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part]))
-    return np.concatenate(results)
+        return proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part])
+
+    return np.concatenate([np.zeros(0, dtype=bool), *batches(symbol, prove, len(cells), batch_size(symbol))])
 
 
 def _settle(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -> float:

@@ -13,7 +13,8 @@ PACKAGE = Path(opnorm.__file__).parent
 FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
 TRUTH = {  # bounds and what they rest on: NumPy and SciPy alone
     "arguments", "bounds", "cells", "certificates", "checks", "convolution", "convolution_bounds", "deadlines",
-    "estimates", "matrix_bounds", "operators", "sizes", "symbol_bounds", "symbols",
+    "estimates", "lapack", "matrix_bounds", "operators", "parallel", "sizes", "symbol_bounds", "symbols",
+    "threads",
 }  # fmt: skip
 NETWORK = {  # bounds of whole networks: the truth, and the records that graphs are made of
     "activations", "chains", "distances", "effects", "folding", "gates", "kernel_products", "linear_rules", "network",

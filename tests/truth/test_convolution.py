@@ -274,15 +274,13 @@ def on_a_grid(kernel, points=96):
 
 
 @pytest.mark.parametrize(
-    ("stopped", "at_most"), [(0, 19), (3, 19), (6, 2.1), (9, 2.1), (12, 1.05), (15, 1.05), (20, 1.017)]
+    ("stopped", "at_least", "at_most"), [(0, 9, 10), (3, 9, 10), (8, 2, 2.1), (14, 1.03, 1.05), (30, 1, 1.017)]
 )
-def test_the_bracket_holds_wherever_time_runs_out_and_narrows_with_it(monkeypatch, stopped, at_most):
+def test_the_bracket_holds_wherever_time_runs_out_and_narrows_with_it(monkeypatch, stopped, at_least, at_most):
     kernel = np.random.default_rng(8).standard_normal((3, 3, 40, 40))
     ticks = iter(range(1000))
     monkeypatch.setattr("opnorm.deadlines.monotonic", lambda: next(ticks))
     lower, upper = bracket_convolution(Convolution(kernel), 1e-2, Deadline(at=stopped))
-    monkeypatch.undo()
-    assert next(ticks) < 20  # looks at the clock: it was stopped in the search, not after it, in all cases but the last
     truth = on_a_grid(kernel)
     assert lower <= truth * 1.006
-    assert truth <= upper <= at_most * truth
+    assert at_least * truth <= upper <= at_most * truth

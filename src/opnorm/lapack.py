@@ -1,0 +1,89 @@
+"""The few routines of BLAS and LAPACK that proofs need, called without Python's lock, so that threads share the work.
+
+`scipy.linalg.blas` and `scipy.linalg.lapack` keep the lock while they compute. SciPy exports the same routines to
+compiled code; through `ctypes` they run without it.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import LowLevelCallable
+from scipy.linalg import cython_blas, cython_lapack
+
+Matrices = NDArray[np.float64] | NDArray[np.complex128]
+
+
+def gram(columns: Matrices) -> Matrices:
+    """Return the lower triangle of `columns* columns`, or of its conjugate, in Fortran order; the rest is zero.
+
+    Args:
+        columns: (rows, n), float64 or complex128, in C or Fortran order: no other copy is made.
+    """
+    rows, n = columns.shape
+    by_columns = columns.flags.f_contiguous
+    entries: Matrices = columns if by_columns else np.ascontiguousarray(columns)  # type: ignore[assignment]
+    result: Matrices = np.zeros((n, n), columns.dtype, order="F")  # type: ignore[assignment]
+    complex_ = np.iscomplexobj(columns)
+    how = (b"C" if complex_ else b"T") if by_columns else b"N"
+    update = _routine(cython_blas, "zherk" if complex_ else "dsyrk", 10)
+    stride = rows if by_columns else n
+    update(b"L", how, _int(n), _int(rows), _real(1), _data(entries), _int(stride), _real(0), _data(result), _int(n))
+    return result
+
+
+def is_positive_definite(matrix: Matrices) -> bool:
+    """Return whether the Cholesky factorization of `matrix`, of which it reads the lower triangle, completes.
+
+    Args:
+        matrix: (n, n), in Fortran order; it is overwritten.
+    """
+    info = ctypes.c_int()
+    factorize = _routine(cython_lapack, "zpotrf" if np.iscomplexobj(matrix) else "dpotrf", 5)
+    n = _int(_order(matrix))
+    factorize(b"L", n, _data(matrix), n, ctypes.byref(info))
+    return info.value == 0
+
+
+def times(matrix: Matrices, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `matrix @ vector` of a real symmetric matrix in Fortran order, of which the lower triangle is read."""
+    result, n = np.zeros(len(matrix)), _int(_order(matrix))
+    vector = np.ascontiguousarray(vector, dtype=np.float64)
+    multiply = _routine(cython_blas, "dsymv", 10)
+    multiply(b"L", n, _real(1), _data(matrix), n, _data(vector), _int(1), _real(0), _data(result), _int(1))
+    return result
+
+
+@cache
+def _routine(module: Any, name: str, arguments: int) -> Any:
+    """Return a Fortran routine: every argument is a pointer."""
+    capsule = LowLevelCallable.from_cython(module, name).function
+    name_of, address_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    address = address_of(capsule, name_of(capsule))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
+
+
+def _order(matrix: Matrices) -> int:
+    """Return the side of a square matrix; a pointer to any other would be read past its end."""
+    n = len(matrix)
+    if matrix.shape != (n, n) or not matrix.flags.f_contiguous:
+        raise ValueError(f"a square matrix in Fortran order is needed. Received: shape={matrix.shape}")
+    return n
+
+
+def _int(value: int) -> Any:
+    return ctypes.byref(ctypes.c_int(value))
+
+
+def _real(value: float) -> Any:
+    return ctypes.byref(ctypes.c_double(value))
+
+
+def _data(array: Matrices) -> int:
+    if array.dtype not in (np.float64, np.complex128):
+        raise TypeError(f"float64 or complex128 is needed. Received: dtype={array.dtype}")
+    return array.ctypes.data
