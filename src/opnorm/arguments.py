@@ -30,7 +30,8 @@ def real_array(value: Any, name: str, *, copy: bool = True) -> Array:
         raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: dtype={array.dtype}")
     if array.size == 0:
         raise ValueError(f"Argument `{name}` must not be empty. Received: shape={array.shape}")
-    result = array.astype(np.float64, copy=copy)
+    with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
+        result = array.astype(np.float64, copy=copy)
     if not np.all(np.isfinite(result)):
         raise ValueError(f"Argument `{name}` must be finite. Received: {_first_not_finite(result)} among its entries")
     if kind in "iu" and np.max(np.abs(result)) > _EXACT_INTEGERS:

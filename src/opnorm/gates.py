@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from opnorm.activations import FIXED
 from opnorm.certificates import up
-from opnorm.checkpoints.records import Node
+from opnorm.checkpoints.records import CheckpointError, Node
 from opnorm.effects import BoundWeight, Effect, Unbounded, constants, find, rule
 
 PRODUCTS = ("Mul", "Multiply")
@@ -55,14 +55,22 @@ def gate_node(node: Node, nodes: Nodes) -> tuple[Node, tuple[str, ...]] | None:
     """
     if node.kind not in PRODUCTS or len(node.inputs) != 2 or node.weights:
         return None
+    try:
+        return next(_gates(node, nodes), None)
+    except CheckpointError:
+        raise
+    except (Unbounded, ValueError, TypeError, LookupError):  # not understood here; the node's own rule says why
+        return None
+
+
+def _gates(node: Node, nodes: Nodes) -> Iterator[tuple[Node, tuple[str, ...]]]:
     for factor, gate in (node.inputs, node.inputs[::-1]):
         for source, scale, passed in _scaled(factor, nodes):
             found = _path(gate, source, nodes)
             slopes = _slopes(found[0]) if found is not None else None
             if found is not None and slopes is not None:
                 ends = sorted(scale * slope for slope in slopes)
-                return Node(node.name, "Gate", (source,), {"slopes": ends}, {}), (*passed, *found[1])
-    return None
+                yield Node(node.name, "Gate", (source,), {"slopes": ends}, {}), (*passed, *found[1])
 
 
 def _scaled(name: str, nodes: Nodes) -> Iterator[tuple[str, float, tuple[str, ...]]]:
@@ -107,10 +115,7 @@ def _affine(node: Node) -> Affine | None:
         return Affine(0.0, -1.0)
     if len(node.inputs) != 1 or node.kind not in ("Add", "Sub", "Mul", "Multiply", "Div"):
         return None
-    try:
-        values = constants(node)
-    except (Unbounded, ValueError, TypeError):  # not understood here; the node's own rule says why
-        return None
+    values = constants(node)
     if len(values) != 1 or values[0].size != 1 or not isfinite(values[0].item()):
         return None
     value, is_second = values[0].item(), "0" not in node.weights

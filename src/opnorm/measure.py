@@ -71,7 +71,8 @@ def values_of(weight: Weight) -> Array:
         raise ValueError("an empty tensor")
     if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8 and max(int(raw.max()), -int(raw.min())) > _EXACT_INTEGERS:
         raise ValueError("holds integers beyond 2**53, which float64 skips")
-    return np.asarray(raw, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it gets its flag
+        return np.asarray(raw, dtype=np.float64)
 
 
 def _summary(values: Array) -> dict[str, Any]:

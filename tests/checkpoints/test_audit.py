@@ -88,6 +88,11 @@ def test_entries_that_are_not_finite_are_named_and_counted():
     assert row.reason == "2 of 4 entries are NaN and infinite"
 
 
+def test_a_signalling_nan_is_flagged_and_warns_of_nothing():
+    bits = np.array([[0x7F800001, 0x3F800000]], dtype=np.uint32)  # float32: the quiet bit is not set
+    assert row_of(bits.view(np.float32)).flags == ("nan",)  # every warning is an error here
+
+
 def test_a_bias_with_a_nan_is_flagged_too():
     skipped = weight([1.0, np.nan])._replace(geometry=Geometry("Dense", "bias", None, "a bias is added"))
     row = measure(skipped, Settings())[0]
