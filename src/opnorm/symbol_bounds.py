@@ -105,6 +105,8 @@ def _cheapest_slack(symbol: Symbol, cells: Cells, norms: Array, upper: float, de
     Halving finds peaks. Where the norm hardly depends on the frequency every cell has to be small, and a tiling of
     just that size saves the larger ones.
     """
+    if not upper > 0:  # the time was over before a lower end was found
+        return cells.slack
     slacks = cells.slack * 2.0 ** (-np.arange(17) / 4)
     costs = [_cost(slack, cells, norms / upper) for slack in slacks]
     best = int(np.argmin(costs))

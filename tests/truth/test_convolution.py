@@ -274,7 +274,7 @@ def on_a_grid(kernel, points=96):
 
 
 @pytest.mark.parametrize(
-    ("stopped", "at_least", "at_most"), [(0, 9, 10), (3, 9, 10), (8, 2, 2.1), (14, 1.03, 1.05), (30, 1, 1.017)]
+    ("stopped", "at_least", "at_most"), [(0, 9, 10), (1, 9, 10), (3, 9, 10), (8, 2, 2.1), (14, 1.03, 1.05), (30, 1, 1.017)]
 )
 def test_the_bracket_holds_wherever_time_runs_out_and_narrows_with_it(monkeypatch, stopped, at_least, at_most):
     kernel = np.random.default_rng(8).standard_normal((3, 3, 40, 40))
@@ -284,3 +284,11 @@ def test_the_bracket_holds_wherever_time_runs_out_and_narrows_with_it(monkeypatc
     truth = on_a_grid(kernel)
     assert lower <= truth * 1.006
     assert at_least * truth <= upper <= at_most * truth
+
+
+@pytest.mark.parametrize("stopped", [-0.5, 0.5, 1.5, 2.5, 3.5, 4.5])
+def test_the_bracket_of_equal_taps_holds_wherever_time_runs_out(monkeypatch, stopped):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("opnorm.deadlines.monotonic", lambda: next(ticks))
+    lower, upper = bracket_convolution(Convolution(np.ones((3, 3, 1, 1))), 1e-2, Deadline(at=stopped))
+    assert lower <= 9 <= upper <= 9.1  # nine equal taps: the triangle inequality is the norm
