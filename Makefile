@@ -20,9 +20,9 @@ test: test-plain $(KERAS_TESTS) test-legacy
 test-plain: .venv/dev
 	$(BIN)/python -m pytest tests/plain tests/truth tests/checkpoints
 
-# Keras has one backend a process: the same tests run once on each.
+# Keras has one backend a process: the same tests run once on each, a file of them in one of two workers.
 $(KERAS_TESTS): test-%: .venv/dev
-	KERAS_BACKEND=$* $(BIN)/python -m pytest tests/keras
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 --dist loadfile tests/keras
 
 test-legacy: .venv/dev
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest tests/legacy

@@ -5,10 +5,11 @@ matrix has no spatial axes; a transposed convolution stands for its adjoint.
 """
 
 from collections.abc import Callable
-from math import prod
+from math import prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import blas
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.arguments import Array, real_array
@@ -22,6 +23,7 @@ from opnorm.sizes import Adjoint
 
 _ENTRIES = 2**25  # of a product that may be formed: 256 MiB in float64
 _ROUNDINGS = 12  # of a channel factor and its product
+_WORTH = 1e-3  # of a norm: what joining may add to it at most
 _DEPTH = 8  # so many products are made anew from each other, then one is kept: a chain of n would take n^2 of them
 
 
@@ -95,7 +97,7 @@ def scaled(node: Node, scale: Node, *, outputs: bool) -> Node:
         return form.values * _spread(factors, form, last=outputs != form.adjoint)
 
     values = multiplied()
-    error = _error(node) * float(np.max(np.abs(factors))) + gamma(_ROUNDINGS) * _total(values)
+    error = _error(node) * float(np.max(np.abs(factors))) + gamma(_ROUNDINGS) * _size(values)
     text = f"{kernel_of(node).geometry.text}, times the factors of {scale.kind}"
     return _with_kernel(node, node.name, _Product(values, multiplied, form.groups, error, text), form)
 
@@ -121,10 +123,14 @@ def product(a: Node, b: Node, name: str) -> Node | None:
         first, second = form_of(a), form_of(b)
         return np.asarray(_without_groups(first.values, first.groups) @ second.values.reshape(second.channels))
 
-    inner, left, right = second.channels[0], _total(first.values), _total(second.values)
+    inner, left, right = second.channels[0], _size(first.values), _size(second.values)
     error = _error(a) * right + left * _error(b) + _error(a) * _error(b) + gamma(inner) * left * right
+    values = multiplied()
+    # Compared with the root mean square of the singular values: beside a larger error it is not worth joining.
+    if error > _WORTH * _size(values) / sqrt(prod(values.shape[:-2]) * min(values.shape[-2:])):
+        return None
     text = f"product of {a.kind} and {b.kind}"
-    return _with_kernel(a, name, _Product(multiplied(), multiplied, 1, error, text), first)
+    return _with_kernel(a, name, _Product(values, multiplied, 1, error, text), first)
 
 
 def _with_kernel(node: Node, name: str, found: _Product, form: Form) -> Node:
@@ -143,9 +149,11 @@ def _error(node: Node) -> float:
     return float(node.options.get("rounding", 0.0))
 
 
-def _total(values: Array) -> float:
-    """Return the sum of all magnitudes: it bounds the norm of any operator that these entries make."""
-    return up(float(np.sum(np.abs(values))) * (1 + gamma(values.size)))
+def _size(values: Array) -> float:
+    """Return a bound of the norm of any operator with entries of these magnitudes: a sum over taps, by Cauchy."""
+    taps = prod(values.shape[:-2])
+    frobenius = float(blas.dnrm2(values.ravel(order="K")))  # unlike a sum of squares it does not overflow
+    return up(sqrt(taps) * frobenius * (1 + gamma(2 * values.size + 8)))
 
 
 def _without_groups(values: Array, groups: int) -> Array:

@@ -227,3 +227,10 @@ def test_a_text_that_claims_more_bytes_than_the_file_has_is_refused_before_memor
     assert data.count(len("first").to_bytes(4, "little") + heap) == 1
     path.write_bytes(data.replace(len("first").to_bytes(4, "little") + heap, (2**31).to_bytes(4, "little") + heap))
     refused(path, "claims 2147483648 bytes")
+
+
+@pytest.mark.parametrize("name", [b"MatMul", b"kernel", b"bias"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, name):
+    path = FILES["a.onnx"](tmp_path / "a.onnx")
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" * len(name)))
+    refused(path, "not UTF-8")

@@ -1,5 +1,7 @@
 """The bound of a network against Jacobians and explicit matrices in NumPy: never below, and exact where it can be."""
 
+import tracemalloc
+
 import networks as n
 import numpy as np
 import pytest
@@ -281,3 +283,34 @@ def test_gelu_networks_are_bounded_by_products_only(rng):
 
     assert n.largest_jacobian(network, 5) <= bound.upper
     assert "ECLipsE" not in bound.method
+
+
+def _exact(weight):
+    size = norm(weight.read().reshape(128, 128))
+    return Bounds(size, size)
+
+
+def test_joined_kernels_take_the_memory_of_a_few_not_of_all(rng):
+    kernels = rng.standard_normal((24, 1, 1, 128, 128))  # stored numbers, which a file would keep
+    nodes = []
+    for i, kernel in enumerate(kernels):
+        nodes.append(n.conv(f"conv {i}", f"relu {i - 1}" if i else "x", kernel))
+        nodes.append(n.batch_normalization(f"norm {i}", f"conv {i}", np.ones(128), np.ones(128), axis=3))
+        nodes.append(n.plain(f"relu {i}", "ReLU", f"norm {i}"))
+    graph = n.chain(*nodes)
+    tracemalloc.start()
+    bound = network_bound(graph, lambda weight: _exact(weight))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(bound.steps) == 48
+    assert peak < 10 * kernels[0].nbytes  # one, its square, LAPACK's workspace; all of them would be 24
+
+
+@pytest.mark.parametrize(("count", "steps"), [(9, 1), (20, 1), (60, 2)])
+def test_a_long_run_of_linear_layers_is_one_matrix_while_rounding_allows_it(rng, count, steps):
+    matrices = [np.linalg.qr(rng.standard_normal((5, 5)))[0] * rng.uniform(0.8, 1.2) for _ in range(count)]
+    nodes = [n.dense(f"d{i}", f"d{i - 1}" if i else "x", matrix) for i, matrix in enumerate(matrices)]
+    bound = network_bound(n.chain(*nodes))
+    truth = norm(np.linalg.multi_dot(matrices))  # the product of the norms, too: multiples of orthogonal matrices
+    assert truth * (1 - 1e-12) <= bound.upper <= truth * (1 + (2e-3 if steps > 1 else 1e-5))
+    assert len([step for step in bound.steps if step.kind != "chain"]) == steps

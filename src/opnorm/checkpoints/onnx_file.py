@@ -67,6 +67,7 @@ class _Reader:
     def enter(self, graph: Any, outer: Scope, prefix: str, depth: int) -> None:
         """Read a graph, and the graphs of its control flow, which see its constants."""
         require(depth < DEPTH, "its graphs are nested too deeply")
+        require(all(isinstance(text, str) for text in _texts(graph)), "a name in it is not UTF-8")
         scope = {**outer, **self.constants(graph, prefix)}
         for node in graph.node:
             self.handed_on(node, scope)
@@ -132,6 +133,15 @@ class _Reader:
         while name in self.parents:
             name = self.parents[name]
         return name if name in self.tensors else None
+
+
+def _texts(graph: Any) -> Iterator[Any]:
+    """Yield every name in a graph; protocol buffers give those that are not UTF-8 as bytes."""
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def kind(node: Any) -> str:
