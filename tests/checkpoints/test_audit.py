@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 from network_files import grid_norm, norm, tensors, write
+from samples import FILES
 from scipy.sparse.linalg import aslinearoperator
 
 from opnorm.auditing import audit
@@ -260,6 +261,19 @@ def test_progress_counts_to_the_end(tmp_path):
     seen = []
     audit(write(tmp_path / "m.safetensors"), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 8) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_progress_counts_the_network_too(tmp_path, jobs):
+    seen = []
+    report = audit(
+        FILES["a.keras"](tmp_path / "a.keras"), jobs=jobs, progress=lambda done, total: seen.append((done, total))
+    )
+    (total,) = {total for _, total in seen}
+    counts = [done for done, _ in seen]
+    assert counts == sorted(counts)
+    assert counts[: len(report.rows)] == list(range(1, len(report.rows) + 1))
+    assert counts[-1] == total > len(report.rows)
 
 
 def test_spectra_are_the_singular_values(tmp_path):
