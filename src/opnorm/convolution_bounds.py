@@ -28,7 +28,7 @@ def bracket_convolution(operator: Convolution, tolerance: float, deadline: Deadl
         operator: Any stride, dilation, groups and zero padding.
         tolerance: Aim for the symbol's bracket. A small image has a smaller norm than its symbol, by a distance that
             only `lower` shows.
-        deadline: After it the upper end is what is known without a search.
+        deadline: After it the upper end is the smallest that was proved by then.
     """
     peak = float(np.max(np.abs(operator.kernel)))
     if peak == 0:

@@ -32,7 +32,7 @@ def bracket_symbol(symbol: Symbol, tolerance: float, deadline: Deadline = NEVER)
     Args:
         symbol: Of a convolution, largest tap near 1.
         tolerance: Aim for `upper / lower - 1`; more only when the work would pass a fixed budget or the deadline.
-        deadline: After it the upper end is the triangle inequality's.
+        deadline: After it the upper end is the smallest that was proved by then, at worst the triangle inequality's.
     """
     if symbol.exponents.shape[1] == 0:  # one tap: the symbol is a constant matrix
         brackets = [bracket_matrix(taps[0], min(tolerance, 1e-6), deadline) for taps in symbol.taps]
