@@ -143,6 +143,9 @@ _ONLY_LOCALLY: dict[str, tuple[str, ...]] = {
         "LSTMCell", "GRUCell", "SimpleRNNCell",
     ),
     "a product of two inputs is not Lipschitz on the whole space": ("Dot", "Matmul", "glu"),
+    "its kernel is divided by an estimate of its norm in each call: bound what `opnorm.bake(model)` returns": (
+        "opnorm>SpectralNormalization",
+    ),
     "opnorm does not run code from files": ("Lambda",),
 }  # fmt: skip
 

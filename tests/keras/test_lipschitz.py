@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import opnorm
 from opnorm.jacobian import largest_jacobian, linearize
 from opnorm.lipschitz import lipschitz_bound
 
@@ -224,3 +225,15 @@ def test_points_are_floating_point_numbers():
     model = model_of([L.Dense(3)], (4,))
     with pytest.raises(ValueError, match="Argument `x`"):
         lipschitz_bound(model, np.zeros((2, 4), "int32"))
+
+
+def test_a_wrapped_layer_is_unknown_until_it_is_baked():
+    points = np.random.default_rng(0).standard_normal((20, 6)).astype("float32")
+    small = keras.initializers.RandomNormal(stddev=0.01, seed=1)  # the stored kernel's norm is no bound of the layer's
+    wrapper = opnorm.SpectralNormalization(keras.layers.Dense(5, kernel_initializer=small))
+    model = keras.Sequential([keras.Input((6,)), wrapper])
+    model(points)
+    (step,) = lipschitz_bound(model).unknown
+    assert "opnorm.bake(model)" in step.rule
+    bound = lipschitz_bound(opnorm.bake(model), points)
+    assert 1 - 1e-3 <= bound.lower <= bound.upper <= 1 + 1e-3  # of the wrapper's own tolerance
