@@ -2,7 +2,8 @@
 
 With W = U S V^T in units of the target, the clipped matrix is W f(W^T W), f(x) = max(1, x)^(-1/2). Two iterations
 make f: the sign of W^T W - I, and the inverse square root of a matrix >= I. Each step is the best cubic for the
-interval that the eigenvalues are left in. There are no eigenvectors, which XLA finds slowly, but for PyTorch on a CPU.
+interval that the eigenvalues are left in. Eigenvectors are used only
+where LAPACK finds them, on the CPU: XLA's own are slow.
 
 Reference:
     Higham, Functions of Matrices, 2008, chapters 5, 6 and 8.
@@ -88,10 +89,17 @@ def _lowered(matrix: Tensor, level: Tensor, target: Tensor) -> tuple[Tensor, Ten
 
 def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
     # f(G), and whether an eigenvalue of G is above 1 by more than rounding.
-    if keras.backend.backend() == "torch" and gram.device.type == "cpu":  # 5 times faster there than products
+    if _has_lapack(gram):  # 3 to 5 times faster there than products
         return _factor_by_eigenvectors(gram)
     excess = _positive_part(gram - _eye_like(gram))
     return _inverse_root(excess), _frobenius(excess) > _precision(gram).excess
+
+
+def _has_lapack(matrix: Tensor) -> bool:
+    # Whether LAPACK computes eigenvectors: on CPUs, by PyTorch and JAX. TensorFlow's own are slow, with XLA very slow.
+    if keras.backend.backend() == "torch":
+        return bool(matrix.device.type == "cpu")
+    return bool(keras.backend.backend() == "jax" and keras.distribution.list_devices()[0].startswith("cpu"))
 
 
 def _factor_by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
