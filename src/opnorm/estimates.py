@@ -1,8 +1,5 @@
 """Fast estimates from below of a symbol's norm at many frequencies: they decide what is worth proving."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -12,8 +9,6 @@ from opnorm.certificates import norm_below
 from opnorm.deadlines import NEVER, Deadline
 from opnorm.parallel import in_batches
 from opnorm.symbols import Complex, Symbol
-
-Result = TypeVar("Result")
 
 _SMALL = 32  # symbols with a side up to this are decomposed at once; larger ones are bidiagonalized
 _BYTES = 2**24  # working memory of one batch; several are worked on at a time
@@ -26,17 +21,6 @@ def batch_size(symbol: Symbol) -> int:
     if len(symbol.taps) > 1:
         per_frequency += 8 * count * rows * columns
     return int(max(1, _BYTES // per_frequency))
-
-
-def batches(symbol: Symbol, function: Callable[[slice], Result], count: int, size: int) -> list[Result]:
-    """Return `function` of slices of `range(count)`, of `size` at most; in threads where the matrices are large."""
-    if not _is_small(symbol):
-        return in_batches(function, count, size)
-    return [function(slice(first, min(first + size, count))) for first in range(0, count, size)]
-
-
-def _is_small(symbol: Symbol) -> bool:
-    return bool(min(symbol.taps.shape[2:]) <= _SMALL)
 
 
 def _vectors_batch(symbol: Symbol) -> int:
@@ -54,14 +38,14 @@ def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline 
         steps: Golub-Kahan steps for large matrices; small ones are exact to rounding.
         deadline: OutOfTimeError is raised when it has passed.
     """
-    small = _is_small(symbol)
+    small = min(symbol.taps.shape[2:]) <= _SMALL
     size = batch_size(symbol) if small else _vectors_batch(symbol)
 
     def estimate(part: slice) -> Array:
         deadline.check()
         return _decomposed(symbol, cells, part) if small else _iterated(symbol, cells.centres[part], steps)
 
-    return np.concatenate(batches(symbol, estimate, len(cells), size))
+    return np.concatenate(in_batches(estimate, len(cells), size))
 
 
 def _decomposed(symbol: Symbol, cells: Cells, part: slice) -> Array:

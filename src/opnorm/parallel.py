@@ -46,4 +46,4 @@ def in_batches(function: Callable[[slice], Result], count: int, size: int) -> li
     """
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     with one_blas_thread() as threads:
-        return parallel(function, parts, min(threads, _THREADS))
+        return parallel(function, parts, max(1, min(threads, _THREADS, len(parts))))

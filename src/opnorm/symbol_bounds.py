@@ -13,8 +13,9 @@ from opnorm.arguments import Array
 from opnorm.cells import Cells, tiling
 from opnorm.certificates import down, proved, up
 from opnorm.deadlines import NEVER, Deadline, OutOfTimeError
-from opnorm.estimates import batch_size, batches, climb, estimate_norms
+from opnorm.estimates import batch_size, climb, estimate_norms
 from opnorm.matrix_bounds import bracket_matrix
+from opnorm.parallel import in_batches
 from opnorm.symbols import Symbol
 from opnorm.threads import one_blas_thread
 
@@ -140,7 +141,7 @@ def _proved_at(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -
         deadline.check()
         return proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part])
 
-    return np.concatenate([np.zeros(0, dtype=bool), *batches(symbol, prove, len(cells), batch_size(symbol))])
+    return np.concatenate([np.zeros(0, dtype=bool), *in_batches(prove, len(cells), batch_size(symbol))])
 
 
 def _settle(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline) -> float:
