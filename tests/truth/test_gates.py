@@ -93,3 +93,8 @@ def test_a_gate_that_nothing_else_reads_has_no_row(tmp_path):
 def test_dividing_by_constants_divides_by_the_smallest(tmp_path):
     path = saved(tmp_path / "model.onnx", [call("Div", "x c", "y")], {"c": np.array([4.0, -0.5, 2.0])}, shape=(3,))
     assert lipschitz_bound(path).upper == pytest.approx(2, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["silu", "silu, the gate first", "a mirrored silu"])
+def test_a_silu_in_several_nodes_has_the_constant_of_the_one(tmp_path, form):
+    assert lipschitz_bound(network(tmp_path, FORMS[form])).upper == pytest.approx(1.09984, rel=1e-9)
