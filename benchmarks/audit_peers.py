@@ -32,7 +32,7 @@ print(json.dumps([*found, time.perf_counter() - begin, peak]))
 OPNORM = """
 import sys, time
 begin = time.perf_counter()
-from opnorm.auditing import audit
+from opnorm.auditing.audits import audit
 rows = audit(sys.argv[1], jobs=2).rows
 found = [len(rows), sum(row.status == "bounded" for row in rows)]
 """

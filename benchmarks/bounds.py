@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 from tables import write_table
 
-from opnorm.bounds import spectral_norm
-from opnorm.convolution import Convolution
+from opnorm.bounds.brackets import spectral_norm
+from opnorm.operators.convolution import Convolution
 
 HEADER = ["what", "opnorm", "reference", "opnorm / reference", "upper / lower - 1", "goal"]
 GRID = 32  # the recipe's frequencies on each axis

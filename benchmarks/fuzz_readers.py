@@ -51,7 +51,7 @@ def damaged(data, seed):
 
 def outcome(path):
     """Return "read", "refused", or the name of whatever else came out."""
-    from opnorm.auditing import audit
+    from opnorm.auditing.audits import audit
     from opnorm.checkpoints.records import CheckpointError
 
     try:

@@ -2,7 +2,13 @@
 
 import os
 
+from hypothesis import settings
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would drown pytest's summary
+
+# The same examples in every run, and no clock: the machines that run these tests are shared.
+settings.register_profile("opnorm", derandomize=True, deadline=None, max_examples=120)
+settings.load_profile("opnorm")
 
 KNOWN = [
     # NumPy 2 asks arrays for `copy=`, which keras.Variable.__array__ does not take yet (Keras 3.15).

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 from opnorm import _registration
 
 if TYPE_CHECKING:
-    from opnorm.attach import constrain
-    from opnorm.auditing import audit
-    from opnorm.baking import bake
-    from opnorm.bounds import Bounds, spectral_norm
-    from opnorm.callbacks import SpectralMonitor
-    from opnorm.constraints import MaxSpectralNorm, SpectralNorm
-    from opnorm.convolution import Convolution
-    from opnorm.geometry import KernelGeometry, kernels
-    from opnorm.lipschitz import lipschitz_bound
-    from opnorm.models import project
-    from opnorm.network import NetworkBound
-    from opnorm.operators import BlockDiagonal, Diagonal, linear_operator, linear_operators
-    from opnorm.projections import Orthogonal, SpectralClip
-    from opnorm.regularizers import SpectralRegularizer
-    from opnorm.report import Report
-    from opnorm.wrappers import SpectralNormalization
+    from opnorm.auditing.audits import audit
+    from opnorm.auditing.report import Report
+    from opnorm.bounds.brackets import Bounds, spectral_norm
+    from opnorm.keras.attach import constrain
+    from opnorm.keras.baking import bake
+    from opnorm.keras.constraints import MaxSpectralNorm, SpectralNorm
+    from opnorm.keras.geometry import KernelGeometry, kernels
+    from opnorm.keras.models import project
+    from opnorm.keras.monitor import SpectralMonitor
+    from opnorm.keras.projections import Orthogonal, SpectralClip
+    from opnorm.keras.regularizers import SpectralRegularizer
+    from opnorm.keras.wrappers import SpectralNormalization
+    from opnorm.networks.bound import NetworkBound
+    from opnorm.networks.lipschitz import lipschitz_bound
+    from opnorm.operators.convolution import Convolution
+    from opnorm.operators.linear import BlockDiagonal, Diagonal, linear_operator, linear_operators
 
 __version__ = version("opnorm")
 __all__ = [
@@ -55,32 +55,32 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BlockDiagonal": "operators",
-    "Bounds": "bounds",
-    "Convolution": "convolution",
-    "Diagonal": "operators",
-    "KernelGeometry": "geometry",
-    "MaxSpectralNorm": "constraints",
-    "NetworkBound": "network",
-    "Orthogonal": "projections",
-    "Report": "report",
-    "SpectralClip": "projections",
-    "SpectralMonitor": "callbacks",
-    "SpectralNorm": "constraints",
-    "SpectralNormalization": "wrappers",
-    "SpectralRegularizer": "regularizers",
-    "audit": "auditing",
-    "bake": "baking",
-    "constrain": "attach",
-    "kernels": "geometry",
-    "linear_operator": "operators",
-    "linear_operators": "operators",
-    "lipschitz_bound": "lipschitz",
-    "project": "models",
-    "spectral_norm": "bounds",
+    "BlockDiagonal": "operators.linear",
+    "Bounds": "bounds.brackets",
+    "Convolution": "operators.convolution",
+    "Diagonal": "operators.linear",
+    "KernelGeometry": "keras.geometry",
+    "MaxSpectralNorm": "keras.constraints",
+    "NetworkBound": "networks.bound",
+    "Orthogonal": "keras.projections",
+    "Report": "auditing.report",
+    "SpectralClip": "keras.projections",
+    "SpectralMonitor": "keras.monitor",
+    "SpectralNorm": "keras.constraints",
+    "SpectralNormalization": "keras.wrappers",
+    "SpectralRegularizer": "keras.regularizers",
+    "audit": "auditing.audits",
+    "bake": "keras.baking",
+    "constrain": "keras.attach",
+    "kernels": "keras.geometry",
+    "linear_operator": "operators.linear",
+    "linear_operators": "operators.linear",
+    "lipschitz_bound": "networks.lipschitz",
+    "project": "keras.models",
+    "spectral_norm": "bounds.brackets",
 }
 
-_WITHOUT_KERAS = {"auditing", "bounds", "convolution", "lipschitz", "network", "operators", "report"}
+_WITHOUT_KERAS = {"auditing", "bounds", "networks", "operators"}
 
 
 def __getattr__(name: str) -> object:
@@ -89,7 +89,7 @@ def __getattr__(name: str) -> object:
         return import_module("opnorm.tf1")
     if name not in _HOMES:
         raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
-    if _HOMES[name] not in _WITHOUT_KERAS:
+    if _HOMES[name].partition(".")[0] not in _WITHOUT_KERAS:
         import_module("keras")  # first: what it registers imports modules that a half-imported one would be missing in
     return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
 

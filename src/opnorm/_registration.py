@@ -9,12 +9,12 @@ from wrapt import register_post_import_hook
 def _register(keras: ModuleType) -> None:
     # Keras 2 (TF1-style code with `opnorm.tf1`) has nothing to register with, and must stay importable.
     if int(keras.__version__.split(".")[0]) >= 3:
-        import_module("opnorm.slots")
-        import_module("opnorm.constraints")
-        import_module("opnorm.layers")
-        import_module("opnorm.projections")
-        import_module("opnorm.regularizers")
-        import_module("opnorm.wrappers")
+        import_module("opnorm.keras.slots")
+        import_module("opnorm.keras.constraints")
+        import_module("opnorm.keras.layers")
+        import_module("opnorm.keras.projections")
+        import_module("opnorm.keras.regularizers")
+        import_module("opnorm.keras.wrappers")
 
 
 def register_with_keras() -> None:

@@ -1,9 +1,92 @@
-"""Argument checks with one form of message: what the argument must be, and the value received."""
+"""Argument checks with one form of message: what the argument must be, and the value received.
+
+Every public function sees real, finite float64 arrays, positive integers and numbers in range, or raises.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from operator import index
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate would speak of another matrix
+
+
+def real_array(value: Any, name: str, *, copy: bool = True) -> Array:
+    """Return `value` as a float64 array with exactly the same entries.
+
+    Args:
+        value: Anything NumPy reads: arrays, tensors of TensorFlow, JAX and PyTorch (half precisions too), Keras
+            variables, nested lists. Real floating point up to 64 bits, or integers up to 2**53 in magnitude.
+        name: The argument's name, for the error.
+        copy: Whether a float64 array is copied too; without it the result is only to be read.
+
+    Raises:
+        ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
+    """
+    array = np.asarray(_host(value))
+    kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
+    if kind not in "fiu" or array.dtype.itemsize > 8:
+        raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: dtype={array.dtype}")
+    if array.size == 0:
+        raise ValueError(f"Argument `{name}` must not be empty. Received: shape={array.shape}")
+    with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
+        result = array.astype(np.float64, copy=copy)
+    if not np.all(np.isfinite(result)):
+        raise ValueError(f"Argument `{name}` must be finite. Received: {_first_not_finite(result)} among its entries")
+    if kind in "iu" and np.max(np.abs(result)) > _EXACT_INTEGERS:
+        raise ValueError(f"Argument `{name}` must hold integers up to 2**53. Received: {np.max(np.abs(result)):.17g}")
+    return result
+
+
+def _host(value: Any) -> Any:
+    """Return the values of a Keras variable or a PyTorch tensor in a form that NumPy reads."""
+    inner = getattr(value, "value", None)
+    if inner is not None and not callable(inner):  # a Keras variable; TensorFlow's own `value` is a method
+        value = inner
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy cannot read PyTorch's half precisions; `double` is exact
+        return value.double().numpy() if value.is_floating_point() else value.numpy()
+    return value
+
+
+def _first_not_finite(array: Array) -> float:
+    return float(array[~np.isfinite(array)][0])
+
+
+def positive_integers(value: int | Sequence[int], count: int, name: str) -> tuple[int, ...]:
+    """Return `count` positive integers: `value` itself, or one integer repeated.
+
+    Raises:
+        ValueError: When `value` is anything else, with its name and what was received.
+    """
+    numbers: Sequence[int] = value if isinstance(value, Sequence) else (value,) * count
+    try:
+        result = tuple(index(number) for number in numbers)
+    except TypeError:
+        result = ()
+    if len(result) != count or min(result) < 1:
+        raise ValueError(
+            f"Argument `{name}` must be a positive integer or {count} of them. Received: {name}={value!r}"
+        ) from None
+    return result
+
+
+def check_tolerance(tolerance: float) -> float:
+    """Return `tolerance`.
+
+    Raises:
+        ValueError: Unless it is a positive finite number.
+    """
+    if not (np.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"Argument `tolerance` must be a positive finite number. Received: tolerance={tolerance}")
+    return float(tolerance)
 
 
 def require(holds: bool, name: str, must: str, value: Any) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, legacy_file
 
-from opnorm.bounds import spectral_norm
+from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.opening import open_checkpoint
 
 HALVES = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64, torch.int8, torch.bool]

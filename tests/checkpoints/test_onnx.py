@@ -8,10 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from samples import onnx_model
 
-from opnorm.bounds import spectral_norm
+from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.opening import open_checkpoint
-from opnorm.convolution import Convolution
-from opnorm.sizes import Adjoint
+from opnorm.operators.convolution import Convolution
+from opnorm.operators.sizes import Adjoint
 
 RNG = np.random.default_rng(0)
 SINGLE = 1e-5  # the evaluator computes in float32: some hundred products of numbers near 1

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from safetensors import safe_open
 
-from opnorm.bounds import spectral_norm
+from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.opening import open_checkpoint
 
 

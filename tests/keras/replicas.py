@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 WAY, FOLDER = sys.argv[1:]
 STEPS = 30  # enough for a vector that lives, with one iteration a step and no warm-up

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 from scipy.linalg import svdvals
 
-from opnorm.auditing import audit
-from opnorm.constraints import MaxSpectralNorm, SpectralNorm
+from opnorm.auditing.audits import audit
+from opnorm.keras.constraints import MaxSpectralNorm, SpectralNorm
 
 
 def built():

@@ -12,8 +12,8 @@ import pytest
 from cases import gaussian, op_by_op
 
 import opnorm
-from opnorm.baking import bake
-from opnorm.wrappers import inside
+from opnorm.keras.baking import bake
+from opnorm.keras.wrappers import inside
 
 L = keras.layers
 wrap = opnorm.SpectralNormalization

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.sparse.linalg import aslinearoperator
 
-from opnorm.bounds import spectral_norm
-from opnorm.checkpoints.live import read_model
+from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.opening import open_checkpoint
-from opnorm.convolution import Convolution
-from opnorm.operators import linear_operator
+from opnorm.keras.live import read_model
+from opnorm.operators.convolution import Convolution
+from opnorm.operators.linear import linear_operator
 
 L = keras.layers
 SINGLE = 1e-5  # Keras computes in float32: some hundred products of numbers near 1

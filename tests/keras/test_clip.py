@@ -13,8 +13,8 @@ from cases import DTYPES, KERNELS, gaussian, op_by_op, with_values
 from keras import layers, ops
 
 import opnorm
-from opnorm.clipping import norm_bound
-from opnorm.slots import state_of
+from opnorm.iterations.clipping import norm_bound
+from opnorm.keras.slots import state_of
 
 EXACT = 1e-4  # what `SpectralClip` documents
 COMPILED = {"tensorflow": [False, True], "jax": [True], "torch": [False]}[keras.backend.backend()]

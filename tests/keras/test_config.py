@@ -131,7 +131,7 @@ def test_importing_opnorm_imports_no_framework():
     printed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout
     assert printed.strip() == b"[]"
     assert "keras" in sys.modules
-    assert opnorm.SpectralNorm is opnorm.constraints.SpectralNorm
+    assert opnorm.SpectralNorm is opnorm.keras.constraints.SpectralNorm
 
 
 @pytest.mark.parametrize("name", ["KernelGeometry", "SpectralNormalization", "bake"])

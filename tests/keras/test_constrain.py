@@ -9,8 +9,8 @@ from keras import layers as L  # noqa: N812
 from test_matrices import ROWS
 
 import opnorm
-from opnorm.attach import constrain
-from opnorm.geometry import KernelGeometry, kernels
+from opnorm.keras.attach import constrain
+from opnorm.keras.geometry import KernelGeometry, kernels
 
 EXACT = 1e-3  # what `project` documents
 project = op_by_op(opnorm.project)

@@ -9,8 +9,8 @@ from dense import array, norm
 from keras import layers as L  # noqa: N812
 
 import opnorm
-from opnorm.attach import constrain
-from opnorm.sites import Kernel, find_kernels
+from opnorm.keras.attach import constrain
+from opnorm.keras.sites import Kernel, find_kernels
 
 EXACT = 1e-3  # the design's tolerance for a kernel that has trained for tens of steps
 LIVING = {"power_iterations": 1, "warmup_iterations": 0}  # sigma is right only if u survives from step to step

@@ -12,7 +12,7 @@ from dense import array, matrix_of, norm, with_values
 from keras import layers, ops
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 BOUND = 0.7
 ABOVE = 1e-2  # case T7: sigma is from below, by 0.5 % on 41 of 42 kernels

@@ -10,7 +10,7 @@ from dense import array, matrix_of
 from keras import layers
 
 import opnorm
-from opnorm.frequencies import grid_factor
+from opnorm.iterations.frequencies import grid_factor
 
 
 def true_norm(layer, input_shape):

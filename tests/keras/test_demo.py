@@ -8,7 +8,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
-from opnorm import cli, demo, demo_recorder, demo_report
+from opnorm.cli import main as cli
+from opnorm.demo import recorder as demo_recorder
+from opnorm.demo import report as demo_report
+from opnorm.demo import training as demo
 
 SEED = 3
 

@@ -7,7 +7,7 @@ from cases import built_optimizer, gaussian
 from keras import layers
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 
 def seeded_run():

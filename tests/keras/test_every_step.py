@@ -7,7 +7,7 @@ import pytest
 from cases import CONSTRAINTS, EVERY, gaussian
 from keras import layers
 
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 TARGET = 0.9
 COMPILED = {"tensorflow": [False, True], "jax": [True], "torch": [False]}[keras.backend.backend()]

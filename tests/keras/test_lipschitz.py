@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import opnorm
-from opnorm.jacobian import largest_jacobian, linearize
-from opnorm.lipschitz import lipschitz_bound
+from opnorm.keras.jacobian import largest_jacobian, linearize
+from opnorm.networks.lipschitz import lipschitz_bound
 
 L = keras.layers
 SINGLE = 1e-4  # Jacobians in float32: a few hundred products, and TensorFlow's convolutions

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import opnorm
-from opnorm import watch
-from opnorm.callbacks import SpectralMonitor
+from opnorm.keras import watch
+from opnorm.keras.monitor import SpectralMonitor
 
 L = keras.layers
 

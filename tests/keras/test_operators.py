@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from opnorm.bounds import spectral_norm
-from opnorm.operators import linear_operator, linear_operators
+from opnorm.bounds.brackets import spectral_norm
+from opnorm.operators.linear import linear_operator, linear_operators
 
 L = keras.layers
 SINGLE = 1e-5  # Keras computes in float32: some hundred products of numbers near 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import opnorm
-from opnorm.callbacks import SpectralMonitor
-from opnorm.regularizers import SpectralRegularizer
+from opnorm.keras.monitor import SpectralMonitor
+from opnorm.keras.regularizers import SpectralRegularizer
 
 BACKEND = keras.backend.backend()
 

@@ -16,9 +16,9 @@ from cases import (
 )
 
 import opnorm
-from opnorm.iterations import settled_power_iteration
-from opnorm.matrices import matrix_maps
-from opnorm.slots import state_of
+from opnorm.iterations.matrices import matrix_maps
+from opnorm.iterations.power import settled_power_iteration
+from opnorm.keras.slots import state_of
 
 every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
 

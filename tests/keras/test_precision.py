@@ -6,7 +6,7 @@ import pytest
 from dense import array, norm
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 # A kernel of 16 x 16 numbers, each rounded by at most half a unit: 2**-9 relative in bfloat16, and the norm of the
 # errors is about 2 sqrt(16) / sqrt(12) * 2**-9 of a typical entry, far below 1e-2 of the kernel's norm.

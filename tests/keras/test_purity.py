@@ -8,7 +8,7 @@ from cases import ALL, CONSTRAINTS, EVERY, built_optimizer, gaussian, take_steps
 from keras import layers
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 BACKEND = keras.backend.backend()
 every_constraint = pytest.mark.parametrize("constraint_name", ALL)

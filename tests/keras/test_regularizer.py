@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import opnorm
-from opnorm.regularizers import SpectralRegularizer
+from opnorm.keras.regularizers import SpectralRegularizer
 
 SIMPLE = cases.with_values(12, 8, [2.0, 1.4, 1.0, 0.5])  # a gap between the first two values, as trained kernels have
 STRENGTH = 0.3

@@ -12,7 +12,7 @@ import pytest
 from dense import array, norm
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 LIVING = {"power_iterations": 1, "warmup_iterations": 0}  # without warm-up a lost vector shows in every later step
 SAME = 1e-6  # the design's: the same arithmetic in the same order

@@ -8,7 +8,7 @@ from cases import CONSTRAINTS, STATELESS, built_optimizer, gaussian, take_steps
 from keras import layers
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 
 def constrained(model):

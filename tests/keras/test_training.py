@@ -10,7 +10,7 @@ from dense import array, norm
 from keras import ops
 
 import opnorm
-from opnorm.slots import state_of
+from opnorm.keras.slots import state_of
 
 LIVING = {"power_iterations": 1, "warmup_iterations": 0}  # sigma is right only if u survives from step to step
 EXACT = 1e-3  # the design's tolerance for a kernel that has trained for tens of steps

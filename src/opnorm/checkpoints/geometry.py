@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from opnorm.arguments import Array, positive_integers, real_array
 from opnorm.checkpoints.records import Geometry
-from opnorm.convolution import Convolution
-from opnorm.equations import einsum_axes, einsum_operator
-from opnorm.operators import BlockDiagonal, Diagonal
-from opnorm.sizes import Adjoint
+from opnorm.checks import Array, positive_integers, real_array
+from opnorm.operators.convolution import Convolution
+from opnorm.operators.equations import einsum_axes, einsum_operator
+from opnorm.operators.linear import BlockDiagonal, Diagonal
+from opnorm.operators.sizes import Adjoint
 
 Read = Callable[[], np.ndarray]
 

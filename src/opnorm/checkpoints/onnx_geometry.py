@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opnorm.arguments import Array, real_array
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import FLOATS, Named, guess
 from opnorm.checkpoints.records import Geometry
+from opnorm.checks import Array, real_array
 
 
 class Use(NamedTuple):

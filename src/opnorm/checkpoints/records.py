@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from opnorm.arguments import Array
+from opnorm.checks import Array
 
 
 class CheckpointError(ValueError):

@@ -1,0 +1,1 @@
+"""Rows, reports and differences of checkpoints."""

@@ -1,0 +1,131 @@
+"""The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opnorm.auditing.measure import Settings, measure
+from opnorm.auditing.network_report import report_network
+from opnorm.auditing.report import Report
+from opnorm.auditing.spectra import sampled
+from opnorm.bounds.parallel import parallel
+from opnorm.bounds.threads import one_blas_thread
+from opnorm.checkpoints.opening import open_checkpoint
+from opnorm.checkpoints.records import Checkpoint, Node
+from opnorm.checks import check_tolerance
+
+Globs = str | Sequence[str] | None
+Progress = Callable[[int, int], None]
+
+
+class _Count(NamedTuple):
+    """How far an audit is, in tensors and nodes of the network."""
+
+    progress: Progress | None
+    all_tensors: int
+    all_nodes: int
+
+    def tensors(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, self.all_tensors + self.all_nodes)
+
+    def nodes(self, done: int, count: int) -> None:
+        """Say that `done` of `count` nodes are done, as so many of those that the file has: some were joined."""
+        self.tensors(self.all_tensors + done * self.all_nodes // count)
+
+
+def audit(
+    model_or_path: Any,
+    *,
+    include: Globs = None,
+    exclude: Globs = None,
+    tolerance: float | None = None,
+    jobs: int = 1,
+    time_limit: float | None = None,
+    spectra: bool = False,
+    network: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report on a checkpoint or a model: for every tensor a certified bracket, or why there is none.
+
+    Nothing in a file is executed, and no deep-learning framework is imported for one.
+
+    Args:
+        model_or_path: A checkpoint's path, or a built Keras model.
+        include: Glob patterns of tensor names; with any, only tensors that match one are measured.
+        exclude: Glob patterns of tensor names to leave out.
+        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
+        jobs: Tensors measured at the same time, each with its share of the processors; memory grows with it.
+        time_limit: Seconds for each tensor, after which its bracket is what is known by then, wider and as true. A
+            step that has begun is finished, so a large tensor may take longer.
+        spectra: Also compute singular values, for the plot of `Report.to_html`.
+        network: Bound the whole network, where the file tells how its layers are joined.
+        progress: Called with the number of tensors and nodes of the network done and of all, after each.
+
+    Raises:
+        CheckpointError: When the file cannot be read as what it claims to be.
+        ValueError: When an argument does not make sense.
+
+    Example:
+        >>> np.savez("critic.npz", **{"dense/kernel": np.eye(3)})
+        >>> opnorm.audit("critic.npz").rows[0].lower
+        1.0
+    """
+    settings = Settings(
+        None if tolerance is None else check_tolerance(tolerance), _check_time_limit(time_limit), spectra
+    )
+    if jobs < 1:
+        raise ValueError(f"Argument `jobs` must be a positive integer. Received: jobs={jobs}")
+    file, checkpoint = opened(model_or_path)
+    chosen = [w for w in checkpoint.weights if is_chosen(w.name, include, exclude)]
+    left_out = len(checkpoint.weights) - len(chosen)
+    notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
+    with one_blas_thread(jobs) if jobs > 1 else nullcontext():
+        graph = checkpoint.graph if network else None
+        count = _Count(progress, len(chosen), len(graph.nodes) if graph else 0)
+        measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
+        rows = tuple(row for row, _ in measured)
+        pairs = zip(chosen, rows, strict=True)
+        whole = report_network(graph, pairs, time_limit, partial(_bounded, jobs, count)) if graph else None
+    return Report(
+        file,
+        checkpoint.format,
+        rows,
+        (*checkpoint.notes, *notes),
+        network=whole,
+        spectra={row.name: sampled(values) for row, values in measured if len(values)},
+    )
+
+
+def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
+    """Return what to call a checkpoint in a report, and the checkpoint."""
+    if isinstance(model_or_path, str | PathLike):
+        return fspath(model_or_path), open_checkpoint(Path(model_or_path))
+    if not hasattr(model_or_path, "built"):
+        raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
+    from opnorm.keras.live import read_model  # only a model that exists has imported Keras
+
+    return str(model_or_path.name), read_model(model_or_path)
+
+
+def is_chosen(name: str, include: Globs, exclude: Globs) -> bool:
+    """Return whether a tensor of that name is asked for."""
+    return (not include or _matches(name, include)) and not _matches(name, exclude)
+
+
+def _matches(name: str, globs: Globs) -> bool:
+    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs or ()))
+
+
+def _check_time_limit(seconds: float | None) -> float | None:
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"Argument `time_limit` must not be negative. Received: time_limit={seconds}")
+    return seconds
+
+
+def _bounded(jobs: int, count: _Count, function: Callable[[Node], Any], nodes: Sequence[Node]) -> list[Any]:
+    return parallel(function, nodes, jobs, lambda done: count.nodes(done, len(nodes)))

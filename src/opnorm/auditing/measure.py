@@ -1,0 +1,117 @@
+"""One tensor measured: its row, with a bracket or the reason why there is none."""
+
+from math import inf, isfinite, sqrt
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.linalg import blas
+from scipy.sparse.linalg import LinearOperator
+
+from opnorm.auditing.declared import Known, declared
+from opnorm.auditing.norms import Norms, frobenius_norm, norms
+from opnorm.auditing.report import Row
+from opnorm.auditing.spectra import singular_values
+from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.checks import Array
+
+_EXACT_INTEGERS = 2**53  # beyond it float64 skips integers
+_EXTENDED = ("bfloat", "float", "int", "uint")  # how the names of ml_dtypes' real types start
+
+
+class Settings(NamedTuple):
+    """How tensors are measured."""
+
+    tolerance: float | None = None
+    time_limit: float | None = None  # seconds for each tensor
+    spectra: bool = False
+
+
+def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
+    """Return the row of `weight`, and its singular values where they were asked for and cost little (else empty).
+
+    What a hostile or broken tensor raises is the row's reason.
+    """
+    begin = perf_counter()
+    row = Row(
+        weight.name,
+        weight.geometry.kind,
+        weight.shape,
+        weight.dtype,
+        weight.geometry.text,
+        weight.geometry.assumed,
+        status="failed" if weight.geometry.operator else "skipped",
+        reason=weight.geometry.reason,
+    )
+    spectrum = np.zeros(0)
+    try:
+        values = values_of(weight)
+        row = row._replace(**_summary(values))
+        if weight.geometry.operator is not None and not row.reason:
+            operator = weight.geometry.operator(values)
+            row = _bounded(row, weight, operator, norms(operator, settings.tolerance, settings.time_limit))
+            spectrum = singular_values(operator) if settings.spectra else spectrum
+    except (CheckpointError, OSError, ValueError, MemoryError) as error:
+        row = row._replace(reason=row.reason or _one_line(error))
+    return row._replace(seconds=round(perf_counter() - begin, 4)), spectrum
+
+
+def values_of(weight: Weight) -> Array:
+    """Return the values in float64, exactly; what the file's own array takes is free again.
+
+    Raises:
+        ValueError: When they are no real numbers, or none at all, or do not fit float64.
+        CheckpointError: When the file cannot be read.
+    """
+    raw = np.asarray(weight.read())
+    real = raw.dtype.kind in "fiu" or raw.dtype.name.startswith(_EXTENDED)
+    if not real or raw.dtype.itemsize > 8:
+        raise ValueError(f"{raw.dtype} holds no real numbers that fit float64")
+    if raw.size == 0:
+        raise ValueError("an empty tensor")
+    if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8 and max(int(raw.max()), -int(raw.min())) > _EXACT_INTEGERS:
+        raise ValueError("holds integers beyond 2**53, which float64 skips")
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it gets its flag
+        return np.asarray(raw, dtype=np.float64)
+
+
+def _summary(values: Array) -> dict[str, Any]:
+    """Return the fields of a row that need no operator; a reason when an entry is not finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        count, strange = finite.size - int(np.count_nonzero(finite)), values[~finite]
+        flags = [name for name, found in (("nan", np.isnan(strange).any()), ("inf", np.isinf(strange).any())) if found]
+        words = " and ".join({"nan": "NaN", "inf": "infinite"}[flag] for flag in flags)
+        return {"flags": tuple(flags), "reason": f"{count} of {values.size} entries are {words}"}
+    frobenius = float(blas.dnrm2(values.ravel(order="K")))  # unlike a sum of squares it does not overflow
+    return {"flags": () if frobenius else ("zero",), "frobenius": frobenius}
+
+
+def _bounded(row: Row, weight: Weight, operator: LinearOperator, found: Norms) -> Row:
+    row = row._replace(
+        lower=found.lower,
+        upper=found.upper if isfinite(found.upper) else None,
+        reason="" if isfinite(found.upper) else "no upper end is known for an operator of this kind and size",
+        status="bounded" if isfinite(found.upper) else "failed",
+        method=found.method,
+        flags=(*row.flags, "time limit") if found.limited else row.flags,
+    )
+    if weight.constraint is not None:
+        known = Known(operator, weight.shape, (found.lower, found.upper), found.matrix)
+        row = row._replace(constraint=declared(weight.constraint, known))
+    if row.upper is not None:
+        row = row._replace(rms_norm=row.upper * sqrt(found.ratio))
+    if found.matrix is not None:
+        lower, upper = found.matrix
+        frobenius = frobenius_norm(operator)  # a scale may have been divided out of the stored tensor
+        rank = None if frobenius is None else _stable_rank(frobenius, lower)
+        row = row._replace(matrix_norm=upper, frobenius=frobenius, stable_rank=rank)
+    return row
+
+
+def _stable_rank(frobenius: float, norm: float) -> float | None:
+    return (frobenius / norm) ** 2 if 0 < norm < inf else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,49 @@
+"""The bound of a whole network as the audit reports it, from the brackets that its rows already hold."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from opnorm.auditing.report import Row
+from opnorm.bounds.brackets import Bounds, bracket
+from opnorm.bounds.deadlines import Deadline
+from opnorm.checkpoints.records import Graph, Weight
+from opnorm.checks import real_array
+from opnorm.networks.bound import Apply, NetworkBound, network_bound
+from opnorm.networks.effects import Unbounded
+
+_SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
+
+
+def report_network(
+    graph: Graph, measured: Iterable[tuple[Weight, Row]], time_limit: float | None, apply: Apply
+) -> dict[str, Any]:
+    """Return the bound of the network, JSON-ready; `apply` as in `network_bound`."""
+    known = {_key(w): Bounds(r.lower, r.upper) for w, r in measured if r.lower is not None and r.upper is not None}
+
+    def bounds(weight: Weight) -> Bounds:
+        return known.get(_key(weight)) or _bracketed(weight, _SECONDS if time_limit is None else time_limit)
+
+    return _as_dict(network_bound(graph, bounds, apply))
+
+
+def _key(weight: Weight) -> tuple[str, int]:
+    return weight.name, id(weight.geometry.operator)  # one kernel may be used with several strides
+
+
+def _bracketed(weight: Weight, seconds: float) -> Bounds:
+    if weight.geometry.operator is None:
+        raise Unbounded(weight.geometry.reason or f"what {weight.name} does is not known")
+    operator = weight.geometry.operator(real_array(weight.read(), weight.name))
+    return Bounds(*bracket(operator, None, Deadline.after(seconds)))
+
+
+def _as_dict(bound: NetworkBound) -> dict[str, Any]:
+    steps: Sequence[dict[str, Any]] = [step._asdict() for step in bound.steps]
+    return {
+        "lower": bound.lower,
+        "upper": bound.upper,
+        "method": bound.method,
+        "unknown": [f"{step.name} ({step.kind}): {step.rule}" for step in bound.unknown],
+        "steps": steps,
+        "notes": list(bound.notes),
+    }

@@ -1,0 +1,126 @@
+"""What an audit found: one row for every tensor, and the forms in which it is read."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from math import isfinite
+from typing import Any, NamedTuple
+
+SCHEMA = 1  # of the JSON; it grows when a key changes its meaning or goes
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a text cell that starts so is a formula to a spreadsheet
+
+
+class Row(NamedTuple):
+    """One tensor of a checkpoint. Numbers are None where they are not known, and `reason` then says why."""
+
+    name: str
+    kind: str  # the layer that holds it, or "unknown"
+    shape: tuple[int, ...]
+    dtype: str
+    geometry: str  # what is done with the tensor, for people
+    assumed: bool  # the geometry is a guess from shape and name
+    status: str = "failed"  # "bounded"; "skipped": no linear map; "failed": has or may have a norm that is not known
+    lower: float | None = None  # lower <= operator norm <= upper
+    upper: float | None = None
+    reason: str = ""
+    method: str = ""
+    matrix_norm: float | None = None  # upper end for the kernel as a matrix (-1, channels out), the largest of a group
+    frobenius: float | None = None  # of that matrix; where there is none, of the stored tensor
+    stable_rank: float | None = None  # frobenius^2 / norm^2 of that matrix, never below the truth
+    rms_norm: float | None = None  # upper * sqrt(inputs / outputs): the norm between root-mean-square norms
+    flags: tuple[str, ...] = ()  # of "nan", "inf", "zero", "time limit"
+    constraint: Mapping[str, Any] | None = None  # name, operator, value, and met: "yes", "no" or "unknown"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of an audit in the order of the file.
+
+    Args:
+        file: What was audited.
+        format: Its format.
+        rows: One for every tensor that was asked for.
+        notes: What was not understood, not run, or left out.
+        network: The bound of the whole network, where the file tells its graph.
+        spectra: Singular values by tensor, largest first, as (index, value) pairs; only when asked for.
+    """
+
+    file: str
+    format: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    network: dict[str, Any] | None = None
+    spectra: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as `to_json` writes it: no NaN and no infinity, None instead."""
+        document = {
+            "schema": SCHEMA,
+            "tool": f"opnorm {version('opnorm')}",
+            "file": self.file,
+            "format": self.format,
+            "notes": list(self.notes),
+            "rows": [row._asdict() for row in self.rows],
+            "network": self.network,
+        }
+        return dict(finite(document))
+
+    def to_json(self) -> str:
+        """Return the report as JSON of schema 1, ASCII."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV; text that a spreadsheet would run as a formula starts with an apostrophe."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a name may hold a line break
+        writer.writerow(Row._fields)
+        for row in self.to_dict()["rows"]:
+            writer.writerow([_cell(value) for value in row.values()])
+        return text.getvalue()
+
+    def to_html(self) -> str:
+        """Return the report as one HTML document that loads nothing; needs jinja2."""
+        from opnorm.auditing.html import render
+
+        return render(self.to_dict(), self.spectra)
+
+    def to_text(self) -> str:
+        """Return the rows as aligned columns, names in full, without colour."""
+        from opnorm.auditing.text import plain
+
+        return plain(self.to_dict())
+
+    def __rich__(self) -> Any:
+        """Return the report as Rich draws it."""
+        from opnorm.auditing.text import table
+
+        return table(self.to_dict())
+
+
+def finite(value: Any) -> Any:
+    """Return `value` as JSON can hold it: what is not finite becomes None, whatever its depth."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else None
+    return value
+
+
+def _cell(value: Any) -> str | float:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return value
+    if isinstance(value, dict):
+        value = json.dumps(value)
+    if isinstance(value, list):
+        value = " ".join(str(item) for item in value)
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""The tensor operations that the iterations need."""

@@ -1,0 +1,1 @@
+"""Proved brackets of operator norms, in float64."""

@@ -1,0 +1,133 @@
+"""The norm of a weight as an interval that contains it."""
+
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+
+from opnorm.bounds.convolutions import bracket_convolution
+from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.bounds.matrices import bracket_matrix
+from opnorm.checks import Array, check_tolerance, real_array
+from opnorm.operators.convolution import Convolution
+from opnorm.operators.linear import BlockDiagonal, Diagonal, is_registered, linear_operator
+from opnorm.operators.sizes import Adjoint
+
+MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, whatever the matrix
+CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
+_DENSE_ENTRIES = 2**24  # 128 MiB in float64: a matrix that may be written out
+MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
+
+
+class Bounds(NamedTuple):
+    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded."""
+
+    lower: float
+    upper: float
+
+
+def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float | None = None) -> Bounds:
+    """Return `Bounds(lower, upper)` of the largest singular value of `x`, both ends proved in float64 arithmetic.
+
+    Convolutions without `input_shape`, and those too big to write out, are bounded through their symbol, over every
+    image size at once. An operator of unknown type that is too big to write out has `upper = inf`.
+
+    Args:
+        x: A matrix (array, tensor, variable, SciPy sparse), a kernel of more axes, which is read as the matrix of
+            its axes `axis` against the others; a vector, whose norm is Euclidean; a built layer that
+            `opnorm.linear_operator` knows; or a LinearOperator, `opnorm.Convolution` among them.
+        axis: The output axes of a kernel with more than two axes.
+        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
+
+    Raises:
+        ValueError: When `x` is empty, complex, not finite or has no axes, or a layer is not built.
+
+    Example:
+        >>> lower, upper = opnorm.spectral_norm([[3.0, 0.0], [4.0, 0.0]])
+        >>> lower <= 5 <= upper < 5 * (1 + 1e-6)
+        True
+
+    Reference:
+        S. M. Rump, "Verification of positive definiteness", BIT 46 (2006).
+    """
+    tolerance = None if tolerance is None else check_tolerance(tolerance)
+    if is_registered(x):
+        x = linear_operator(x)
+    if isinstance(x, LinearOperator):
+        return Bounds(*bracket(x, tolerance))
+    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or MATRIX_TOLERANCE))
+
+
+def _entries(x: Any) -> Array:
+    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x", copy=False)
+
+
+def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
+    if array.ndim == 0:
+        raise ValueError(f"Argument `x` must be a vector, a matrix or a kernel. Received: a number, x={array}")
+    if array.ndim <= 2:
+        return array.reshape(len(array), -1)
+    outputs = np.atleast_1d(axis) % array.ndim
+    last = np.moveaxis(array, outputs, range(-len(outputs), 0))
+    return last.reshape(-1, int(np.prod([array.shape[i] for i in outputs])))
+
+
+@singledispatch
+def bracket(operator: LinearOperator, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    """Return `(lower, upper)` around an operator's norm.
+
+    Args:
+        operator: Any LinearOperator.
+        tolerance: Aim for `upper / lower - 1`; None: the default of its kind.
+        deadline: After it the bracket may be wider than the tolerance asks, and is as true.
+    """
+    if operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES:
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))
+    singular = svds(operator, k=1, v0=start, return_singular_vectors=False)
+    return float(singular[0]) * (1 - 1e-6), float("inf")  # svds iterates to roundoff; its products are unknown code
+
+
+def _bracket_dense(matrix: Any, tolerance: float | None, deadline: Deadline) -> tuple[float, float]:
+    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or MATRIX_TOLERANCE, deadline)
+
+
+def matrix_of(operator: LinearOperator) -> Array | None:
+    """Return the matrix that SciPy's `aslinearoperator` made `operator` of, None for other operators."""
+    return real_array(operator.A, "x") if isinstance(operator, MATRIX) else None
+
+
+@bracket.register(MATRIX)
+def _(operator: Any, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    return _bracket_dense(operator.A, tolerance, deadline)
+
+
+@bracket.register
+def _(operator: Adjoint, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    return bracket(operator.operator, tolerance, deadline)
+
+
+@bracket.register
+def _(operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    brackets = [bracket(block, tolerance, deadline) for block in operator.blocks]
+    return max(low for low, _ in brackets), max(high for _, high in brackets)
+
+
+@bracket.register
+def _(operator: Diagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    largest = float(np.max(np.abs(operator.factors)))
+    return largest, largest
+
+
+@bracket.register
+def _(operator: Convolution, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+    if is_written_out(operator):
+        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
+    return bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline)
+
+
+def is_written_out(operator: Convolution) -> bool:
+    """Return whether the convolution's bracket is that of its explicit matrix."""
+    rows, columns = operator.shape
+    return operator.has_size and rows * columns <= _DENSE_ENTRIES and min(rows, columns) <= 2048

@@ -1,0 +1,49 @@
+"""Several items at a time, in threads: NumPy and `bounds.lapack`, where the time goes, work without Python's lock."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+from opnorm.bounds.threads import one_blas_thread
+
+_THREADS = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, done: Callable[[int], object] = int
+) -> list[Result]:
+    """Return `function` of each item, in the order of the items; `done` is told how many are finished, after each.
+
+    One job is done in the calling thread. The first error ends it: what has not begun by then is not begun.
+    """
+    if jobs == 1:
+        return [_told(function(item), done, count) for count, item in enumerate(items, 1)]
+    results: dict[int, Result] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                done(len(results))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[index] for index in range(len(items))]
+
+
+def _told(result: Result, done: Callable[[int], object], count: int) -> Result:
+    done(count)
+    return result
+
+
+def in_batches(function: Callable[[slice], Result], count: int, size: int) -> list[Result]:
+    """Return `function` of slices of `range(count)`, each of `size` items at most, in their order.
+
+    There are as many threads as BLAS would have, eight at most, for the memory, and each has BLAS in one thread. The
+    slices do not depend on the threads, and so neither do the results.
+    """
+    parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    with one_blas_thread() as threads:
+        return parallel(function, parts, max(1, min(threads, _THREADS, len(parts))))

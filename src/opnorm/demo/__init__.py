@@ -1,0 +1,1 @@
+"""The demonstration: training on real digits with and without the constraints."""

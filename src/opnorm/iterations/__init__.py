@@ -1,0 +1,1 @@
+"""Training-time algorithms on tensors."""

@@ -1,0 +1,178 @@
+"""Singular values clipped, or all set to one, by matrix products: the same on every backend and device.
+
+With W = U S V^T in units of the target, the clipped matrix is W f(W^T W), f(x) = max(1, x)^(-1/2). Two iterations
+make f: the sign of W^T W - I, and the inverse square root of a matrix >= I. Each step is the best cubic for the
+interval that the eigenvalues are left in. Eigenvectors are used only
+where LAPACK finds them, on the CPU: XLA's own are slow.
+
+Reference:
+    Higham, Functions of Matrices, 2008, chapters 5, 6 and 8.
+    Chen and Chow, A stable scaling of Newton-Schulz for improving the sign function computation of a Hermitian matrix,
+    2014: the cubics.
+"""
+
+from collections.abc import Callable, Iterator
+from math import sqrt
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from opnorm.iterations.power import TINY, Tensor
+
+_SQUARINGS = 4  # of the Gram matrix: the bound exceeds the norm by the factor r^(1/64) at most, 1.1 for r = 512
+_REACH = 4.0  # a pass lowers the norm by this at most: rounding in the Gram matrix is relative to its square
+_MARGIN = 1.01  # of intervals, for rounding: an eigenvalue outside would be thrown far off by the cubics
+
+
+class _Precision(NamedTuple):
+    resolution: float  # signs of eigenvalues nearer to 0 than this, relative, are wrong: an error of 4 times it in f
+    rank: float  # singular values below this, relative to the largest, are not quite brought up to 1: mostly rounding
+    rest: float  # the iterations end this close to their limit
+    excess: float  # of squared singular values over the target, in Frobenius norm: left alone, most likely rounding
+
+
+_PRECISION = {"float32": _Precision(1e-5, 5e-4, 1e-7, 2e-4), "float64": _Precision(1e-11, 1e-8, 1e-13, 1e-9)}
+
+
+def clip(matrix: Tensor, target: float) -> Tensor:
+    """Return the matrices nearest to `matrix`, `(..., m, n)`, in Frobenius norm with spectral norms at most `target`.
+
+    The relative error is 1e-4 at most in float32. A matrix whose norm is below `target`, by more than rounding, is
+    returned bit for bit; so is everything if one entry is not finite.
+    """
+    level = ops.where(ops.all(ops.isfinite(matrix)), norm_bound(matrix), 0.0)
+    goal = ops.cast(ops.convert_to_tensor(target), matrix.dtype)  # rounded as `level` is, so that they become equal
+    result, _ = ops.while_loop(
+        lambda matrix, level: ops.any(level > goal),
+        lambda matrix, level: _lowered(matrix, level, goal),
+        (matrix, level),
+    )
+    return result
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return U V^T, the (semi-)orthogonal matrices nearest to `matrix`, `(..., m, n)`, by Newton-Schulz iteration.
+
+    Singular values above a thousandth of the largest (float64: 1e-7) become 1 within 1e-4; zero stays zero, and those
+    in between end between 0 and 1. Everything is returned as it is if one entry is not finite.
+    """
+    x = matrix if _is_tall(matrix) else _transposed(matrix)
+    x = x / _at_least(TINY, _MARGIN * norm_bound(x))
+    x = _iterated(_precision(x).rank, lambda alpha, x: _cubic(alpha, x, x @ _gram(x)), x)
+    return ops.where(ops.all(ops.isfinite(matrix)), x if _is_tall(matrix) else _transposed(x), matrix)
+
+
+def norm_bound(matrix: Tensor) -> Tensor:
+    """Return upper bounds, up to rounding, of the spectral norms of `(..., m, n)`: `(..., 1, 1)`, zero for zero.
+
+    They are Schatten norms of order 64, above the truth by the factor r^(1/64) at most, r the shorter side.
+    """
+    largest = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
+    bound = _at_least(TINY, largest)  # every factor is taken out before a square: 1e-30 and 1e+30 stay in range
+    power, root = _gram(matrix / bound), 0.5
+    for last in [False] * _SQUARINGS + [True]:
+        size = _at_least(TINY, _frobenius(power))
+        bound, root = bound * size**root, root / 2
+        if not last:
+            power = (power / size) @ (power / size)
+    return ops.where(largest > 0, bound, 0.0)
+
+
+def _lowered(matrix: Tensor, level: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
+    goal = _at_least(target, level / _REACH)
+    factor, outside = _factor(_gram(matrix / goal))
+    clipped = matrix @ factor if _is_tall(matrix) else factor @ matrix
+    return ops.where(outside, clipped, matrix), goal
+
+
+def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
+    # f(G), and whether an eigenvalue of G is above 1 by more than rounding.
+    if _has_lapack(gram):  # 3 to 5 times faster there than products
+        return _factor_by_eigenvectors(gram)
+    excess = _positive_part(gram - _eye_like(gram))
+    return _inverse_root(excess), _frobenius(excess) > _precision(gram).excess
+
+
+def _has_lapack(matrix: Tensor) -> bool:
+    # Whether LAPACK computes eigenvectors: on CPUs, by PyTorch and JAX. TensorFlow's own are slow, with XLA very slow.
+    if keras.backend.backend() == "torch":
+        return bool(matrix.device.type == "cpu")
+    return bool(keras.backend.backend() == "jax" and keras.distribution.list_devices()[0].startswith("cpu"))
+
+
+def _factor_by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = ops.eigh(gram)
+    excess = ops.expand_dims(_at_least(0.0, values - 1), -2)
+    changed = (vectors * (1 / ops.sqrt(1 + excess) - 1)) @ _transposed(vectors)  # nothing where nothing is
+    return _eye_like(gram) + changed, _frobenius(excess) > _precision(gram).excess
+
+
+def _positive_part(matrix: Tensor) -> Tensor:
+    # (D + |D|) / 2, |D| = D sign(D), of a symmetric matrix D with eigenvalues from -1 to _REACH**2.
+    sign = matrix / (_MARGIN * _REACH**2)
+    sign = _iterated(_precision(matrix).resolution, lambda alpha, x: _cubic(alpha, x, x @ (x @ x)), sign)
+    return 0.5 * (matrix + matrix @ sign)
+
+
+def _inverse_root(excess: Tensor) -> Tensor:
+    # (I + excess)^(-1/2), by the coupled iteration y -> (I + excess)^(1/2), z -> its inverse.
+    eye, least = ops.broadcast_to(_eye_like(excess), tuple(excess.shape)), 1 / (_MARGIN * _REACH**2)
+
+    def step(alpha: Tensor, pair: Tensor) -> Tensor:
+        y, z = pair
+        factor = _cubic(alpha, eye, z @ y)
+        return y @ factor, factor @ z
+
+    return sqrt(least) * _iterated(sqrt(least), step, (least * (eye + excess), eye))[1]
+
+
+def _iterated(least: float, step: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
+    # A loop of the backend's: written out, every kernel of a model would take XLA seconds to compile.
+    first = start[0] if isinstance(start, tuple) else start
+    alphas = list(_cubics(least, _precision(first).rest))
+    factors = ops.cast(ops.convert_to_tensor(alphas), first.dtype)
+    return ops.fori_loop(0, len(alphas), lambda i, x: step(factors[i], x), start)
+
+
+def _cubics(least: float, rest: float) -> Iterator[float]:
+    # Yields the alphas whose cubics take [least, 1] to ever narrower intervals [least', 1], until only `rest` is left.
+    while least < 1 - rest:
+        alpha = sqrt(3 / (1 + least + least**2))
+        yield alpha
+        least = _cubic(alpha, least, least**3)
+
+
+def _cubic(alpha: Tensor | float, x: Tensor, cube: Tensor) -> Tensor:
+    return (1.5 * alpha) * x - (0.5 * alpha**3) * cube
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    other = _transposed(matrix)
+    return other @ matrix if _is_tall(matrix) else matrix @ other
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return bool(matrix.shape[-2] >= matrix.shape[-1])
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    return ops.swapaxes(matrix, -1, -2)
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    return ops.sqrt(ops.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
+
+
+def _at_least(least: Tensor | float, x: Tensor) -> Tensor:
+    # Like `@` above, and unlike ops.maximum and ops.matmul on PyTorch (Keras 3.15), it leaves float64 alone.
+    return ops.where(x > least, x, least)
+
+
+def _eye_like(matrix: Tensor) -> Tensor:
+    return ops.eye(matrix.shape[-1], dtype=matrix.dtype)
+
+
+def _precision(matrix: Tensor) -> _Precision:
+    return _PRECISION[str(keras.backend.standardize_dtype(matrix.dtype))]

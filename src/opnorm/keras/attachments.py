@@ -1,0 +1,76 @@
+"""What `constrain` did to a model, kernel by kernel, as a table that prints itself."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from inspect import signature
+from typing import Any, NamedTuple, overload
+
+from opnorm.keras.base import OperatorConstraint
+
+
+class Attachment(NamedTuple):
+    """One kernel, or one weight that may be one, and what became of it.
+
+    Args:
+        path: Its name in the model: `"encoder/dense/kernel"`.
+        shape: Its shape; None before its layer is built.
+        operator: What is constrained, `"matrix"` or `"convolution"`; empty where nothing is.
+        constraint: The constraint with the layer's geometry; None where nothing was attached.
+        note: Why nothing was attached, or what else is to be known.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    operator: str
+    constraint: OperatorConstraint | None
+    note: str
+
+
+class Attachments(Sequence[Attachment]):
+    """The rows of `constrain`'s report, in the model's order; `print` shows them, and so does a notebook."""
+
+    def __init__(self, rows: Iterable[Attachment]) -> None:
+        self._rows = tuple(rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Attachment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Attachment]: ...
+
+    def __getitem__(self, index: int | slice) -> Attachment | Sequence[Attachment]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        lines = [_HEADINGS, *map(_cells, self._rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{heading}</th>" for heading in _HEADINGS)
+        body = ("".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) for row in self._rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+_HEADINGS = Attachment._fields
+
+
+def describe(constraint: Any) -> str:
+    """Return the constraint as one would write it: its type, and the arguments that are not the defaults."""
+    if not isinstance(constraint, OperatorConstraint):
+        return type(constraint).__name__
+    config, parameters = constraint.get_config(), signature(type(constraint)).parameters
+    given = [f"{name}={value!r}" for name, value in config.items() if value != _default(parameters, name)]
+    return f"{type(constraint).__name__}({', '.join(given)})"
+
+
+def _default(parameters: Any, name: str) -> Any:
+    return parameters[name].default if name in parameters else None
+
+
+def _cells(row: Attachment) -> tuple[str, ...]:
+    shape = "" if row.shape is None else " x ".join(map(str, row.shape))
+    return row.path, shape, row.operator, "" if row.constraint is None else describe(row.constraint), row.note

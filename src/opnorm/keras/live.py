@@ -1,0 +1,119 @@
+"""A live Keras model as a checkpoint: the same tree of variables that Keras would write, read from memory."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from opnorm.checkpoints.files import border, guarded, require
+from opnorm.checkpoints.hdf5 import Group, Tensor
+from opnorm.checkpoints.keras_archive import keras_checkpoint
+from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer
+from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
+from opnorm.operators.linear import linear_operators
+
+_PARTS = (  # under which Keras's layers keep others, some of them with an underscore, in the order of its files
+    "layer", "forward_layer", "backward_layer", "cell", "query_dense", "key_dense", "value_dense", "gate_dense",
+    "output_dense",
+)  # fmt: skip
+_LISTS = ("layers", "cells")
+
+
+def read_model(model: Any) -> Checkpoint:
+    """Return the checkpoint of a built `keras.Model` or `keras.Layer`; its optimizer is left out.
+
+    A layer that is none of Keras's is read by its `opnorm.linear_operators`, where one is registered.
+
+    Raises:
+        CheckpointError: When the model is not built.
+    """
+    with border(Path(str(getattr(model, "name", "model")))):
+        require(bool(getattr(model, "built", False)), "the model is not built: call it, or `model.build(input_shape)`")
+        found = keras_checkpoint("model", _group(model, set()), _config(model))
+        own = dict(_registered(model, ()))
+        return found._replace(weights=tuple(_with_own(weight, own) for weight in found.weights))
+
+
+def _config(model: Any) -> Layer | None:
+    return serialized_layer(json.loads(json.dumps(_entry(model), default=str)))
+
+
+def _entry(layer: Any) -> Mapping[str, Any]:
+    """Return a layer's config; of one that is none of Keras's a table of the layers it keeps."""
+    import keras
+
+    try:
+        entry: Mapping[str, Any] = keras.saving.serialize_keras_object(layer)
+        found = serialized_layer(entry)
+        known = found is not None and (found.kind in KNOWN or ">" not in found.kind)
+    except Exception:  # a custom layer's get_config may raise anything
+        known = False
+    if known:
+        return entry
+    inner = [_entry(part) for _, part in _parts(layer)]
+    module, name = type(layer).__module__, type(layer).__name__
+    return {"class_name": name, "module": f"custom.{module}", "config": {"name": layer.name, "layers": inner}}
+
+
+def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the layers that a layer keeps, with the path of its group in Keras's files."""
+    found = {name: getattr(layer, name, None) or getattr(layer, f"_{name}", None) for name in _PARTS}
+    own = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "optimizer"}
+    seen: set[int] = set()
+    for name, part in {**found, **own}.items():
+        if hasattr(part, "variables") and hasattr(part, "built") and hasattr(part, "name") and id(part) not in seen:
+            seen.add(id(part))
+            yield (name,), part
+    for name in _LISTS:
+        parts = [part for part in getattr(layer, name, None) or () if id(part) not in seen]
+        yield from (((name, str(i)), part) for i, part in enumerate(parts))
+
+
+def _group(layer: Any, seen: set[int]) -> Group:
+    """Return a layer's group: its own variables under `vars`, and the groups of the layers it keeps."""
+    seen.add(id(layer))
+    groups: dict[str, Group] = {}
+    lists: dict[str, dict[str, Group]] = {}
+    taken: set[int] = set()
+    for (name, *rest), part in _parts(layer):
+        taken |= {id(variable) for variable in part.variables}
+        if id(part) not in seen:
+            (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
+    own = {variable.name: _tensor(variable) for variable in layer.variables if id(variable) not in taken}
+    members = {name: Group("", {}, inner) for name, inner in lists.items()}
+    return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
+
+
+def _tensor(variable: Any) -> Tensor:
+    read = guarded(Path(str(variable.path)), _values, variable)
+    return Tensor(tuple(variable.shape), str(variable.dtype), read)
+
+
+def _values(variable: Any) -> np.ndarray:
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def _registered(layer: Any, path: tuple[str, ...]) -> Iterator[tuple[str, LinearOperator]]:
+    """Yield the operators that `opnorm.linear_operators` knows of layers that are not Keras's, by weight name."""
+    inner = [part for (name, *_), part in _parts(layer) if name == "layers"]
+    for part in inner:
+        yield from _registered(part, (*path, str(part.name)))
+    if not inner and type(layer).__module__.split(".")[0] not in ("keras", "tf_keras"):
+        try:
+            found = linear_operators(layer)
+        except (TypeError, ValueError):
+            return
+        yield from (("/".join((*path, name)), operator) for name, operator in found.items())
+
+
+def _with_own(weight: Weight, own: Mapping[str, LinearOperator]) -> Weight:
+    """Return a weight with the operator that was registered for its layer, if there is one."""
+    operator = own.get(weight.name)
+    if operator is None:
+        return weight
+    return weight._replace(geometry=Geometry(weight.geometry.kind, "as registered", lambda _: operator))

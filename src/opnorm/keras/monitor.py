@@ -1,0 +1,190 @@
+"""The Keras callback that watches every kernel's spectral norm during training."""
+
+import warnings
+from html import escape
+from math import nan
+from threading import get_ident
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from opnorm.checks import require, to_count
+from opnorm.keras.selection import Selection
+from opnorm.keras.sites import PassedOver
+from opnorm.keras.watch import Watched, watched
+
+_SLACK = 1e-2  # over a ball: constraints hold 1e-3, the rounding of a half-precision kernel and a spike may add some
+_HEADER = "kernel", "first", "last", "largest", "ball", "lower", "upper"
+
+
+class SpectralMonitor(keras.callbacks.Callback):
+    """Logs `spectral/<path>`, an estimate from below of the norm of each trainable kernel, while `fit` runs.
+
+    Every `every` batches and at each epoch's end, by power iteration from the last vectors. A kernel with a constraint
+    of opnorm's is measured as the constraint means it; any other one as the matrix that its layer makes of it, see
+    `opnorm.kernels`. Inside `opnorm.SpectralNormalization`, what the wrapper makes of the stored kernel is measured,
+    and logged as `<path>/normalized`.
+    Callbacks later in the list see the values in their `logs`, and so do `History` and the progress bar: put the
+    monitor before `CSVLogger`, `TensorBoard` and `ModelCheckpoint`, and behind `SwapEMAWeights`. One warning is given
+    for each kernel whose norm is found outside the ball that its constraint or wrapper declares.
+
+    Attributes:
+        history: A list of `(step, {path: sigma})`, steps counted in batches over all calls of `fit`.
+        passed_over: The weights that may be kernels but are not measured, `(path, shape, reason, layer)` each.
+
+    Args:
+        every: Batches between two measurements.
+        operator: `"convolution"` measures the kernels of convolution layers as `opnorm.SpectralNorm` with this operator
+            would; the others stay `"matrix"`. Constraints and wrappers say themselves which operator they mean.
+        include: The kernels to watch, by default all: a glob pattern of paths, several, or a function, as in
+            `opnorm.constrain`. A pattern that matches none is an error.
+        exclude: The kernels to leave out, in the same way; it wins.
+        exact_every: Epochs between two measurements of the interval that `opnorm.spectral_norm` proves, logged as
+            `spectral_lower/<path>` and `spectral_upper/<path>`: after the first epoch and every so many; nan between.
+
+    Example:
+        >>> history = model.fit(x, y, callbacks=[opnorm.SpectralMonitor(every=100)])
+    """
+
+    def __init__(
+        self,
+        every: int = 100,
+        *,
+        operator: str = "matrix",
+        include: Selection | None = None,
+        exclude: Selection | None = None,
+        exact_every: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.every = to_count("every", every, 1)
+        require(operator in ("matrix", "convolution"), "operator", "must be 'matrix' or 'convolution'", operator)
+        self.operator = operator
+        self.include, self.exclude = include, exclude
+        self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self.passed_over: list[PassedOver] = []
+        self._kernels: list[Watched] | None = None
+        self._step = self._before = self._thread = 0
+        self._proved: dict[str, tuple[float, float]] = {}
+        self._warned: set[str] = set()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Look for the kernels anew: the model may have changed since the last `fit`."""
+        self._kernels, self._thread = None, get_ident()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remember how many batches came before this epoch."""
+        self._before = self._step
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure once every `every` batches, also where one call stands for several of them."""
+        if not self._on_time():
+            return
+        last, self._step = self._step, self._before + batch + 1
+        if self._step // self.every > last // self.every:
+            _add(logs, "spectral", self._measure())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure, and prove where it is due."""
+        if self._step == self._before:  # another thread reports the batches, some after the epoch's end
+            self._step += self.params.get("steps") or 0
+        _add(logs, "spectral", self._measure())
+        if self.exact_every is None:
+            return
+        due = epoch % self.exact_every == 0
+        proved = {kernel.name: kernel.proved() if due else (nan, nan) for kernel in self._watched()}
+        if due:
+            self._proved = dict(proved)
+        _add(logs, "spectral_lower", {name: lower for name, (lower, _) in proved.items()})
+        _add(logs, "spectral_upper", {name: upper for name, (_, upper) in proved.items()})
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Warn where what is evaluated is outside its ball, as averages are that `SwapEMAWeights` puts in place."""
+        self._norms()
+
+    def plot(self) -> Any:
+        """Return a plotly figure: sigma of each kernel over the steps, the balls dotted. It needs plotly."""
+        from plotly.graph_objects import Figure
+
+        figure = Figure(layout={"xaxis": {"title": "batches"}, "yaxis": {"title": "spectral norm"}})
+        for kernel in self._kernels or []:
+            steps = [step for step, norms in self.history if kernel.name in norms]
+            norms = [norms[kernel.name] for _, norms in self.history if kernel.name in norms]
+            figure.add_scatter(x=steps, y=norms, name=kernel.name)
+        for ball in sorted({kernel.ball for kernel in self._kernels or [] if kernel.ball is not None}):
+            figure.add_hline(y=ball, line_dash="dot")
+        return figure
+
+    def __str__(self) -> str:
+        rows = [_HEADER, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        """Return the table that notebooks show."""
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
+        header = "".join(f"<th>{cell}</th>" for cell in _HEADER)
+        return f"<table><tr>{header}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for kernel in self._kernels or []:
+            norms = [norms[kernel.name] for _, norms in self.history if kernel.name in norms]
+            numbers = norms[0], norms[-1], max(norms), kernel.ball, *self._proved.get(kernel.name, (None, None))
+            rows.append((kernel.name, *("" if number is None else f"{number:.5g}" for number in numbers)))
+        return rows
+
+    def _on_time(self) -> bool:
+        # On JAX and PyTorch Keras dispatches to a thread of its own where `callbacks` is not a list: the variables then
+        # belong to the step that is running.
+        if self._thread == get_ident():
+            return True
+        self._warn(
+            "callbacks",
+            "Argument `callbacks` of `fit` should be a list: without one SpectralMonitor measures at epochs' ends.",
+        )
+        return False
+
+    def _watched(self) -> list[Watched]:
+        if self._kernels is None:
+            self._kernels, self.passed_over = watched(self.model, self.operator, self.include, self.exclude)
+        return self._kernels
+
+    def _measure(self) -> dict[str, float]:
+        norms = self._norms()
+        if self.history and self.history[-1][0] == self._step:
+            self.history.pop()  # the epoch ends on a step that was measured
+        self.history.append((self._step, norms))
+        return norms
+
+    def _norms(self) -> dict[str, float]:
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()  # within an epoch the trainer, not the model, holds the variables' values
+        kernels = self._watched()
+        if not kernels:
+            return {}
+        sigmas = ops.convert_to_numpy(ops.stack([kernel.estimate() for kernel in kernels]))  # one transfer for all
+        norms = {kernel.name: float(sigma) for kernel, sigma in zip(kernels, np.asarray(sigmas), strict=True)}
+        for kernel in kernels:
+            self._check(kernel, norms[kernel.name])
+        return norms
+
+    def _check(self, kernel: Watched, norm: float) -> None:
+        if kernel.ball is not None and norm > kernel.ball * (1 + _SLACK):
+            self._warn(
+                kernel.name,
+                f"The kernel '{kernel.name}' has norm {norm:.5g} after {self._step} batches, outside the ball of "
+                f"radius {kernel.ball:g} that its constraint declares.",
+            )
+
+    def _warn(self, name: str, message: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(message, stacklevel=2)
+
+
+def _add(logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
+    if logs is not None:
+        logs.update({f"{prefix}/{name}": norm for name, norm in norms.items()})

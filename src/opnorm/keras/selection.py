@@ -1,0 +1,52 @@
+"""Kernels of a model chosen by the patterns that their paths match, or by a function."""
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import keras
+
+from opnorm.checks import require
+from opnorm.keras.sites import Kernel
+
+Selection = str | Sequence[str] | Callable[[keras.Layer, str], bool]
+
+
+def choose(kernels: list[Kernel], include: Selection | None, exclude: Selection | None) -> list[Kernel]:
+    """Return those of `kernels` that `include` selects, all by default, and `exclude` does not.
+
+    Raises:
+        ValueError: When a pattern matches no kernel.
+    """
+    wanted = kernels if include is None else _selected("include", include, kernels)
+    left = [] if exclude is None else [id(kernel) for kernel in _selected("exclude", exclude, kernels)]
+    return [kernel for kernel in wanted if id(kernel) not in left]
+
+
+def _selected(name: str, selection: Selection, kernels: list[Kernel]) -> list[Kernel]:
+    if callable(selection):
+        return [kernel for kernel in kernels if selection(kernel.layer, kernel.geometry.name)]
+    patterns = [selection] if isinstance(selection, str) else _patterns(name, selection)
+    for pattern in patterns:
+        known = ", ".join(kernel.path for kernel in kernels)
+        found = any(_matches(pattern, kernel) for kernel in kernels)
+        require(found, name, f"must match a kernel of the model; it has {known or 'none'}", pattern)
+    return [kernel for kernel in kernels if any(_matches(pattern, kernel) for pattern in patterns)]
+
+
+def _patterns(name: str, selection: Any) -> list[str]:
+    patterns = list(selection) if isinstance(selection, Sequence) else []
+    sound = isinstance(selection, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
+    require(sound, name, "must be a pattern, a sequence of patterns, or a function", selection)
+    return patterns
+
+
+def _matches(pattern: str, kernel: Kernel) -> bool:
+    return any(fnmatchcase(name, pattern) for name in _names(kernel))
+
+
+def _names(kernel: Kernel) -> Iterator[str]:
+    """Yield the kernel's path in the model and Keras's, and the paths of the layers on the way to it."""
+    for path in {kernel.path, kernel.variable.path if kernel.variable is not None else kernel.path}:
+        parts = path.split("/")
+        yield from ("/".join(parts[: end + 1]) for end in range(len(parts)))

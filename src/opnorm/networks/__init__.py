@@ -1,0 +1,1 @@
+"""Lipschitz bounds of whole networks, from graphs of layers."""

@@ -1,0 +1,129 @@
+"""A Lipschitz bound of a whole network in the 2-norm, from its graph and the proved norms of its kernels.
+
+What each node does to a distance is a rule of its kind; this file puts the nodes together (`docs/lipschitz.md`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
+from typing import NamedTuple
+
+from opnorm.checkpoints.records import CheckpointError, Graph, Node
+from opnorm.networks.chains import Chain, Effects, find_chains
+from opnorm.networks.distances import Reach, added, side_by_side, source, through
+from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
+from opnorm.networks.folding import fold, split
+from opnorm.networks.linear_rules import bound_weight, of_activation
+from opnorm.networks.shape_rules import MEETINGS
+
+
+class Step(NamedTuple):
+    """One node of a network, or several that were joined, and what it does to a distance."""
+
+    name: str
+    kind: str
+    constant: float | None  # None: no finite constant
+    rule: str  # why this number, or why none
+
+
+class NetworkBound(NamedTuple):
+    """The Lipschitz constant of a network in the 2-norm, as an interval: `lower <= constant <= upper`."""
+
+    lower: float | None  # None: not asked for, or not to be had
+    upper: float | None  # proved; None: unknown, for the reasons in `unknown`
+    method: str  # what gave `upper`
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float | None:
+        """How far apart the ends are: `upper / lower`, None when one is missing."""
+        return self.upper / self.lower if self.upper is not None and self.lower else None
+
+    @property
+    def unknown(self) -> tuple[Step, ...]:
+        """The nodes without a finite constant."""
+        return tuple(step for step in self.steps if step.constant is None)
+
+
+Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
+
+
+def network_bound(graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map) -> NetworkBound:
+    """Return a proved upper bound of a network's Lipschitz constant, and the constant of each of its nodes.
+
+    All inputs together are one vector, and so are all outputs. Linear neighbours are joined before their norm is taken,
+    activations of layers are nodes of their own.
+
+    Args:
+        graph: The network.
+        bounds: The proved bracket of a weight's norm; a table of known ones saves time. Also called with products of
+            weights.
+        apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
+
+    Returns:
+        A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
+    """
+    graph = fold(split(graph))
+    found = apply(lambda node: _effect(node, graph, bounds), graph.nodes)
+    effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
+    chains = {chain.last: chain for chain in find_chains(graph, effects)}
+    reaches = _propagate(graph, effects, chains)
+    reached = [reaches[name] for name in graph.outputs if name in reaches]
+    upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
+    notes = () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
+    used = [chain for chain in chains.values() if chain.constant < chain.product]
+    steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
+    method = "product of the layers' norms" + (", dense chains by ECLipsE-Fast" if used else "")
+    return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
+
+
+def _effect(node: Node, graph: Graph, bounds: BoundWeight) -> Effect | Unbounded:
+    try:
+        if (node.options.get("arguments") or {}).get("training"):
+            raise Unbounded("it is called in training mode")
+        effect = RULES.get(node.kind, of_activation)(node, bounds)
+        if len(node.inputs) > 1 and node.kind not in MEETINGS:
+            raise Unbounded("a second input, such as a mask, steers it")
+        if effect.discrete:
+            _require_tokens(node, graph)
+        return effect
+    except Unbounded as reason:
+        return reason
+    except CheckpointError:
+        raise
+    except KeyError as missing:
+        return Unbounded(f"its file does not say its {missing.args[0]}")
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # settings come from files
+        return Unbounded(f"its settings or weights make no sense: {error}")
+
+
+def _require_tokens(node: Node, graph: Graph) -> None:
+    readers = {other.kind for other in graph.nodes if set(other.inputs) & set(node.inputs)}
+    if not set(node.inputs) <= set(graph.inputs) or readers != {node.kind}:
+        raise Unbounded("its tokens are computed, or read by something else than tables")
+
+
+def _propagate(graph: Graph, effects: Effects, chains: Mapping[str, Chain]) -> dict[str, Reach]:
+    """Return the reach of each value that has one, node after node."""
+    reaches = {name: source(i, len(graph.inputs)) for i, name in enumerate(graph.inputs)}
+    for node in graph.nodes:
+        effect = effects[node.name]
+        sources = [reaches[name] for name in node.inputs if name in reaches]
+        if isinstance(effect, Unbounded) or not sources or len(sources) < len(node.inputs):
+            continue
+        reaches[node.name] = through(added(sources) if effect.adds else side_by_side(sources), effect.constant)
+        chain = chains.get(node.name)
+        if chain is not None and chain.constant < chain.product:
+            reaches[node.name] = through(reaches[chain.source], chain.constant)
+    return reaches
+
+
+def _step(node: Node, effect: Effect | Unbounded) -> Step:
+    if isinstance(effect, Unbounded):
+        return Step(node.name, node.kind, None, str(effect))
+    return Step(node.name, node.kind, effect.constant, effect.rule)
+
+
+def _chain_step(chain: Chain) -> Step:
+    text = f"proved as a whole, in place of the product {chain.product:.6g} from {chain.first} on"
+    return Step(f"{chain.first} ... {chain.last}", "chain", chain.constant, text)

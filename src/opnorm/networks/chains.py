@@ -1,0 +1,95 @@
+"""The runs of dense layers and activations in a network, each bounded as a whole."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import product
+from math import inf, prod
+from typing import NamedTuple
+
+from opnorm.bounds.certificates import up
+from opnorm.checkpoints.records import Graph, Node
+from opnorm.checks import Array
+from opnorm.networks.effects import Effect, Unbounded
+from opnorm.networks.folding import places
+from opnorm.networks.kernel_products import form_of
+from opnorm.networks.linear_rules import MATRICES
+from opnorm.networks.sector_bounds import Slopes, bound_chain
+
+Effects = Mapping[str, Effect | Unbounded]
+
+
+class Chain(NamedTuple):
+    """A run of nodes from a matrix to a matrix, and two bounds of it."""
+
+    first: str
+    last: str
+    source: str  # what the first node reads
+    constant: float  # proved for the run as a whole; inf: no proof
+    product: float  # of its nodes' constants
+
+
+class _Link(NamedTuple):
+    node: Node
+    effect: Effect
+    is_matrix: bool  # else an activation
+
+
+def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
+    """Return every longest run with two matrices or more, nothing else reading what stands inside it."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    runs: dict[str, list[_Link]] = {}  # by the name of the last node so far
+    for node in graph.nodes:
+        effect = effects[node.name]
+        if isinstance(effect, Unbounded) or len(node.inputs) != 1:
+            continue
+        before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
+        link = _Link(node, effect, _matrix(node) is not None)
+        if link.is_matrix or (before and effect.slopes is not None):
+            runs[node.name] = [*before, link]
+            if before:
+                del runs[node.inputs[0]]
+    trimmed = [_until_matrix(run) for run in runs.values()]
+    return [_bounded(run) for run in trimmed if sum(link.is_matrix for link in run) > 1]
+
+
+def _matrix(node: Node) -> Array | None:
+    """Return the matrix of a dense node, (outputs, inputs), None for other nodes."""
+    try:
+        return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
+    except Unbounded:
+        return None
+
+
+def _until_matrix(run: list[_Link]) -> list[_Link]:
+    return run[: max(i for i, link in enumerate(run) if link.is_matrix) + 1]
+
+
+def _bounded(run: list[_Link]) -> Chain:
+    slopes: list[Slopes] = []
+    for link in run:
+        if link.is_matrix:
+            slopes.append((1.0, 1.0))  # of what follows: so far nothing
+        else:
+            slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
+    matrices = [matrix for link in run if link.is_matrix and (matrix := _matrix(link.node)) is not None]
+    whole = bound_chain(matrices, slopes[:-1])
+    names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
+    return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
+
+
+def _composed(first: Slopes, second: Slopes) -> Slopes:
+    slopes = [a * b for a, b in product(first, second)]
+    return min(slopes), max(slopes)
+
+
+def _with_rounding(whole: float | None, run: list[_Link]) -> float:
+    """Return the bound of the run before its kernels were multiplied out and rounded.
+
+    A Jacobian is a product of matrices and slopes; changing factor i by e_i changes it by at most e_i times the others.
+    """
+    if whole is None:
+        return inf
+    constants = [link.effect.constant for link in run]
+    errors = [float(link.node.options.get("rounding", 0.0)) for link in run]
+    share = sum(error / constant for error, constant in zip(errors, constants, strict=True) if constant > 0)
+    return up(whole + prod(constants) * share)

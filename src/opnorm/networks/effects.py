@@ -1,0 +1,94 @@
+"""What a node of a network does to a distance: one record, and the registry of the rules that give it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opnorm.bounds.brackets import Bounds
+from opnorm.checkpoints.records import Node, Weight
+from opnorm.checks import Array, real_array
+
+
+class Unbounded(Exception):  # noqa: N818 - an answer, not an error: it becomes a row of the report
+    """A node without a finite constant; the message is the reason."""
+
+
+class Effect(NamedTuple):
+    """The Lipschitz constant of a node from any one of its inputs to its output."""
+
+    constant: float  # rounded upwards
+    rule: str  # for people: why
+    slopes: tuple[float, float] | None = None  # of a function of each entry: every difference quotient lies in it
+    adds: bool = False  # several inputs are added up; else each output entry moves no more than one side by side
+    discrete: bool = False  # its input is a number of a row; see `row_distance`
+
+
+BoundWeight = Callable[[Weight], Bounds]
+Rule = Callable[[Node, BoundWeight], Effect]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*kinds: str) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers a rule for nodes of these kinds."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def find(weights: Mapping[str, Weight], *roles: str) -> Array | None:
+    """Return the values in float64 of the first of `roles` that is there, None if none is."""
+    for role in roles:
+        if role in weights:
+            return real_array(weights[role].read(), role)
+    return None
+
+
+Shape = tuple[int | str | None, ...]  # a size that only a run knows is None (Keras) or has a name (ONNX)
+
+
+def input_shapes(node: Node) -> list[Shape] | None:
+    """Return the shapes of a node's inputs, batch included, None when nothing tells them.
+
+    They are looked for under `input_shapes` (one shape for each input) and in Keras's `build_config`.
+    """
+    shapes = node.options.get("input_shapes")
+    if shapes is None:
+        shapes = (node.options.get("build_config") or {}).get("input_shape")
+        if shapes and not isinstance(shapes[0], (list, tuple)):
+            shapes = [shapes]
+    if not shapes or len(shapes) != len(node.inputs) or any(shape is None for shape in shapes):
+        return None
+    return [tuple(shape) for shape in shapes]
+
+
+def constants(node: Node) -> list[Array]:
+    """Return the stored numbers that a node without parameters of its own combines its inputs with.
+
+    Raises:
+        Unbounded: When the node was called with something that is no number.
+    """
+    given = node.options.get("arguments") or {}
+    plain = [
+        *given.get("args", ()),
+        *(value for key, value in given.items() if key not in ("args", "training", "mask")),
+    ]
+    if not all(isinstance(value, int | float) for value in plain):
+        raise Unbounded("it was called with arguments that opnorm does not read")
+    stored = [real_array(weight.read(), role) for role, weight in node.weights.items()]
+    return stored + [real_array(value, "args") for value in plain]
+
+
+def per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """Return one integer for each of `rank` axes."""
+    return (int(value),) * rank if np.ndim(value) == 0 else tuple(int(v) for v in value)
+
+
+def kernels(node: Node) -> Iterator[tuple[str, Weight]]:
+    """Yield the weights of a node that are linear maps, with their roles."""
+    for role, weight in node.weights.items():
+        if weight.geometry.operator is not None:
+            yield role, weight

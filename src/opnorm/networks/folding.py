@@ -1,0 +1,160 @@
+"""Networks rewritten, before any norm is taken, so that neighbouring linear nodes become one: the same function.
+
+||B A|| <= ||B|| ||A||, often by far: BatchNormalization joins the kernel beside it, two dense layers their product, a
+depthwise convolution the pointwise one after it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from math import prod
+from typing import Any
+
+from opnorm.checkpoints.records import CheckpointError, Graph, Node
+from opnorm.networks.activations import is_activation, parse
+from opnorm.networks.effects import Unbounded, constants
+from opnorm.networks.gates import gate_node
+from opnorm.networks.kernel_products import form_of, product, scaled
+from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
+
+_SCALES = ("BatchNormalization", "Rescaling", "Normalization")
+_SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
+_WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
+_OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
+    **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
+    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
+    "Mean": "ReduceMean", "Max": "ReduceMax",
+}  # fmt: skip
+
+
+def split(graph: Graph) -> Graph:
+    """Return the same network with wrappers taken off and each node doing one thing: a kernel or an activation."""
+    renamed: dict[str, str] = {}
+    nodes: dict[str, Node] = {}
+    replaced: set[str] = set()  # by a gate that was written out
+    for node in graph.nodes:
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        plain = _unwrap(node._replace(kind=_kind(node.kind), inputs=inputs))
+        gate, within = gate_node(plain, nodes) or (plain, ())
+        replaced.update(within)
+        parts = _parts(gate)
+        nodes |= {part.name: part for part in parts}
+        renamed[node.name] = parts[-1].name
+    outputs = tuple(renamed.get(name, name) for name in graph.outputs)
+    return Graph(tuple(_without_unread(nodes, replaced, outputs)), graph.inputs, outputs)
+
+
+def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
+    """Return the nodes but for the `replaced` ones that nothing reads any more."""
+    kept: list[Node] = []
+    read = set(outputs)
+    for node in reversed(list(nodes.values())):
+        if node.name not in replaced or node.name in read:
+            kept.append(node)
+            read.update(node.inputs)
+    return kept[::-1]
+
+
+def _kind(kind: str) -> str:
+    function = kind.removeprefix("keras.ops.")
+    known = _OPERATIONS.get(function, function if is_activation(function) else kind)
+    return kind if function == kind else known
+
+
+def _unwrap(node: Node) -> Node:
+    """Return the layer inside a wrapper: of one that is applied to every position, the norm is that of one."""
+    if node.kind not in _WRAPPERS or not isinstance(node.options.get("layer"), Mapping):
+        return node
+    inner: Any = node.options["layer"]
+    weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
+    return _unwrap(Node(node.name, inner["class_name"], node.inputs, inner["config"], weights))
+
+
+def _parts(node: Node) -> list[Node]:
+    parts = [node]
+    if node.kind in _SEPARABLE:
+        parts = _separated(node)
+    specification = node.options.get("activation")
+    name, _ = parse(specification)
+    if node.kind in (*KERNELS, *_SEPARABLE) and name != "linear":
+        inputs = (parts[-1].name,)
+        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, {"activation": specification}, {}))
+    return parts
+
+
+def _separated(node: Node) -> list[Node]:
+    """Return the depthwise and the pointwise half of a separable convolution, under one name once they are joined."""
+    rank = node.kind[-2:]
+    first = {"depthwise_kernel": node.weights["depthwise_kernel"]}
+    second = {"pointwise_kernel": node.weights["pointwise_kernel"]}
+    ones = {**node.options, "strides": 1, "dilation_rate": 1, "groups": 1}
+    depthwise = Node(f"{node.name}/depthwise", f"DepthwiseConv{rank}", node.inputs, node.options, first)
+    return [depthwise, Node(f"{node.name}/pointwise", f"Conv{rank}", (depthwise.name,), ones, second)]
+
+
+def fold(graph: Graph) -> Graph:
+    """Return the same network with linear neighbours joined, where nothing else reads what stands between them."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    folded: dict[str, Node] = {}
+    current: dict[str, str] = {}  # of a node that was joined, the name of what now computes it
+    for node in graph.nodes:
+        only = node.inputs[0] if len(node.inputs) == 1 else ""
+        node = node._replace(inputs=tuple(current.get(name, name) for name in node.inputs))
+        before = folded.get(current.get(only, only))
+        joined = join(before, node) if before is not None and readers[only] == 1 else None
+        if joined is not None and before is not None:
+            del folded[before.name]
+        after = joined or node
+        folded[after.name] = after
+        current[node.name] = after.name
+    return Graph(tuple(folded.values()), graph.inputs, tuple(current.get(name, name) for name in graph.outputs))
+
+
+def join(a: Node, b: Node) -> Node | None:
+    """Return one node that does `a`, then `b`; None when they are not joined."""
+    name = f"{a.name} + {b.name}"
+    try:
+        if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):
+            return a._replace(name=name)
+        if not places(a) & places(b):
+            return None
+        if a.kind in KERNELS and b.kind in _SCALES:
+            return scaled(a, b, outputs=True)._replace(name=name)
+        if a.kind in _SCALES and b.kind in KERNELS:
+            return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
+        return product(a, b, name) if a.kind in KERNELS and b.kind in KERNELS else None
+    except CheckpointError:
+        raise
+    except (Unbounded, ValueError, TypeError, LookupError):  # not understood, not joined; the node's own rule says why
+        return None
+
+
+def is_bias(a: Node, b: Node) -> bool:
+    """Return whether `b` adds one stored number to each channel of the matrix `a`: no entry is repeated to fit."""
+    if a.kind not in MATRICES or "last" not in places(a):
+        return False
+    outputs = form_of(a).channels[1]
+    return all(prod(values.shape) in (1, values.shape[-1]) and values.size in (1, outputs) for values in constants(b))
+
+
+def places(node: Node) -> set[str]:
+    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes."""
+    if node.kind in _SCALES:
+        return _scale_places(node)
+    if node.kind in KERNELS and not any(role.endswith("kernel") for role in node.weights):
+        return set()  # ONNX's MatMul with its matrix on the left
+    if node.kind in ("Conv", "ConvTranspose"):
+        return {"first"}
+    if node.kind == "Gemm":  # always two axes
+        return {"first", "last"}
+    if node.kind in (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED):
+        rank = int(node.kind.removesuffix("Transpose")[-2])
+        return {"first"} if node.options.get("data_format") == "channels_first" else {"last", f"axis {rank + 1}"}
+    return {"last"} if node.kind in KERNELS else set()
+
+
+def _scale_places(node: Node) -> set[str]:
+    if node.kind == "Rescaling":
+        return {"first", "last"} if not hasattr(node.options["scale"], "__len__") else {"last"}
+    axis = node.options.get("axis", 1)  # ONNX has no such attribute: its channels stand first
+    axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
+    return {"last"} if axis == -1 else {"first"} if axis == 1 else {f"axis {axis}"}

@@ -1,0 +1,160 @@
+"""Rules for nodes with weights: kernels, scales, embeddings, and those for which no finite constant exists."""
+
+import numpy as np
+
+from opnorm.bounds.brackets import Bounds, spectral_norm
+from opnorm.bounds.certificates import up
+from opnorm.checkpoints.records import Node, Weight
+from opnorm.checks import Array, real_array
+from opnorm.networks.activations import activation, is_activation, parse
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, kernels, rule
+
+MATRICES = ("Dense", "Gemm", "MatMul")
+CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv")
+DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
+TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "ConvTranspose")
+KERNELS = (*MATRICES, *CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, "EinsumDense")
+_CHANGED = ("lora", "scale", "zero_point", "zero")  # roles of weights that change what a kernel means
+_PAIRS = 2048  # rows of an embedding whose distances are all computed: 4 million
+
+
+def bound_weight(weight: Weight) -> Bounds:
+    """Return the proved bracket of the norm of what `weight` does."""
+    if weight.geometry.operator is None:
+        raise Unbounded(weight.geometry.reason or f"what {weight.name} does is not known")
+    return spectral_norm(weight.geometry.operator(real_array(weight.read(), weight.name)))
+
+
+def kernel_of(node: Node) -> Weight:
+    """Return the one kernel of a node.
+
+    Raises:
+        Unbounded: When there is none, several, or something else in the node changes it.
+    """
+    found = [weight for _, weight in kernels(node)]
+    if len(found) != 1 or len(node.inputs) != 1:
+        raise Unbounded(f"{len(node.inputs)} inputs and {len(found)} kernels: not one linear map")
+    _require_plain(node)
+    if found[0].geometry.assumed:
+        raise Unbounded("what its kernel does is only guessed")
+    return found[0]
+
+
+def _require_plain(node: Node) -> None:
+    changed = [role for role in node.weights if any(word in role for word in _CHANGED)]
+    if changed:
+        raise Unbounded(f"its kernel is quantized or adapted ({', '.join(changed)})")
+
+
+@rule(*KERNELS)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    weight = kernel_of(node)
+    upper = bounds(weight).upper
+    if not np.isfinite(upper):
+        raise Unbounded("its kernel is too large, or of a kind that opnorm cannot bound")
+    rounding = float(node.options.get("rounding", 0.0))  # of a product of kernels
+    return Effect(up(upper + rounding), f"largest singular value: {weight.geometry.text}")
+
+
+def channel_factors(node: Node) -> Array:
+    """Return what a node multiplies each channel with, to 8 roundings: BatchNormalization, Normalization, Rescaling.
+
+    Raises:
+        Unbounded: When the node's weights are not there.
+    """
+    if node.kind == "Rescaling":
+        return real_array(node.options["scale"], "scale").ravel()
+    if node.kind == "Normalization":
+        return _normalization(node)
+    gamma = find(node.weights, "gamma", "scale")
+    variance = find(node.weights, "moving_variance", "var", "input_var", "variance", "running_var")
+    if variance is None or node.options.get("training_mode"):
+        raise Unbounded("its moving variance is not there")
+    epsilon = float(node.options.get("epsilon", 1e-5))  # ONNX's default; Keras always writes it
+    return np.asarray((1.0 if gamma is None else gamma) / np.sqrt(variance + epsilon))
+
+
+def _normalization(node: Node) -> Array:
+    variance = find(node.weights, "variance")
+    if variance is None and node.options.get("variance") is not None:
+        variance = real_array(node.options["variance"], "variance")
+    if variance is None:
+        raise Unbounded("its variance is not there: the layer was not adapted")
+    deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras's epsilon
+    return np.asarray(deviation if node.options.get("invert") else 1 / deviation).ravel()
+
+
+@rule("BatchNormalization", "Rescaling", "Normalization")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    largest = float(np.max(np.abs(channel_factors(node))))
+    return Effect(up(largest), "the largest factor of a channel")
+
+
+@rule("PReLU", "PRelu")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    slopes = find(node.weights, *node.weights)
+    if slopes is None or len(node.weights) != 1:
+        raise Unbounded("its slopes are not there")
+    low, high = min(1.0, float(slopes.min())), max(1.0, float(slopes.max()))
+    return Effect(max(abs(low), abs(high)), f"slopes in [{low:g}, {high:g}]", (low, high))
+
+
+@rule("Activation")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return activation(*parse(node.options.get("activation")))
+
+
+def of_activation(node: Node, bounds: BoundWeight) -> Effect:
+    """Return the effect of a node that is an activation by its kind."""
+    if not is_activation(node.kind):
+        raise Unbounded(f"opnorm has no rule for {node.kind}")
+    return activation(node.kind, node.options)
+
+
+@rule("Embedding", "Gather")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    rows = find(node.weights, "embeddings")
+    if rows is None or rows.ndim != 2 or len(node.inputs) != 1 or node.options.get("axis"):
+        raise Unbounded("its table is not there")
+    if node.options.get("mask_zero"):
+        raise Unbounded("makes a mask, and what reads a mask jumps")
+    _require_plain(node)
+    text = "largest distance of two rows; the input is measured by the root of the number of changed tokens"
+    return Effect(row_distance(rows), text, discrete=True)
+
+
+def row_distance(rows: Array) -> float:
+    """Return an upper bound of the distance of any two rows: of all pairs, or twice the radius around their mean."""
+    if len(rows) > _PAIRS:
+        return up(2 * float(np.max(np.linalg.norm(rows - rows.mean(axis=0), axis=1))))
+    return up(max(float(np.max(np.linalg.norm(rows - row, axis=1))) for row in rows))
+
+
+_ONLY_LOCALLY: dict[str, tuple[str, ...]] = {
+    "dot-product attention is not Lipschitz on the whole space": (
+        "MultiHeadAttention", "Attention", "AdditiveAttention", "GroupQueryAttention", "GroupedQueryAttention",
+    ),
+    "divides by a deviation of its own input: only max|gamma| / sqrt(epsilon) bounds it, unbounded in practice": (
+        "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization",
+        "LayerNorm", "SimplifiedLayerNormalization", "SkipLayerNormalization", "UnitNormalization", "LpNormalization",
+    ),
+    "its bound holds for one step in time, not for a sequence": (
+        "LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
+        "LSTMCell", "GRUCell", "SimpleRNNCell",
+    ),
+    "a product of two inputs is not Lipschitz on the whole space": ("Dot", "Matmul", "glu"),
+    "its kernel is divided by an estimate of its norm in each call: bound what `opnorm.bake(model)` returns": (
+        "opnorm>SpectralNormalization",
+    ),
+    "opnorm does not run code from files": ("Lambda",),
+}  # fmt: skip
+
+
+def _register(reason: str, kinds: tuple[str, ...]) -> None:
+    @rule(*kinds)
+    def _(node: Node, bounds: BoundWeight) -> Effect:
+        raise Unbounded(reason)
+
+
+for _reason, _kinds in _ONLY_LOCALLY.items():
+    _register(_reason, _kinds)

@@ -1,0 +1,114 @@
+"""The norms of pooling and interpolation: products over the axes, since windows and weights are products too."""
+
+from functools import lru_cache
+from math import ceil, gcd, prod, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opnorm.bounds.certificates import up
+from opnorm.checks import Array
+
+
+class Window(NamedTuple):
+    """One axis of a pooling layer."""
+
+    size: int
+    stride: int
+    dilation: int = 1
+    pads: tuple[int, int] | str = (0, 0)  # before and after; "same" as in Keras
+    ceil_mode: bool = False  # the last, partial window counts too
+
+    @property
+    def extent(self) -> int:
+        """Pixels that the window spans."""
+        return (self.size - 1) * self.dilation + 1
+
+    @property
+    def visits(self) -> int:
+        """The largest number of windows that read one pixel."""
+        return ceil(self.size * gcd(self.stride, self.dilation) / self.stride)
+
+    def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        """Return where the windows on n pixels start, and the zeros around the pixels."""
+        if isinstance(self.pads, str):
+            total = max((-(-n // self.stride) - 1) * self.stride + self.extent - n, 0)
+            low, high = total // 2, total - total // 2
+        else:
+            low, high = self.pads
+        steps = (n + low + high - self.extent) / self.stride
+        count = (ceil(steps) if self.ceil_mode else int(np.floor(steps))) + 1
+        starts = np.arange(max(count, 0), dtype=np.int64) * self.stride - low
+        return starts[starts < n], (low, high)  # a window wholly in the padding is dropped
+
+
+def max_pooling(windows: list[Window]) -> float:
+    """Return an upper bound of the Lipschitz constant of max pooling: sqrt of how often one pixel is read at most.
+
+    `|max_i x_i - max_i y_i| <= max_i |x_i - y_i|`, so the squares add up to those of the pixels, as often as read.
+    """
+    return up(sqrt(prod(window.visits for window in windows)))
+
+
+def average_pooling(windows: list[Window], *, counts: str) -> float:
+    """Return an upper bound of the norm of average pooling, for every image size.
+
+    Args:
+        windows: One for each axis.
+        counts: What a window at the border is divided by: "window", its size, zeros included; "pixels", only what lies
+            inside the image; "replicate", its size, with the border's pixels repeated.
+    """
+    return up(prod(_average_axis(window, counts) for window in windows))
+
+
+@lru_cache(maxsize=256)
+def _average_axis(window: Window, counts: str) -> float:
+    """Return the root of the largest row sum of A A^T: entries are not negative, so it bounds the largest eigenvalue.
+
+    A row sum sees one extent to each side. Beyond four extents the two borders do not meet, and the sums repeat with
+    the stride: every size is covered.
+    """
+    matrices = (_average_matrix(window, counts, n) for n in range(1, 4 * window.extent + 2 * window.stride + 1))
+    return max((_from_row_sums(A) for A in matrices if A.size), default=0.0)
+
+
+def _from_row_sums(A: Array) -> float:
+    return up(sqrt(float(np.max(A @ A.sum(axis=0)))))
+
+
+def _average_matrix(window: Window, counts: str, n: int) -> Array:
+    starts, (low, high) = window.starts(n)
+    A = np.zeros((len(starts), n))
+    for row, start in enumerate(starts):
+        reads = start + np.arange(window.size) * window.dilation
+        inside = reads[(reads >= 0) & (reads < n)]
+        padded = reads[(reads >= -low) & (reads < n + high)]  # what ceil_mode adds beyond the padding never counts
+        used = np.clip(padded, 0, n - 1) if counts == "replicate" else inside
+        divisor = len(inside) if counts == "pixels" else len(padded)
+        np.add.at(A[row], used, 1 / max(divisor, 1))
+    return A
+
+
+def nearest_upsampling(factors: tuple[int, ...]) -> float:
+    """Return the norm of repeating each pixel `factors` times: the root of their product."""
+    return up(sqrt(prod(factors)))
+
+
+def linear_upsampling(factors: tuple[int, ...]) -> float:
+    """Return an upper bound of the norm of (bi)linear interpolation by whole factors, half-pixel centres."""
+    return up(prod(_interpolation_axis(factor) for factor in factors))
+
+
+@lru_cache(maxsize=64)
+def _interpolation_axis(factor: int) -> float:
+    return max(_from_row_sums(_interpolation_matrix(factor, n)) for n in range(1, 9))  # as in `_average_axis`
+
+
+def _interpolation_matrix(factor: int, n: int) -> Array:
+    places = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
+    left = np.minimum(places.astype(int), max(n - 2, 0))
+    A = np.zeros((n * factor, n))
+    A[np.arange(n * factor), left] = 1 - (places - left)
+    A[np.arange(n * factor), np.minimum(left + 1, n - 1)] += places - left
+    return A

@@ -1,0 +1,231 @@
+"""Rules for nodes without weights: pooling, resizing, moving entries about, and the places where branches meet."""
+
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from opnorm.bounds.certificates import up
+from opnorm.checkpoints.records import Node
+from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
+from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
+
+SAME = (
+    "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
+    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity",
+)  # fmt: skip
+MEETINGS = (  # where branches meet; a second input of any other kind is no branch
+    "Add", "Subtract", "Sub", "Sum", "Average", "Mean", "Concatenate", "Concat", "Maximum", "Minimum", "Max", "Min",
+)  # fmt: skip
+_MOVED = (
+    "Flatten", "Reshape", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ExpandDims", "DepthToSpace", "SpaceToDepth",
+)  # fmt: skip
+_KEPT = ("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D", "Slice", "Split")
+
+
+@rule(*SAME)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "its input, at inference", (1.0, 1.0))
+
+
+@rule(*_MOVED)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "moves entries")
+
+
+@rule(*_KEPT)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "adds zeros or drops entries")
+
+
+@rule("Masking")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    raise Unbounded("makes a mask, and what reads a mask jumps")
+
+
+@rule("RepeatVector")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(up(sqrt(int(node.options["n"]))), "repeats its input")
+
+
+@rule("Cast")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    if node.options.get("to") not in (None, 1, 10, 11, 16, "float32", "float16", "bfloat16", "float64"):
+        raise Unbounded("rounds to integers")  # ONNX: 1 float, 10 float16, 11 double, 16 bfloat16
+    return Effect(1.0, "another precision", (1.0, 1.0))
+
+
+@rule("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(max_pooling(_windows(node)), "max pooling: root of the number of windows that read one pixel")
+
+
+@rule("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    windows = _windows(node)
+    if "pool_size" in node.options:  # Keras; its PyTorch backend repeats the border where padding is uneven
+        constant = max(average_pooling(windows, counts=counts) for counts in ("pixels", "replicate"))
+    else:
+        counted = "window" if node.options.get("count_include_pad", 0) else "pixels"
+        constant = average_pooling(windows, counts=counted)
+    return Effect(constant, "average pooling: largest row sum of A A^T over every image size")
+
+
+def _windows(node: Node) -> list[Window]:
+    options = node.options
+    if "pool_size" in options:
+        rank = int(node.kind[-2])
+        sizes = per_axis(options["pool_size"], rank)
+        strides = per_axis(options.get("strides") or sizes, rank)
+        pads: str | tuple[int, int] = "same" if options.get("padding") == "same" else (0, 0)
+        return [Window(k, s, 1, pads) for k, s in zip(sizes, strides, strict=True)]
+    return _onnx_windows(options)
+
+
+def _onnx_windows(options: Any) -> list[Window]:
+    sizes = [int(k) for k in options["kernel_shape"]]
+    rank = len(sizes)
+    strides = per_axis(options.get("strides") or 1, rank)
+    dilations = per_axis(options.get("dilations") or 1, rank)
+    pads = [int(p) for p in options.get("pads") or [0] * (2 * rank)]
+    automatic = _text(options.get("auto_pad", "NOTSET"))
+    if automatic == "SAME_LOWER":  # the mirror image of "same": the same norms
+        automatic = "SAME_UPPER"
+    ceil_mode = bool(options.get("ceil_mode", 0))
+    return [
+        Window(
+            sizes[i],
+            strides[i],
+            dilations[i],
+            "same" if automatic == "SAME_UPPER" else (pads[i], pads[rank + i]),
+            ceil_mode,
+        )
+        for i in range(rank)
+    ]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@rule("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GlobalMaxPool", "ReduceMax")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "the maximum moves no more than the entry that moves most")
+
+
+@rule("GlobalAveragePooling1D", "ReduceMean")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "mean over an unknown number of entries, at least one")
+
+
+@rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    shapes = input_shapes(node)
+    first = node.kind == "GlobalAveragePool" or node.options.get("data_format") == "channels_first"
+    pixels = None if shapes is None else shapes[0][2:] if first else shapes[0][1:-1]
+    if not pixels or not all(isinstance(size, int) for size in pixels):
+        return Effect(1.0, "mean over an unknown number of pixels, at least one")
+    count = prod(int(n or 1) for n in pixels)
+    return Effect(up(1 / sqrt(count)), f"mean over {count} pixels")
+
+
+@rule("UpSampling1D", "UpSampling2D", "UpSampling3D")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    factors = per_axis(node.options["size"], int(node.kind[-2]))
+    how = node.options.get("interpolation", "nearest")
+    if how == "nearest":
+        return Effect(nearest_upsampling(factors), "repeats each pixel")
+    if how == "bilinear":
+        return Effect(linear_upsampling(factors), "interpolation: largest row sum of A A^T")
+    raise Unbounded(f"no bound is known for the interpolation {how!r}")
+
+
+@rule("Resize", "Upsample")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    scales = find(node.weights, "2" if node.kind == "Resize" else "1", "scales")
+    place = _text(node.options.get("coordinate_transformation_mode", "half_pixel"))
+    rounding = _text(node.options.get("nearest_mode", "round_prefer_floor"))
+    even = (place, rounding) == ("asymmetric", "floor") or (
+        place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round_prefer")
+    )
+    nearest = _text(node.options.get("mode", "nearest")) == "nearest"
+    if scales is None or not nearest or not even or np.any(scales != np.round(scales)) or np.any(scales < 1):
+        raise Unbounded("only repeating each pixel a whole number of times is bounded")
+    return Effect(nearest_upsampling(tuple(int(s) for s in scales)), "repeats each pixel")
+
+
+@rule("Pad")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    pads = find(node.weights, "1", "pads")
+    amounts = [int(p) for p in (node.options.get("pads") or () if pads is None else pads)]
+    mode = _text(node.options.get("mode", "constant"))
+    if mode == "constant" and amounts:
+        return Effect(1.0, "adds constants around its input")
+    if mode not in ("edge", "reflect") or not amounts:
+        raise Unbounded(f"no bound is known for padding of mode {mode!r} and unknown width")
+    pairs = list(zip(amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :], strict=True))
+    most = [1 + (max(a, 0) + max(b, 0) if mode == "edge" else (a > 0) + (b > 0)) for a, b in pairs]
+    return Effect(up(sqrt(prod(most))), f"one pixel occurs at most {prod(most)} times")
+
+
+@rule("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    _require_one_shape(node)
+    count = len(node.inputs)
+    if node.kind == "Sum" and count == 1:
+        raise Unbounded("sums over axes of unknown length")  # Keras's operation of that name
+    if node.kind in ("Average", "Mean"):
+        return Effect(up(1 / count), f"mean of {count} branches", adds=True)
+    return Effect(1.0, "sum of branches" if count > 1 else "adds constants", adds=True)
+
+
+@rule("Concatenate", "Concat")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(1.0, "branches side by side")
+
+
+@rule("Maximum", "Minimum", "Max", "Min")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    _require_one_shape(node)
+    return Effect(1.0, "moves no more than the branches side by side")
+
+
+@rule("Multiply", "Mul")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    factors = constants(node)
+    if len(node.inputs) != 1 or len(factors) != 1:
+        raise Unbounded("a product of two inputs is not Lipschitz on the whole space")
+    _require_one_shape(node)
+    return Effect(float(np.max(np.abs(factors[0]))), "multiplies with constants")
+
+
+@rule("Div")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    divisors = constants(node)
+    if len(node.inputs) != 1 or len(divisors) != 1 or "0" in node.weights:
+        raise Unbounded("a quotient by something computed is not Lipschitz on the whole space")
+    _require_one_shape(node)
+    smallest = float(np.min(np.abs(divisors[0])))
+    if not smallest > 0:
+        raise Unbounded("divides by zero")
+    return Effect(up(1 / smallest), "divides by constants")
+
+
+def _require_one_shape(node: Node) -> None:
+    """Raise unless no input is repeated to fit the others: a pixel that is broadcast counts many times."""
+    shapes = input_shapes(node)
+    stored = [values.shape for values in constants(node)]
+    if all(prod(shape) == 1 for shape in stored) and len(node.inputs) == 1:
+        return
+    if shapes is None:
+        raise Unbounded("the shapes of its inputs are not known, and one may be repeated to fit the others")
+    if len(set(shapes)) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
+        raise Unbounded(f"inputs of shapes {shapes} are repeated to fit each other")
+
+
+def _fits(constant: tuple[int, ...], shape: Shape) -> bool:
+    """Return whether adding a constant leaves the shape as it is."""
+    if len(constant) > len(shape):
+        return False
+    ends = shape[len(shape) - len(constant) :]
+    return all(c in (1, n) for c, n in zip(constant, ends, strict=True))

@@ -1,0 +1,1 @@
+"""Weights as SciPy linear operators: matrices, blocks, convolutions, einsum equations."""

@@ -1,0 +1,182 @@
+"""The convolution of a neural network as a linear operator: stride, padding, dilation and groups included."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from opnorm.checks import Array, positive_integers, real_array
+from opnorm.operators.sizes import Adjoint, SizedOperator
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+class Convolution(SizedOperator):
+    """The matrix that a convolution layer multiplies its flattened input with, without its bias.
+
+    `Convolution(kernel, (h, w)) @ x.ravel()` equals Keras's `Conv2D(x).ravel()` for x of shape (h, w, cin).
+    Like every layer of that name it correlates: the kernel is not flipped. Without `input_shape` the object stands for
+    every image size: `opnorm.spectral_norm` bounds the norm over all of them, and applying it raises an error.
+
+    Args:
+        kernel: (*spatial, cin / groups, cout), Keras's layout, with 1, 2 or 3 spatial axes.
+        input_shape: Spatial sizes of the input, without batch and channels; an int when there is one axis.
+        strides: A positive int, or one per axis. Any combination with `dilation_rate` is allowed.
+        padding: `"same"` and `"valid"` as in Keras and TensorFlow, `"causal"` (one axis), or pairs
+            `((before, after), ...)`, one per axis, as in PyTorch and ONNX. Always zeros.
+        dilation_rate: A positive int, or one per axis.
+        groups: Number of independent blocks of channels.
+
+    Raises:
+        ValueError: When an argument does not make sense, or the input is smaller than the kernel.
+
+    Example:
+        >>> A = opnorm.Convolution(np.ones((3, 3, 1, 1)), (8, 8))
+        >>> (A @ np.ones(64)).reshape(8, 8, 1)[0, 0]
+        array([4.])
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        input_shape: int | Sequence[int] | None = None,
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: str | Sequence[Sequence[int]] = "same",
+        dilation_rate: int | Sequence[int] = 1,
+        groups: int = 1,
+    ):
+        self.kernel = real_array(kernel, "kernel")
+        if self.kernel.ndim not in (3, 4, 5):
+            raise ValueError(
+                "Argument `kernel` must have shape (*spatial, channels in, channels out) with 1 to 3 spatial axes. "
+                f"Received: shape={self.kernel.shape}"
+            )
+        self.rank = self.kernel.ndim - 2
+        self.strides = positive_integers(strides, self.rank, "strides")
+        self.dilation_rate = positive_integers(dilation_rate, self.rank, "dilation_rate")
+        (self.groups,) = positive_integers(groups, 1, "groups")
+        if self.kernel.shape[-1] % self.groups:
+            raise ValueError(
+                f"Argument `groups` must divide the {self.kernel.shape[-1]} output channels. Received: groups={groups}"
+            )
+        self.padding = _check_padding(padding, self.rank)
+        super().__init__(np.float64, None if input_shape is None else self._set_size(input_shape))
+
+    def _set_size(self, input_shape: int | Sequence[int]) -> tuple[int, int]:
+        self.input_shape = positive_integers(input_shape, self.rank, "input_shape")
+        self.pads = self._pads(self.input_shape)
+        self.output_shape = self._output_shape(self.input_shape, self.pads)
+        return prod(self.output_shape) * self.channels[1], prod(self.input_shape) * self.channels[0]
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels in and out, over all groups."""
+        return self.kernel.shape[-2] * self.groups, self.kernel.shape[-1]
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Pixels that the dilated kernel spans on each axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel.shape, self.dilation_rate, strict=False))
+
+    @property
+    def blocks(self) -> Array:
+        """The kernel by groups: (groups, *spatial, cin / groups, cout / groups), a view."""
+        *spatial, cin, cout = self.kernel.shape
+        split = self.kernel.reshape(*spatial, cin, self.groups, cout // self.groups)
+        return np.moveaxis(split, -2, 0)
+
+    def _pads(self, sizes: tuple[int, ...]) -> Pairs:
+        if not isinstance(self.padding, str):
+            return self.padding
+        if self.padding == "valid":
+            return ((0, 0),) * self.rank
+        if self.padding == "causal":
+            return ((self.extents[0] - 1, 0),)
+        totals = [
+            max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(sizes, self.strides, self.extents, strict=True)
+        ]
+        return tuple((total // 2, total - total // 2) for total in totals)  # TensorFlow's rule: the odd one goes after
+
+    def _output_shape(self, sizes: tuple[int, ...], pads: Pairs) -> tuple[int, ...]:
+        steps = zip(sizes, pads, self.extents, self.strides, strict=True)
+        result = tuple((n + sum(pad) - k) // s + 1 for n, pad, k, s in steps)
+        if min(result) < 1:
+            raise ValueError(
+                f"Argument `input_shape` must be at least as large as the dilated kernel {self.extents} less the "
+                f"padding {pads}. Received: input_shape={sizes}"
+            )
+        return result
+
+    def _taps(self) -> Iterator[tuple[tuple[slice, ...], Array]]:
+        """Yield for each position in the kernel the slice of the padded input that it reads, and its matrices."""
+        blocks = self.blocks
+        for position in product(*map(range, self.kernel.shape[:-2])):
+            steps = zip(position, self.dilation_rate, self.strides, self.output_shape, strict=True)
+            window = tuple(slice(a * d, a * d + s * (m - 1) + 1, s) for a, d, s, m in steps)
+            tap: tuple[Any, ...] = (slice(None), *position)
+            yield (slice(None), slice(None), *window), blocks[tap]
+
+    def _matmat(self, X: Array) -> Array:
+        batch = X.shape[1]
+        padded = np.pad(self._split(X, self.input_shape), ((0, 0), (0, 0), *self.pads, (0, 0)))
+        result = np.zeros((self.groups, batch * prod(self.output_shape), self.channels[1] // self.groups))
+        for window, matrices in self._taps():
+            seen = padded[window]
+            result += seen.reshape(self.groups, -1, seen.shape[-1]) @ matrices
+        return self._join(result.reshape(self.groups, batch, *self.output_shape, -1))
+
+    def _rmatmat(self, X: Array) -> Array:
+        batch = X.shape[1]
+        given = self._split(X, self.output_shape)
+        flat = given.reshape(self.groups, -1, given.shape[-1])
+        sizes = [n + sum(pad) for n, pad in zip(self.input_shape, self.pads, strict=True)]
+        padded = np.zeros((self.groups, batch, *sizes, self.kernel.shape[-2]))
+        for window, matrices in self._taps():
+            padded[window] += (flat @ matrices.transpose(0, 2, 1)).reshape(padded[window].shape)
+        inside = [slice(low, low + n) for n, (low, _) in zip(self.input_shape, self.pads, strict=True)]
+        return self._join(padded[(slice(None), slice(None), *inside)])
+
+    def _split(self, X: Array, sizes: tuple[int, ...]) -> Array:
+        """Return the columns of X as (groups, batch, *sizes, channels / groups)."""
+        split = X.T.reshape(X.shape[1], *sizes, self.groups, -1)
+        return np.moveaxis(split, -2, 0)
+
+    def _join(self, split: Array) -> Array:
+        """Undo `_split`."""
+        return np.moveaxis(split, 0, -2).reshape(split.shape[1], -1).T
+
+    def _matvec(self, x: Array) -> Array:
+        return self._matmat(x.reshape(-1, 1)).ravel()
+
+    def _rmatvec(self, x: Array) -> Array:
+        return self._rmatmat(x.reshape(-1, 1)).ravel()
+
+    def _adjoint(self) -> Adjoint:
+        return Adjoint(self)
+
+    _transpose = _adjoint  # kernels are real
+
+
+def _check_padding(padding: str | Sequence[Sequence[int]], rank: int) -> str | Pairs:
+    """Return the padding's name, or its pairs as integers."""
+    if padding in ("same", "valid") or (padding == "causal" and rank == 1):
+        return str(padding)
+    if isinstance(padding, str):
+        raise ValueError(
+            'Argument `padding` must be "same", "valid", "causal" (one axis only) or pairs of zeros to add. Other '
+            "paddings repeat pixels, so the bound for zeros does not hold for them. "
+            f"Received: padding={padding!r} with {rank} axes"
+        )
+    try:
+        pairs = tuple((index(low), index(high)) for low, high in padding)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != rank or any(min(pair) < 0 for pair in pairs):
+        raise ValueError(
+            f"Argument `padding` must be {rank} pairs of integers that are not negative. Received: padding={padding!r}"
+        )
+    return pairs

@@ -1,0 +1,113 @@
+"""Weights as linear operators: which matrix a layer multiplies its input with.
+
+`linear_operator(layer)` is open: `linear_operator.register(MyLayer)` teaches it a new layer. This module imports no
+deep-learning framework; `opnorm.keras.layers` registers Keras's layers as soon as Keras is imported.
+"""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from opnorm.checks import Array, real_array
+
+
+class BlockDiagonal(LinearOperator):
+    """The operator that applies each of `blocks` to its own part of the vector; its norm is the largest of theirs.
+
+    Args:
+        blocks: LinearOperators or matrices, at least one.
+    """
+
+    def __init__(self, blocks: Sequence[LinearOperator]):
+        if not blocks:
+            raise ValueError("Argument `blocks` must hold at least one operator. Received: blocks=[]")
+        self.blocks = tuple(blocks)
+        self._rows = np.cumsum([block.shape[0] for block in self.blocks])
+        self._columns = np.cumsum([block.shape[1] for block in self.blocks])
+        super().__init__(np.float64, (int(self._rows[-1]), int(self._columns[-1])))  # type: ignore[call-arg]
+
+    def _matmat(self, X: Array) -> Array:
+        parts = zip(self.blocks, np.split(X, self._columns[:-1]), strict=True)
+        return np.concatenate([block.matmat(part) for block, part in parts])
+
+    def _rmatmat(self, X: Array) -> Array:
+        parts = zip(self.blocks, np.split(X, self._rows[:-1]), strict=True)
+        return np.concatenate([block.rmatmat(part) for block, part in parts])
+
+    def _matvec(self, x: Array) -> Array:
+        return self._matmat(x.reshape(-1, 1)).ravel()
+
+    def _rmatvec(self, x: Array) -> Array:
+        return self._rmatmat(x.reshape(-1, 1)).ravel()
+
+    def _adjoint(self) -> "BlockDiagonal":
+        return BlockDiagonal([block.H for block in self.blocks])
+
+    _transpose = _adjoint  # weights are real
+
+
+class Diagonal(LinearOperator):
+    """The operator that multiplies each entry of a vector with its own number; its norm is the largest magnitude.
+
+    Args:
+        factors: (n,), real.
+    """
+
+    def __init__(self, factors: Any):
+        self.factors = real_array(factors, "factors").ravel()
+        super().__init__(np.float64, (self.factors.size, self.factors.size))  # type: ignore[call-arg]
+
+    def _matmat(self, X: Array) -> Array:
+        return self.factors[:, None] * X
+
+    def _matvec(self, x: Array) -> Array:
+        return self.factors * x.ravel()
+
+    def _adjoint(self) -> "Diagonal":
+        return self
+
+    _transpose = _adjoint  # weights are real
+    _rmatmat, _rmatvec = _matmat, _matvec
+
+
+@singledispatch
+def linear_operator(layer: Any) -> LinearOperator:
+    """Return the operator `A` of a built layer: `layer(x)` is `A @ x`, plus a bias, for one flattened input.
+
+    A layer that acts on each position of its input (Dense, Embedding, BatchNormalization) gives the matrix of one
+    position; a convolution built for an input of known size gives the matrix of the whole image, channels last.
+
+    Args:
+        layer: A built layer with exactly one linear map; see `linear_operators` for those with several.
+
+    Raises:
+        ValueError: When the layer is not built, has several linear maps, or its weights are not its map (quantized).
+        TypeError: When nothing is registered for the layer's type.
+    """
+    raise TypeError(
+        f"opnorm does not know the linear operator of {type(layer).__module__}.{type(layer).__qualname__}. Register a "
+        "function of the layer that returns a LinearOperator: "
+        f"`opnorm.linear_operator.register({type(layer).__name__}, function)`. Received: {layer!r}"
+    )
+
+
+@singledispatch
+def linear_operators(layer: Any, *, gates: bool = False) -> dict[str, LinearOperator]:
+    """Return every linear map inside a built layer, by the name of its weight or sublayer.
+
+    A layer with one map gives `{"kernel": linear_operator(layer)}`. Recurrent layers give `kernel` and
+    `recurrent_kernel`, separable convolutions `depthwise_kernel` and `pointwise_kernel`, attention its projections.
+
+    Args:
+        layer: A built layer.
+        gates: Split the kernels of LSTM and GRU into one map for each gate, named `kernel/0`, `kernel/1`, ...
+    """
+    return {"kernel": linear_operator(layer)}
+
+
+def is_registered(layer: Any) -> bool:
+    """Return whether `linear_operator` knows the type of `layer`."""
+    return linear_operator.dispatch(type(layer)) is not linear_operator.dispatch(object)

@@ -1,0 +1,189 @@
+"""The page in a real browser: it loads without an error, sorts, filters, and shows the JSON's numbers."""
+
+import json
+import shutil
+
+import pytest
+from network_files import HOSTILE, tensors, write
+
+from opnorm.auditing.audits import audit
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return audit(write(tmp_path_factory.mktemp("html") / "model.safetensors"), spectra=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, report, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report.to_html(), encoding="utf-8")
+    browser.get(path.as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def find(page, selector):
+    return page.find_elements("css selector", selector)
+
+
+def names(page):
+    return [cell.get_property("textContent") for cell in find(page, "#rows tbody th")]
+
+
+def column(page, key):
+    place = [b.get_attribute("data-key") for b in find(page, "#rows thead button")].index(key) + 1
+    return find(page, f"#rows tbody tr > :nth-child({place})")
+
+
+def sort(page, key):
+    find(page, f'#rows thead button[data-key="{key}"]')[0].click()
+
+
+def test_every_tensor_has_a_line(page):
+    assert names(page) == [row["name"] for row in json.loads(page.execute_script("return JSON.stringify(report.rows)"))]
+    assert sorted(names(page)) == sorted(tensors())
+
+
+def test_the_numbers_are_those_of_the_json(page, report):
+    rows = json.loads(report.to_json())["rows"]
+    for key in ("lower", "upper", "matrix_norm", "frobenius", "stable_rank", "rms_norm", "seconds"):
+        for row, cell in zip(rows, column(page, key), strict=True):
+            shown = cell.get_attribute("data-value")
+            assert (row[key] is None) == (shown is None)
+            if shown is not None:
+                assert float(shown) == row[key]
+                if key != "seconds":
+                    assert float(cell.text) == pytest.approx(row[key], rel=5e-6)  # six digits
+
+
+def test_a_number_that_is_not_known_is_a_dash(page, report):
+    place = [row.name for row in report.rows].index("layer.2.weight")
+    assert column(page, "upper")[place].text == "\u2013"
+
+
+def test_nothing_from_a_name_runs(page):
+    assert HOSTILE in names(page)
+    assert "owned" not in page.title
+    assert find(page, "img") == []
+
+
+def test_a_click_sorts_and_another_one_turns_the_order_round(page, report):
+    sort(page, "upper")
+    known = [float(c.get_attribute("data-value")) for c in column(page, "upper") if c.get_attribute("data-value")]
+    assert known == sorted(known, reverse=True)
+    assert names(page)[0] == max(report.rows, key=lambda row: row.upper or 0).name
+    header = find(page, 'th:has(> button[data-key="upper"])')[0]
+    assert header.get_attribute("aria-sort") == "descending"
+    sort(page, "upper")
+    turned = [float(c.get_attribute("data-value")) for c in column(page, "upper") if c.get_attribute("data-value")]
+    assert turned == known[::-1]
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert column(page, "upper")[-1].text == "\u2013"  # what is not known stays last
+
+
+def test_names_sort_as_text(page):
+    sort(page, "name")
+    assert names(page)[-5:] == sorted(name for name in tensors() if name.startswith("layer"))[-5:]
+
+
+def test_the_filter_keeps_what_matches_all_words(page):
+    box = find(page, "#filter")[0]
+    box.send_keys("LAYER weight")
+    assert names(page) == [f"layer.{i}.weight" for i in range(5)]
+    assert find(page, "#shown")[0].text == "5 of 8 tensors"
+    box.clear()
+    box.send_keys("no such tensor")
+    assert names(page) == []
+
+
+def test_the_status_can_be_chosen(page):
+    from selenium.webdriver.support.select import Select
+
+    Select(find(page, "#status")[0]).select_by_visible_text("failed")
+    assert names(page) == ["layer.2.weight"]
+
+
+def test_the_table_is_sorted_with_the_keyboard_alone(page):
+    from selenium.webdriver.common.keys import Keys
+
+    button = find(page, '#rows thead button[data-key="frobenius"]')[0]
+    page.execute_script("document.querySelector('#status').focus()")
+    active = page.switch_to.active_element
+    for _ in range(20):
+        if active == button:
+            break
+        active.send_keys(Keys.TAB)
+        active = page.switch_to.active_element
+    outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert (active == button, outline) == (True, "solid")
+    active.send_keys(Keys.ENTER)
+    assert names(page)[0] == "layer.0.weight"
+
+
+def test_arrow_keys_read_the_plots(page):
+    from selenium.webdriver.common.keys import Keys
+
+    plot = find(page, "#norms svg")[0]
+    page.execute_script("arguments[0].focus()", plot)
+    page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    reading = find(page, "#norms + .reading")[0].text
+    first = page.execute_script("return drawn[0].name")
+    assert reading.startswith(first)
+
+
+def test_all_plots_are_drawn(page, report):
+    drawn = [row for row in report.rows if row.lower]
+    assert len(find(page, "#norms .bracket")) == len(drawn)
+    assert len(find(page, "#ranks .dot")) == len(drawn)
+    assert len(find(page, "#spectra .line")) == len(drawn)
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_the_theme_follows_the_system_until_the_button_is_pressed(page, system):
+    emulated = {"features": [{"name": "prefers-color-scheme", "value": system}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+
+    def is_dark():
+        colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in colour[4:-1].split(",")) < 3 * 128
+
+    assert is_dark() == (system == "dark")
+    find(page, "#theme")[0].click()
+    assert is_dark() != (system == "dark")
+
+
+def test_a_phone_scrolls_the_table_and_not_the_page(page):
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert page.execute_script(
+        "const box = document.querySelector('.scroll'); return box.scrollWidth > box.clientWidth"
+    )
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_report_without_bounded_rows_is_drawn(browser, report, tmp_path):
+    path = tmp_path / "empty.html"
+    path.write_text(type(report)("f", "npz", ()).to_html(), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert find(browser, "#norms")[0].text == "Nothing to draw."
+    assert browser.get_log("browser") == []
