@@ -25,9 +25,9 @@ def _imported(path):
             yield (node.module or "").split(".")[0]
 
 
-def test_only_the_reader_of_live_models_names_a_framework():
+def test_no_reader_names_a_framework():
     named = {path.name: set(_imported(path)) & (FRAMEWORKS | LIBRARIES) for path in PACKAGE.glob("*.py")}
-    assert {name: found for name, found in named.items() if found} == {"live.py": {"keras"}}
+    assert {name: found for name, found in named.items() if found} == {}
 
 
 @pytest.mark.parametrize("name", FILES)
