@@ -129,6 +129,12 @@ def to_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def to_flag(name: str, value: Any) -> bool:
+    """Return `value`; raise unless it is True or False."""
+    require(isinstance(value, bool), name, "must be True or False", value)
+    return bool(value)
+
+
 def to_axis(name: str, value: Any) -> int | tuple[int, ...]:
     """Return `value` as an int or a tuple of ints; raise unless it is an integer or several of them, all different."""
     if _is_integer(value):

@@ -1,20 +1,26 @@
-"""Spectral normalization as a `kernel_constraint` for TF1-style graph code and for tf_keras.
+"""Constraints of the spectral norm for TF1-style graph code and for tf_keras.
 
 A constraint is called with the kernel only, by the optimizer, after each of its updates: in graph mode once for each
 `minimize`, long after the loop that made the layers has ended. So the vector `u` belongs to the kernel that the call
-receives, never to a name. Nothing here imports Keras 3.
-
-Convention: A v = sigma u with A the transpose of the kernel's matrix (inputs, outputs): u lives on the output side.
+receives, never to a name. Called on a kernel in the forward pass, as most TF1 code
+does, a constraint has the gradient of what it returns. Nothing here imports Keras 3.
 """
 
 import functools
-import math
+import inspect
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from opnorm.checks import require, to_count, to_fraction, to_positive
+from opnorm.iterations.clipping import clip_gradient
+from opnorm.iterations.matrices import Axis, from_matrix, to_matrix
+from opnorm.iterations.power import Search
+from opnorm.rules import Clip, Operator, Rule, Scale, find
 
 try:
     if not sys.modules.get("tf_keras"):
@@ -31,17 +37,129 @@ except (AttributeError, ImportError) as error:
 _ATTRIBUTE = "_opnorm_u"  # of a kernel: its vector, which so lives exactly as long as the kernel does
 
 
+class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
+    """Abstract: a rule, called with a kernel."""
+
+    # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
+    # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
+    save_counter = None
+
+    @property
+    @abstractmethod
+    def _rule(self) -> Rule:
+        """What is done to a kernel."""
+
+    @abstractmethod
+    def _constrained(self, w: Any, kernel: Any) -> Any:
+        """Return what becomes of `kernel`, the value of `w` in float32 or float64."""
+
+    def __call__(self, w: Any) -> Any:
+        """Return the constrained kernel, a tensor of `w`'s shape and dtype."""
+        # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
+        value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+        require(value.dtype.is_floating, "w", "must be real and floating point", value.dtype.name)
+        require(value.shape.is_fully_defined(), "w", "must be a tensor whose shape is known", value)
+        wide = tf.cast(value, value.dtype if value.dtype == tf.float64 else tf.float32)
+        return tf.cast(self._constrained(w, wide), value.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return `__init__`'s arguments, as JSON values."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The vectors belong to kernels, which a copy does not have.
+        return functools.partial(type(self), **self.get_config()), ()
+
+
+class _Scaling(_Constraint):
+    """Abstract: multiplies a kernel by a factor that depends on its spectral norm."""
+
+    def __init__(
+        self,
+        *,
+        axis: Axis,
+        power_iterations: int,
+        warmup_iterations: int,
+        tolerance: float,
+        perturbation: float,
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        self.axis = axis
+        self.power_iterations = to_count("power_iterations", power_iterations, 1)
+        self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
+        self.tolerance = to_positive("tolerance", tolerance)
+        self.perturbation = to_fraction("perturbation", perturbation)
+        self.seed = seed if seed is None else to_count("seed", seed, 0)
+        self._drawn = 0
+
+    @property
+    @abstractmethod
+    def _target(self) -> tuple[float, bool]:
+        """The norm, and whether a smaller one is left alone."""
+
+    @property
+    def _rule(self) -> Scale:
+        search = Search(self.power_iterations, self.warmup_iterations, self.tolerance, self.perturbation)
+        return Scale(*self._target, Operator(axis=self.axis), search, companion=False)
+
+    def _constrained(self, w: Any, kernel: Any) -> Any:
+        size = int(np.prod(self._rule.start(tuple(kernel.shape.as_list()), (0,)).shape))
+        vector = self._vector(w, size, kernel.dtype) if isinstance(w, tf.Variable) else None
+        start = self._draw(size, kernel.dtype) if vector is None else _read(vector)
+        (factor,), (following,) = find([self._rule], [kernel], [_direction(start)])
+        kept = tf.where(tf.reduce_all(tf.math.is_finite(kernel)), following[0], start)
+        with tf.control_dependencies([factor if vector is None else vector.assign(kept)]):
+            return kernel * self._with_gradient(tf.identity(factor), kernel, following)
+
+    def _with_gradient(self, factor: Any, kernel: Any, u: Any) -> Any:
+        # |W u|, u held fixed, has sigma's derivative v u^T; its value divides out.
+        matrix = tf.reshape(to_matrix(kernel, self.axis, 1), (-1, u.shape[-1]))
+        image = tf.linalg.matvec(matrix, tf.stop_gradient(u[0]))
+        scale = tf.stop_gradient(tf.reduce_max(abs(image)))
+        lengths = tf.reduce_sum((image / tf.where(scale > 0, scale, tf.ones_like(scale))) ** 2)
+        _, cap = self._target
+        moves = (lengths > 0) & ((factor < 1.0) if cap else True)  # inside the ball the factor is 1, whatever sigma
+        size = tf.where(moves, lengths, tf.ones_like(lengths)) ** 0.5
+        return factor * tf.stop_gradient(size) / size
+
+    def _vector(self, kernel: Any, size: int, dtype: Any) -> Any:
+        """Return the variable `u` of `kernel`, making it on the first call."""
+        vector = getattr(kernel, _ATTRIBUTE, None)
+        if vector is None:
+            # init_scope: out of the traced function or the branch of control flow in which the optimizer may run.
+            # tf.compat.v1.Variable, not get_variable: no variable scope and no `reuse` has a say in it.
+            with tf.init_scope(), tf.name_scope(kernel.name.partition(":")[0] + "/"):
+                start = self._draw(size, dtype)
+                vector = tf.compat.v1.Variable(start, trainable=False, name="u", use_resource=True)
+                if tf.executing_eagerly():  # tracked by order and size: a file of another model can never clash
+                    setattr(self, f"u{self._drawn - 1}_{size}", vector)
+            setattr(kernel, _ATTRIBUTE, vector)
+        return vector
+
+    def _draw(self, size: int, dtype: Any) -> Any:
+        """Return an isotropic random unit vector, another one at each call."""
+        graph_seed, op_seed = tf.compat.v1.random.get_seed(self.seed)
+        generator = np.random.default_rng(None if graph_seed is None else (graph_seed, op_seed, self._drawn))
+        self._drawn += 1
+        drawn = generator.standard_normal(size)
+        return tf.constant(drawn / np.linalg.norm(drawn), dtype)
+
+
 @tf_keras.utils.register_keras_serializable(package="opnorm")
-class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):
+class SpectralNorm(_Scaling):
     """Return the kernel scaled so that its spectral norm is `value`: W <- value * W / sigma.
 
     One object may serve any number of kernels. Each has a vector `u` of its own, a non-trainable variable drawn
-    isotropically when the optimizer first applies the constraint, moved by power iteration in every training step. In
+    isotropically when the constraint is first applied, moved by power iteration in every training step. In
     graph mode it is a global variable named after the kernel (`dense/kernel/u`), so that `global_variables_initializer`
     and `Saver` include it; in eager mode it is part of every TensorFlow checkpoint of the layer.
 
     The norm is that of the kernel reshaped to `(-1, kernel.shape[-1])`, computed in float32 (float64 for a float64
     kernel). A zero kernel stays zero. A kernel that is not finite stays so, and leaves `u` alone.
+
+    In the forward pass, `tf.matmul(x, constraint(w))`, the gradient goes through sigma; every evaluation moves `u`.
 
         >>> kernel = opnorm.tf1.SpectralNorm(2.0)(tf.linalg.diag([3.0, 1.0]))
         >>> print(kernel.numpy().max().round(3))
@@ -66,10 +184,6 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):
     Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
     """
 
-    # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
-    # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
-    save_counter = None
-
     def __init__(
         self,
         value: float = 1.0,
@@ -81,102 +195,99 @@ class SpectralNorm(tf_keras.constraints.Constraint, tf.train.Checkpoint):
         perturbation: float = 1e-3,
         seed: int | None = None,
     ) -> None:
+        super().__init__(
+            axis=axis if isinstance(axis, int) else tuple(axis),
+            power_iterations=power_iterations,
+            warmup_iterations=warmup_iterations,
+            tolerance=tolerance,
+            perturbation=perturbation,
+            seed=seed,
+        )
+        self.value = to_positive("value", value)
+
+    @property
+    def _target(self) -> tuple[float, bool]:
+        return self.value, False
+
+
+@tf_keras.utils.register_keras_serializable(package="opnorm")
+class MaxSpectralNorm(_Scaling):
+    """Return the kernel with spectral norm at most `max_value`: W <- W / max(1, sigma / max_value).
+
+    A kernel inside the ball is left bit for bit as it is. Everything else is as in `SpectralNorm`.
+
+    Args:
+        max_value: The largest spectral norm allowed: positive and finite.
+        axis: See `SpectralNorm`; so are `power_iterations`, `warmup_iterations`, `tolerance`, `perturbation`, `seed`.
+
+    Reference: Gouk et al., "Regularisation of Neural Networks by Enforcing Lipschitz Continuity", 2018.
+    """
+
+    def __init__(
+        self,
+        max_value: float = 1.0,
+        *,
+        axis: int | Sequence[int] = -1,
+        power_iterations: int = 1,
+        warmup_iterations: int = 100,
+        tolerance: float = 5e-6,
+        perturbation: float = 1e-3,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            axis=axis if isinstance(axis, int) else tuple(axis),
+            power_iterations=power_iterations,
+            warmup_iterations=warmup_iterations,
+            tolerance=tolerance,
+            perturbation=perturbation,
+            seed=seed,
+        )
+        self.max_value = to_positive("max_value", max_value)
+
+    @property
+    def _target(self) -> tuple[float, bool]:
+        return self.max_value, True
+
+
+@tf_keras.utils.register_keras_serializable(package="opnorm")
+class SpectralClip(_Constraint):
+    """Return the kernel with its singular values clipped: W = U S V^T <- U min(S, max_value) V^T.
+
+    It is the nearest kernel with spectral norm at most `max_value`, exact within 1e-4 in float32. A kernel inside the
+    ball is left bit for bit as it is. There is no vector and nothing to save. In the forward pass the gradient is that
+    of the clipped kernel, by a singular value decomposition in the backward pass.
+
+    Args:
+        max_value: The largest singular value allowed: positive and finite.
+        axis: The kernel's output axes; see `SpectralNorm`.
+    """
+
+    def __init__(self, max_value: float = 1.0, *, axis: int | Sequence[int] = -1) -> None:
         super().__init__()
-        _require(_finite(value) and value > 0, "value", "a positive finite number", value)
-        _require(_count(power_iterations, 1), "power_iterations", "an integer >= 1", power_iterations)
-        _require(_count(warmup_iterations, 0), "warmup_iterations", "an integer >= 0", warmup_iterations)
-        _require(_finite(tolerance) and tolerance > 0, "tolerance", "a positive finite number", tolerance)
-        _require(_finite(perturbation) and 0 <= perturbation < 1, "perturbation", "in [0, 1)", perturbation)
-        _require(seed is None or _count(seed, 0), "seed", "None or an integer >= 0", seed)
-        self.value = float(value)
+        self.max_value = to_positive("max_value", max_value)
         self.axis = axis if isinstance(axis, int) else tuple(axis)
-        self.power_iterations = power_iterations
-        self.warmup_iterations = warmup_iterations
-        self.tolerance = float(tolerance)
-        self.perturbation = float(perturbation)
-        self.seed = seed
-        self._drawn = 0
 
-    def __call__(self, w: Any) -> Any:
-        """Return `value * w / sigma(w)` as a tensor of `w`'s shape and dtype, and move `u` if `w` is a variable."""
-        # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
-        kernel = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
-        dtype = kernel.dtype if kernel.dtype == tf.float64 else tf.float32
-        matrix = _matrix(tf.cast(kernel, dtype), self.axis)
-        size = matrix.shape.as_list()[1]
-        if isinstance(w, tf.Variable):
-            vector = self._vector(w, size, dtype)
-            u, sigma = self._estimate(matrix, _read(vector))
-            moved = vector.assign(u)
-        else:
-            moved = sigma = self._estimate(matrix, self._draw(size, dtype))[1]
-        with tf.control_dependencies([moved]):
-            factor = tf.where(sigma > 0, self.value / sigma, tf.ones_like(sigma))
-            return tf.cast(tf.cast(kernel, dtype) * factor, kernel.dtype)
+    @property
+    def _rule(self) -> Clip:
+        return Clip(self.max_value, Operator(axis=self.axis))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return `__init__`'s arguments, as JSON values."""
-        return {
-            "value": self.value,
-            "axis": self.axis if isinstance(self.axis, int) else list(self.axis),
-            "power_iterations": self.power_iterations,
-            "warmup_iterations": self.warmup_iterations,
-            "tolerance": self.tolerance,
-            "perturbation": self.perturbation,
-            "seed": self.seed,
-        }
+    def _constrained(self, w: Any, kernel: Any) -> Any:
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def clipped(kernel: Any) -> Any:
+            return self._rule.act(kernel, None), functools.partial(self._gradient, kernel)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The vectors belong to kernels, which a copy does not have.
-        return functools.partial(type(self), **self.get_config()), ()
+        return clipped(kernel)
 
-    def _estimate(self, matrix: Any, start: Any) -> tuple[Any, Any]:
-        """Return the moved unit vector and sigma; the vector is `start` where the result is zero or not finite."""
-        size = matrix.shape.as_list()[1]
-        noise = np.random.default_rng(size).standard_normal(size)
-        noise *= self.perturbation / np.linalg.norm(noise)
-        begun, _ = _unit(_unit(start)[0] + tf.constant(noise, start.dtype))
-        u, sigma = _power_iteration(matrix, begun, self.power_iterations, self.warmup_iterations, self.tolerance)
-        usable = (sigma > 0) & tf.reduce_all(tf.math.is_finite(u))
-        return tf.where(usable, u, start), sigma
-
-    def _vector(self, kernel: Any, size: int, dtype: Any) -> Any:
-        """Return the variable `u` of `kernel`, making it on the first call."""
-        vector = getattr(kernel, _ATTRIBUTE, None)
-        if vector is None:
-            # init_scope: out of the traced function or the branch of control flow in which the optimizer may run.
-            # tf.compat.v1.Variable, not get_variable: no variable scope and no `reuse` has a say in it.
-            with tf.init_scope(), tf.name_scope(kernel.name.partition(":")[0] + "/"):
-                start = self._draw(size, dtype)
-                vector = tf.compat.v1.Variable(start, trainable=False, name="u", use_resource=True)
-                if tf.executing_eagerly():  # tracked by order and size: a file of another model can never clash
-                    setattr(self, f"u{self._drawn - 1}_{size}", vector)
-            setattr(kernel, _ATTRIBUTE, vector)
-        return vector
-
-    def _draw(self, size: int, dtype: Any) -> Any:
-        """Return an isotropic random unit vector, another one at each call."""
-        graph_seed, op_seed = tf.compat.v1.random.get_seed(self.seed)
-        generator = np.random.default_rng(None if graph_seed is None else (graph_seed, op_seed, self._drawn))
-        self._drawn += 1
-        return _unit(tf.constant(generator.standard_normal(size), dtype))[0]
+    def _gradient(self, kernel: Any, upstream: Any) -> Any:
+        matrix, cotangent = (to_matrix(x, self.axis, 1)[:, 0] for x in (kernel, upstream))
+        gradient = clip_gradient(matrix, self.max_value, cotangent)
+        return from_matrix(gradient[:, None], tuple(kernel.shape.as_list()), self.axis)
 
 
-def _power_iteration(matrix: Any, u: Any, steps: int, more: int, tolerance: float) -> tuple[Any, Any]:
-    """Return u after `steps` iterations, up to `more` further ones while sigma grows, and the last sigma."""
-
-    def iterate(done: Any, u: Any, sigma: Any, growth: Any) -> tuple[Any, ...]:
-        v, before = _unit(tf.linalg.matvec(matrix, u))
-        u, sigma = _unit(tf.linalg.matvec(matrix, v, transpose_a=True))
-        # `sigma` is never below `before`, and equal at a singular vector: the gain is known without a third pass.
-        return done + 1, u, sigma, tf.math.divide_no_nan(sigma, before) - 1
-
-    def unsettled(done: Any, u: Any, sigma: Any, growth: Any) -> Any:
-        return (done < steps) | ((done < steps + more) & (growth > tolerance))
-
-    zero = tf.zeros([], matrix.dtype)
-    _, u, sigma, _ = tf.while_loop(unsettled, iterate, (tf.constant(0), u, zero, zero))
-    return u, sigma
+def _direction(vector: Any) -> Any:
+    """Return `vector` as a stack of one, of a size whose square is in range."""
+    largest = tf.reduce_max(abs(vector))
+    return tf.math.divide_no_nan(vector, largest)[None]
 
 
 def _read(vector: Any) -> Any:
@@ -185,39 +296,3 @@ def _read(vector: Any) -> Any:
         return vector.read_value()
     known = tf.compat.v1.is_variable_initialized(vector)
     return tf.cond(known, vector.read_value, lambda: tf.identity(vector.initial_value))
-
-
-def _matrix(kernel: Any, axis: int | Sequence[int]) -> Any:
-    """Return `kernel` as a matrix (inputs, outputs), the outputs being `axis`."""
-    _require(kernel.shape.is_fully_defined(), "w", "a tensor whose shape is known", kernel)
-    shape = kernel.shape.as_list()
-    rank = len(shape)
-    outputs = [a % rank for a in np.atleast_1d(axis).tolist() if -rank <= a < rank]
-    valid = len(set(outputs)) == np.size(axis) > 0
-    _require(valid, "axis", f"one or more axes of the kernel, whose shape is {shape}", axis)
-    order = [a for a in range(rank) if a not in outputs] + outputs
-    if order != list(range(rank)):
-        kernel = tf.transpose(kernel, order)
-    return tf.reshape(kernel, (-1, math.prod(shape[a] for a in outputs)))
-
-
-def _unit(x: Any) -> tuple[Any, Any]:
-    """Return `x` with Euclidean norm 1, or zero if it is zero, and the norm it had."""
-    # Divided by the largest entry before squaring: neither 1e-30 nor 1e+30 leaves the range of float32.
-    largest = tf.reduce_max(tf.abs(x))
-    scaled = tf.math.divide_no_nan(x, largest)
-    length = tf.norm(scaled)
-    return tf.math.divide_no_nan(scaled, length), largest * length
-
-
-def _finite(x: Any) -> bool:
-    return isinstance(x, (int, float, np.number)) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _count(x: Any, least: int) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= least
-
-
-def _require(condition: bool, name: str, what: str, received: Any) -> None:
-    if not condition:
-        raise ValueError(f"Argument `{name}` must be {what}. Received: {name}={received}")

@@ -20,23 +20,30 @@ WINGS = {
     "operators": set(),
     "backends": set(),
     "iterations": {"backends"},
+    "rules": {"backends", "iterations"},
     "bounds": {"operators"},
     "checkpoints": {"operators"},
     "networks": {"bounds", "operators", "checkpoints"},
     "auditing": {"bounds", "operators", "networks", "checkpoints"},
-    "keras": {"backends", "iterations", "operators", "bounds", "checkpoints"},
-    "tf1": set(),
+    "keras": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints"},
+    "tf1": {"iterations", "rules"},
     "demo": {"keras"},
     "cli": {"auditing", "demo"},
     "_registration": {"keras"},
 }
 # Late: by name or inside of a function, where a model was handed over and its framework is there already.
-LATE = {"networks": {"keras"}, "auditing": {"keras"}, "_registration": {"keras"}, "cli": {"demo"}}
+LATE = {
+    "backends": {"backends"},
+    "networks": {"keras"},
+    "auditing": {"keras"},
+    "_registration": {"keras"},
+    "cli": {"demo"},
+}
 MAY_NAME = {
-    "iterations": {"keras"},
-    "backends": {"keras", "tensorflow", "jax", "torch"},
+    "backends": {"tensorflow", "jax", "torch"},
     "keras": {"keras", "tensorflow", "jax", "torch"},
     "tf1": {"tensorflow", "tf_keras"},
+    "cli": {"keras", "tensorflow"},
     "demo": {"keras"},
 }
 

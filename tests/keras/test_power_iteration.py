@@ -17,7 +17,7 @@ from cases import (
 
 import opnorm
 from opnorm.iterations.matrices import matrix_maps
-from opnorm.iterations.power import settled_power_iteration
+from opnorm.iterations.power import Search, settled_power_iteration
 from opnorm.keras.slots import state_of
 
 every_constraint = pytest.mark.parametrize("constraint_name", CONSTRAINTS)
@@ -124,8 +124,8 @@ def test_length_of_u_does_not_matter(constraint_name, perturbation, factor):
 
 @pytest.mark.parametrize("perturbation", [0.0, 1e-3])
 def test_rotation_of_a_singular_vector_is_zero_whatever_its_length(perturbation):
-    identity, u = keras.ops.eye(3), keras.ops.convert_to_tensor(2 * e(0, 3)[None])
-    estimate = settled_power_iteration(matrix_maps(identity), u, 1, 0, 1e-4, perturbation)
+    identity, u = keras.ops.eye(3)[:, None], keras.ops.convert_to_tensor(2 * e(0, 3)[None, None])
+    estimate = settled_power_iteration(matrix_maps(identity), u, Search(1, 0, 1e-4, perturbation))
     assert np.max(np.abs(dense.array(estimate.rotation))) <= 1e-6  # float32; of the identity every vector is singular
 
 

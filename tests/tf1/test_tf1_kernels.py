@@ -153,7 +153,7 @@ def test_half_precision_kernels_of_any_size_keep_u_in_float32(dtype, state, roun
         ({"value": 0}, r"`value` .* Received: value=0"),
         ({"value": float("nan")}, r"`value` .* Received: value=nan"),
         ({"value": float("inf")}, r"`value` .* Received: value=inf"),
-        ({"value": "1"}, r"`value` .* Received: value=1"),
+        ({"value": "1"}, r"`value` .* Received: value='1'"),
         ({"power_iterations": 0}, r"`power_iterations` must be an integer >= 1. Received: power_iterations=0"),
         ({"power_iterations": 1.5}, r"`power_iterations` .* Received: power_iterations=1.5"),
         ({"warmup_iterations": -1}, r"`warmup_iterations` .* Received: warmup_iterations=-1"),

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from math import sqrt
 from typing import NamedTuple
 
-import keras
-from keras import ops
+import numpy as np
 
-from opnorm.iterations.power import TINY, Tensor
+from opnorm.backends import TINY, Tensor, of
 
 _SQUARINGS = 4  # of the Gram matrix: the bound exceeds the norm by the factor r^(1/64) at most, 1.1 for r = 512
 _REACH = 4.0  # a pass lowers the norm by this at most: rounding in the Gram matrix is relative to its square
 _MARGIN = 1.01  # of intervals, for rounding: an eigenvalue outside would be thrown far off by the cubics
+_NEAR = 1e-5  # relative gap of two singular values below which their difference is rounding
+_PASSES = 128  # of `_REACH` each: float32 and float64 end long before
 
 
 class _Precision(NamedTuple):
@@ -30,6 +31,11 @@ class _Precision(NamedTuple):
     rank: float  # singular values below this, relative to the largest, are not quite brought up to 1: mostly rounding
     rest: float  # the iterations end this close to their limit
     excess: float  # of squared singular values over the target, in Frobenius norm: left alone, most likely rounding
+
+
+class _Pass(NamedTuple):
+    matrix: Tensor
+    level: Tensor  # an upper bound of its norm
 
 
 _PRECISION = {"float32": _Precision(1e-5, 5e-4, 1e-7, 2e-4), "float64": _Precision(1e-11, 1e-8, 1e-13, 1e-9)}
@@ -41,14 +47,37 @@ def clip(matrix: Tensor, target: float) -> Tensor:
     The relative error is 1e-4 at most in float32. A matrix whose norm is below `target`, by more than rounding, is
     returned bit for bit; so is everything if one entry is not finite.
     """
-    level = ops.where(ops.all(ops.isfinite(matrix)), norm_bound(matrix), 0.0)
-    goal = ops.cast(ops.convert_to_tensor(target), matrix.dtype)  # rounded as `level` is, so that they become equal
-    result, _ = ops.while_loop(
-        lambda matrix, level: ops.any(level > goal),
-        lambda matrix, level: _lowered(matrix, level, goal),
-        (matrix, level),
-    )
-    return result
+    xp = of(matrix)
+    level = xp.where(xp.all_of(xp.isfinite(matrix)), norm_bound(matrix), 0.0)
+    goal = xp.constant(np.asarray(target), matrix)  # rounded as `level` is, so that they become equal
+    return xp.repeat_while(
+        lambda state: xp.any_of(state.level > goal),
+        lambda state: _lowered(state, goal),
+        _Pass(matrix, level),
+        _PASSES,
+    ).matrix
+
+
+def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor) -> Tensor:
+    """Return the gradient by `matrix`, `(m, n)`, of the inner product of `clip(matrix, target)` with `cotangent`.
+
+    Reference:
+        Daleckii and Krein; Lewis and Sendov, Nonsmooth analysis of singular values, 2005.
+    """
+    if not _is_tall(matrix):
+        return _transposed(clip_gradient(_transposed(matrix), target, _transposed(cotangent)))
+    xp = of(matrix)
+    u, s, v = xp.svd(matrix)
+    g, r = xp.where(s > target, target, s), s[None, :]
+    kept = xp.cast(s <= target, xp.dtype(s)) + 0 * r
+    pairs = _transposed(u) @ cotangent @ v
+    even, odd = 0.5 * (pairs + _transposed(pairs)), 0.5 * (pairs - _transposed(pairs))
+    gaps, sums = s[:, None] - r, s[:, None] + r
+    slopes = xp.where(abs(gaps) > _NEAR * sums, (g[:, None] - g[None, :]) / xp.where(gaps == 0, 1.0, gaps), kept)
+    ratios = xp.where(sums > 0, (g[:, None] + g[None, :]) / (sums + TINY), 1.0)
+    single = xp.where(r > 0, g[None, :] / (r + TINY), 1.0)
+    rest = (cotangent - u @ (_transposed(u) @ cotangent)) @ v * single
+    return (u @ (slopes * even + ratios * odd) + rest) @ _transposed(v)
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -57,10 +86,11 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     Singular values above a thousandth of the largest (float64: 1e-7) become 1 within 1e-4; zero stays zero, and those
     in between end between 0 and 1. Everything is returned as it is if one entry is not finite.
     """
+    xp = of(matrix)
     x = matrix if _is_tall(matrix) else _transposed(matrix)
     x = x / _at_least(TINY, _MARGIN * norm_bound(x))
     x = _iterated(_precision(x).rank, lambda alpha, x: _cubic(alpha, x, x @ _gram(x)), x)
-    return ops.where(ops.all(ops.isfinite(matrix)), x if _is_tall(matrix) else _transposed(x), matrix)
+    return xp.where(xp.all_of(xp.isfinite(matrix)), x if _is_tall(matrix) else _transposed(x), matrix)
 
 
 def norm_bound(matrix: Tensor) -> Tensor:
@@ -68,7 +98,8 @@ def norm_bound(matrix: Tensor) -> Tensor:
 
     They are Schatten norms of order 64, above the truth by the factor r^(1/64) at most, r the shorter side.
     """
-    largest = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
+    xp = of(matrix)
+    largest = xp.largest(abs(matrix), (-2, -1))
     bound = _at_least(TINY, largest)  # every factor is taken out before a square: 1e-30 and 1e+30 stay in range
     power, root = _gram(matrix / bound), 0.5
     for last in [False] * _SQUARINGS + [True]:
@@ -76,36 +107,31 @@ def norm_bound(matrix: Tensor) -> Tensor:
         bound, root = bound * size**root, root / 2
         if not last:
             power = (power / size) @ (power / size)
-    return ops.where(largest > 0, bound, 0.0)
+    return xp.where(largest > 0, bound, 0.0)
 
 
-def _lowered(matrix: Tensor, level: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _lowered(state: _Pass, target: Tensor) -> _Pass:
     # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
+    matrix, level = state
     goal = _at_least(target, level / _REACH)
     factor, outside = _factor(_gram(matrix / goal))
     clipped = matrix @ factor if _is_tall(matrix) else factor @ matrix
-    return ops.where(outside, clipped, matrix), goal
+    return _Pass(of(matrix).where(outside, clipped, matrix), goal)
 
 
 def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
     # f(G), and whether an eigenvalue of G is above 1 by more than rounding.
-    if _has_lapack(gram):  # 3 to 5 times faster there than products
+    if of(gram).has_lapack(gram):  # 3 to 5 times faster there than products
         return _factor_by_eigenvectors(gram)
     excess = _positive_part(gram - _eye_like(gram))
     return _inverse_root(excess), _frobenius(excess) > _precision(gram).excess
 
 
-def _has_lapack(matrix: Tensor) -> bool:
-    # Whether LAPACK computes eigenvectors: on CPUs, by PyTorch and JAX. TensorFlow's own are slow, with XLA very slow.
-    if keras.backend.backend() == "torch":
-        return bool(matrix.device.type == "cpu")
-    return bool(keras.backend.backend() == "jax" and keras.distribution.list_devices()[0].startswith("cpu"))
-
-
 def _factor_by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = ops.eigh(gram)
-    excess = ops.expand_dims(_at_least(0.0, values - 1), -2)
-    changed = (vectors * (1 / ops.sqrt(1 + excess) - 1)) @ _transposed(vectors)  # nothing where nothing is
+    xp = of(gram)
+    values, vectors = xp.eigh(gram)
+    excess = _at_least(0.0, values - 1)[..., None, :]
+    changed = (vectors * (1 / xp.sqrt(1 + excess) - 1)) @ _transposed(vectors)  # nothing where nothing is
     return _eye_like(gram) + changed, _frobenius(excess) > _precision(gram).excess
 
 
@@ -118,7 +144,7 @@ def _positive_part(matrix: Tensor) -> Tensor:
 
 def _inverse_root(excess: Tensor) -> Tensor:
     # (I + excess)^(-1/2), by the coupled iteration y -> (I + excess)^(1/2), z -> its inverse.
-    eye, least = ops.broadcast_to(_eye_like(excess), tuple(excess.shape)), 1 / (_MARGIN * _REACH**2)
+    eye, least = _eye_like(excess) + 0 * excess, 1 / (_MARGIN * _REACH**2)
 
     def step(alpha: Tensor, pair: Tensor) -> Tensor:
         y, z = pair
@@ -131,9 +157,7 @@ def _inverse_root(excess: Tensor) -> Tensor:
 def _iterated(least: float, step: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
     # A loop of the backend's: written out, every kernel of a model would take XLA seconds to compile.
     first = start[0] if isinstance(start, tuple) else start
-    alphas = list(_cubics(least, _precision(first).rest))
-    factors = ops.cast(ops.convert_to_tensor(alphas), first.dtype)
-    return ops.fori_loop(0, len(alphas), lambda i, x: step(factors[i], x), start)
+    return of(first).repeat(list(_cubics(least, _precision(first).rest)), step, start)
 
 
 def _cubics(least: float, rest: float) -> Iterator[float]:
@@ -158,21 +182,22 @@ def _is_tall(matrix: Tensor) -> bool:
 
 
 def _transposed(matrix: Tensor) -> Tensor:
-    return ops.swapaxes(matrix, -1, -2)
+    axes = list(range(len(matrix.shape)))
+    return of(matrix).transpose(matrix, [*axes[:-2], axes[-1], axes[-2]])
 
 
 def _frobenius(matrix: Tensor) -> Tensor:
-    return ops.sqrt(ops.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
+    xp = of(matrix)
+    return xp.sqrt(xp.total(matrix * matrix, (-2, -1)))
 
 
 def _at_least(least: Tensor | float, x: Tensor) -> Tensor:
-    # Like `@` above, and unlike ops.maximum and ops.matmul on PyTorch (Keras 3.15), it leaves float64 alone.
-    return ops.where(x > least, x, least)
+    return of(x).where(x > least, x, least)
 
 
 def _eye_like(matrix: Tensor) -> Tensor:
-    return ops.eye(matrix.shape[-1], dtype=matrix.dtype)
+    return of(matrix).table(matrix, np.eye, int(matrix.shape[-1]))
 
 
 def _precision(matrix: Tensor) -> _Precision:
-    return _PRECISION[str(keras.backend.standardize_dtype(matrix.dtype))]
+    return _PRECISION[of(matrix).dtype(matrix)]

@@ -10,22 +10,22 @@ the kernel once, and the taps' results are then rotated by their phases. Complex
 each singular value occurs twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import cos as cosine
 from math import pi, prod
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
-from opnorm.backends.primitives import TINY, Tensor, concatenate, constant, cos, reshape, sin, transpose
+from opnorm.backends import TINY, Tensor, of
 from opnorm.checks import positive_integers, require
-from opnorm.iterations.power import Estimate, Maps, power_iteration
+from opnorm.iterations.maps import Maps, Part, joined, stacked
+from opnorm.iterations.power import Estimate, apart, power_iteration
 
 Strides = int | tuple[int, ...]
 Shape = tuple[int, ...]
-Search = Callable[[Maps, Tensor], Estimate]
+Iterate = Callable[[Maps, Tensor], Estimate]
 _DENSITY = 6  # points of the grid along an axis, over k - 1: S is within 1 / cos(pi / 12) = 1.035 an axis
 _OFFSETS = (-0.75, -0.25, 0.25, 0.75)  # where to look between the points, in half spacings: 0.2 % of S apart, an axis
 _REACHES = (
@@ -40,6 +40,15 @@ class Taps(NamedTuple):
 
     places: np.ndarray  # (taps, axes)
     phases: np.ndarray  # (prod(strides), taps), one-hot
+
+
+class Sliding(NamedTuple):
+    """A convolution kernel and how it slides."""
+
+    blocks: Tensor  # (groups, taps * cin, cout), all of one group
+    spatial: Shape
+    strides: Shape
+    alone: bool  # whether each group's norm counts by itself
 
 
 class Peaks(NamedTuple):
@@ -60,37 +69,46 @@ class Survey(NamedTuple):
     peaks: tuple[Peaks, ...]  # on the grid, and of each further search: sigma is the largest of theirs
 
 
-def survey(kernel: Tensor, strides: Strides, groups: int, search: Search, vectors: Tensor, climbs: int) -> Survey:
+def sliding(kernel: Tensor, strides: Strides, groups: int, alone: bool = False) -> Sliding:
+    """Return a kernel, `(*spatial, cin / groups, cout)`, as what slides; see `Sliding` for `alone`."""
+    spatial = of(kernel).shape(kernel)[:-2]
+    return Sliding(_blocks(kernel, groups), spatial, positive_integers(strides, len(spatial), "strides"), alone)
+
+
+def survey(several: Sequence[Sliding], iterate: Iterate, vectors: Sequence[Tensor], climbs: int) -> list[Survey]:
     """Return an estimate from below of each group's S, the frequencies it rests on, and the next vectors.
 
-    Once `search` has converged, S is at most `grid_factor` times the estimate, for every kernel: so much is true of the
-    largest norm on the grid. Further searches climb from there to the likely peak between the grid's points.
+    Once `iterate` has converged, S is at most `grid_factor` times the estimate, for every kernel: so much is true of
+    the largest norm on the grid. Further searches climb from there to the likely peak between the grid's points.
 
     Args:
-        kernel: `(*spatial, cin / groups, cout)`, float32.
-        strides: The layer's.
-        groups: The layer's.
-        search: Finds the largest singular values of `Maps` from given vectors.
-        vectors: `(1, *start_shape(...))`, float32.
+        several: Kernels, whose grids are searched together.
+        iterate: Finds the largest singular values of `Maps` from given vectors.
+        vectors: One for each kernel, `(1, *start_shape(...))`.
         climbs: The number of the further searches, at least 1 and at most 3.
     """
-    spatial = tuple(kernel.shape[:-2])
-    steps = positive_integers(strides, len(spatial), "strides")
-    blocks, taps, offsets = _blocks(kernel, groups), taps_of(spatial, steps), _offsets(spatial, steps)
-    grid = _search(blocks, taps, search, constant(_grid(spatial, steps)[None], kernel), vectors)
-    between = _between(blocks, taps, grid, offsets)
-    peaks, near, sigma = [grid], between, _largest(grid, groups)
+    grids = [of(one.blocks).table(one.blocks, _points_of_grid, one.spatial, one.strides) for one in several]
+    peaks: list[tuple[Peaks, ...]] = [(peak,) for peak in _search(several, iterate, grids, vectors)]
+    between = near = [_between(one, found[0], _REACHES[0]) for one, found in zip(several, peaks, strict=True)]
     for i, reach in enumerate(_REACHES[:climbs]):
         if i:
-            near = _between(blocks, taps, peaks[-1], np.float32(reach) * offsets)
-        peaks.append(_search(blocks, taps, power_iteration, *_summit(peaks[-1], *near)))  # nearly at rest: one step
-        sigma = ops.maximum(sigma, _largest(peaks[-1], groups))
-    return Survey(sigma, grid.estimate.vectors, *between, tuple(peaks))
+            near = [_between(one, found[-1], reach) for one, found in zip(several, peaks, strict=True)]
+        summits = [_summit(found[-1], *where) for found, where in zip(peaks, near, strict=True)]
+        climbed = _search(several, power_iteration, *zip(*summits, strict=True))  # nearly at rest: one step
+        peaks = [(*found, peak) for found, peak in zip(peaks, climbed, strict=True)]
+    return [_survey(one, found, *where) for one, found, where in zip(several, peaks, between, strict=True)]
 
 
-def peak_maps(kernel: Tensor, groups: int, peaks: Peaks) -> Maps:
-    """Return the maps `w -> M(w)` of `kernel` at the frequencies of `peaks`, block-diagonal over groups and these."""
-    return _maps(_blocks(kernel, groups), peaks.rotations)
+def _survey(one: Sliding, peaks: tuple[Peaks, ...], frequencies: Tensor, heights: Tensor) -> Survey:
+    xp, groups = of(one.blocks), one.blocks.shape[0]
+    norms = [xp.reshape(peak.estimate.sigma, (groups, -1)) for peak in peaks]
+    sigma = xp.reshape(xp.largest(xp.concatenate(norms, axis=1), (1,)), (-1,))
+    return Survey(sigma, peaks[0].estimate.vectors, frequencies, heights, peaks)
+
+
+def peak_maps(one: Sliding, peaks: Peaks) -> Maps:
+    """Return the maps `w -> M(w)` of a kernel at the frequencies of `peaks`, block-diagonal over groups and these."""
+    return _maps(one, peaks.rotations)
 
 
 def convolution_shape(shape: Shape, axis: int | Shape) -> Shape:
@@ -138,15 +156,43 @@ def _grid(spatial: Shape, strides: Shape) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _offsets(spatial: Shape, strides: Shape) -> np.ndarray:
-    # (offsets, axes), from a grid point to the frequencies nearer to it than to any other.
-    axes = [[pi / n * x for x in _OFFSETS] if n > 1 else [0.0] for n in _points(_sides(spatial, strides))]
+def _offsets(spatial: Shape, strides: Shape, reach: float) -> np.ndarray:
+    # (offsets, axes), from a grid point to the frequencies nearer to it than to any other, times `reach`.
+    axes = [[reach * pi / n * x for x in _OFFSETS] if n > 1 else [0.0] for n in _points(_sides(spatial, strides))]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)).astype("float32")
 
 
+def _waves(spatial: Shape, strides: Shape, reach: float) -> np.ndarray:
+    # (2 taps, 2 offsets): the real and the imaginary part, at the offsets, of a polynomial with given coefficients.
+    angles = _taps(spatial, strides).places @ _offsets(spatial, strides, reach).T
+    c, s = np.cos(angles), np.sin(angles)
+    return np.block([[c, -s], [s, c]]).astype("float32")
+
+
+def places(spatial: Shape, strides: Strides, like: Tensor) -> Tensor:
+    """Return the places of the taps, (axes, taps), where the tensor `like` is; see `Taps`."""
+    return of(like).table(like, _places, spatial, positive_integers(strides, len(spatial), "strides"))
+
+
+def phases(spatial: Shape, strides: Strides, like: Tensor) -> Tensor:
+    """Return the phases of the taps, (prod(strides), taps), where the tensor `like` is; see `Taps`."""
+    return of(like).table(like, _phases, spatial, positive_integers(strides, len(spatial), "strides"))
+
+
+def _places(spatial: Shape, strides: Shape) -> np.ndarray:
+    return _taps(spatial, strides).places.T
+
+
+def _phases(spatial: Shape, strides: Shape) -> np.ndarray:
+    return _taps(spatial, strides).phases
+
+
+def _points_of_grid(spatial: Shape, strides: Shape) -> np.ndarray:
+    return _grid(spatial, strides)[None]
+
+
 @lru_cache(maxsize=64)
-def taps_of(spatial: Shape, strides: Shape) -> Taps:
-    """Return where the taps of a kernel with these `spatial` sizes lie."""
+def _taps(spatial: Shape, strides: Shape) -> Taps:
     index = np.indices(spatial).reshape(len(spatial), -1)
     places, phases = index // np.array(strides)[:, None], index % np.array(strides)[:, None]
     number = np.ravel_multi_index(tuple(phases), strides)
@@ -155,79 +201,92 @@ def taps_of(spatial: Shape, strides: Shape) -> Taps:
 
 def _blocks(kernel: Tensor, groups: int) -> Tensor:
     # (groups, taps * cin, cout), all of one group; no copy is made of an ungrouped kernel.
-    *spatial, inputs, outputs = kernel.shape
+    xp = of(kernel)
+    *spatial, inputs, outputs = xp.shape(kernel)
     if groups == 1:
-        return reshape(kernel, (1, -1, outputs))
-    return transpose(reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
+        return xp.reshape(kernel, (1, -1, outputs))
+    return xp.transpose(xp.reshape(kernel, (prod(spatial) * inputs, groups, outputs // groups)), (1, 0, 2))
 
 
-def _maps(blocks: Tensor, rotations: Tensor) -> Maps:
+def _maps(one: Sliding, rotations: Tensor) -> Maps:
     """Return the maps `w -> M(w)`, block-diagonal over groups and frequencies."""
-    groups, _, outputs = blocks.shape
-    _, count, rows, parts = rotations.shape
-    backwards = transpose(rotations, (0, 1, 3, 2))
+    xp, blocks = of(one.blocks), one.blocks
+    groups, _, outputs = xp.shape(blocks)
+    _, count, rows, parts = xp.shape(rotations)
+    backwards = xp.transpose(rotations, (0, 1, 3, 2))
 
     def times(u: Tensor) -> Tensor:
-        return reshape(rotations @ _times_taps(blocks, u, parts), (1, groups * count, -1))
+        return xp.reshape(rotations @ _times_taps(blocks, u, parts), (1, groups * count, -1))
 
     def transposed(v: Tensor) -> Tensor:
-        z = backwards @ reshape(v, (groups, count, rows, -1))
-        z = reshape(z, (groups, 2 * count, -1)) @ blocks
-        return reshape(z, (1, groups * count, 2 * outputs))
+        z = backwards @ xp.reshape(v, (groups, count, rows, -1))
+        z = xp.reshape(z, (groups, 2 * count, -1)) @ blocks
+        return xp.reshape(z, (1, groups * count, 2 * outputs))
 
-    return Maps(times, transposed)
+    channels = rows * xp.shape(blocks)[1] // (parts // 2)
+    sizes = channels, 2 * outputs, False
+    return Maps(times, transposed, (Part(count, *sizes),) * groups if one.alone else (Part(groups * count, *sizes),))
 
 
 def _times_taps(blocks: Tensor, u: Tensor, parts: int) -> Tensor:
     # K_n u of every tap, group and frequency: (groups, frequencies, 2 taps, cin), real parts first.
-    groups, rows, outputs = blocks.shape
-    z = reshape(u, (groups, -1, outputs)) @ transpose(blocks, (0, 2, 1))
-    return reshape(z, (groups, -1, parts, 2 * rows // parts))
+    xp = of(blocks)
+    groups, rows, outputs = xp.shape(blocks)
+    z = xp.reshape(u, (groups, -1, outputs)) @ xp.transpose(blocks, (0, 2, 1))
+    return xp.reshape(z, (groups, -1, parts, 2 * rows // parts))
 
 
-def _largest(peaks: Peaks, groups: int) -> Tensor:
-    return ops.max(reshape(peaks.estimate.sigma, (groups, -1)), axis=-1)
+def _search(
+    several: Sequence[Sliding], iterate: Iterate, frequencies: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> list[Peaks]:
+    rotations = [_rotations(one, where) for one, where in zip(several, frequencies, strict=True)]
+    maps = [_maps(one, rotation) for one, rotation in zip(several, rotations, strict=True)]
+    together = joined(maps)
+    found = iterate(together, stacked(vectors, together.columns))
+    return [Peaks(*one) for one in zip(frequencies, rotations, apart(found, maps), strict=True)]
 
 
-def _search(blocks: Tensor, taps: Taps, search: Search, frequencies: Tensor, vectors: Tensor) -> Peaks:
-    angles = (frequencies @ constant(taps.places.T, frequencies))[:, :, None]
-    phases = constant(taps.phases, frequencies)
-    c, s = cos(angles) * phases, sin(angles) * phases
-    rotations = concatenate([concatenate([c, s], axis=-1), concatenate([-s, c], axis=-1)], axis=-2)
-    return Peaks(frequencies, rotations, search(_maps(blocks, rotations), vectors))
+def _rotations(one: Sliding, frequencies: Tensor) -> Tensor:
+    xp = of(one.blocks)
+    angles = (frequencies @ places(one.spatial, one.strides, frequencies))[:, :, None]
+    shifts = phases(one.spatial, one.strides, frequencies)
+    c, s = xp.cos(angles) * shifts, xp.sin(angles) * shifts
+    return xp.concatenate([xp.concatenate([c, s], axis=-1), xp.concatenate([-s, c], axis=-1)], axis=-2)
 
 
-def _between(blocks: Tensor, taps: Taps, peaks: Peaks, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+def _between(one: Sliding, peaks: Peaks, reach: float) -> tuple[Tensor, Tensor]:
     # Returns for each point the frequency point + offset where the norm promises to be largest, and that promise.
     # With v, u fixed, |v* M(w) u| <= ||M(w)|| is the modulus of a trigonometric polynomial of w.
-    groups, count = blocks.shape[0], peaks.frequencies.shape[1]
-    angles = taps.places @ offsets.T
-    c, s = np.cos(angles), np.sin(angles)
-    waves = np.concatenate([c, s]), np.concatenate([-s, c])  # the real and the imaginary part at the offsets
-    coefficients = _coefficients(blocks, peaks)
-    heights = sum((coefficients @ constant(w, coefficients)) ** 2 for w in waves)
-    heights = reshape(heights, (groups, count, len(offsets)))
-    chosen = ops.take(constant(offsets, coefficients), ops.argmax(heights, axis=-1), axis=0)
-    return peaks.frequencies + chosen, ops.sqrt(ops.max(heights, axis=-1)) * ops.max(peaks.estimate.sigma)
+    xp, where = of(one.blocks), (one.spatial, one.strides, reach)
+    groups, count = one.blocks.shape[0], peaks.frequencies.shape[1]
+    coefficients = _coefficients(one.blocks, peaks)
+    waves = coefficients @ xp.table(coefficients, _waves, *where)
+    offsets = xp.table(coefficients, _offsets, *where)
+    heights = xp.total(xp.reshape(waves, (groups, count, 2, -1)) ** 2, (2,))[:, :, 0]
+    chosen = xp.take(offsets, xp.argmax(heights))
+    top = xp.reshape(xp.largest(heights, (2,)), (groups, count))
+    return peaks.frequencies + chosen, xp.sqrt(top) * xp.largest(peaks.estimate.sigma, (0, 1, 2))[0]
 
 
 def _summit(peaks: Peaks, frequencies: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
     # Each group's most promising frequency, (groups, 1, axes), and the vectors of the point it belongs to.
-    groups, count = heights.shape
-    best = ops.argmax(heights, axis=-1)[:, None, None]
-    vectors = reshape(peaks.estimate.vectors, (groups, count, -1))
-    frequency, vectors = ops.take_along_axis(frequencies, best, axis=1), ops.take_along_axis(vectors, best, axis=1)
-    return frequency, reshape(vectors, (1, groups, -1))
+    xp = of(heights)
+    groups, count = xp.shape(heights)
+    best = xp.argmax(heights)[:, None]
+    vectors = xp.reshape(peaks.estimate.vectors, (groups, count, -1))
+    return xp.rows(frequencies, best), xp.reshape(xp.rows(vectors, best), (1, groups, -1))
 
 
 def _coefficients(blocks: Tensor, peaks: Peaks) -> Tensor:
     # v* exp(-i n.w) K_n u over the norm, for every group, point and tap n: real parts first.
-    estimate, (_, count, phases, taps) = peaks.estimate, peaks.rotations.shape
-    v = reshape(estimate.image, (blocks.shape[0], count, phases, -1))
-    y = transpose(peaks.rotations, (0, 1, 3, 2)) @ v
-    z = _times_taps(blocks, estimate.vectors, taps) / (ops.max(estimate.sigma) + TINY)
-    split = (blocks.shape[0] * count, 2, taps // 2, -1)
-    y, z = reshape(y, split), reshape(z, split)
-    real = ops.sum(y * z, axis=(1, 3))
-    imaginary = ops.sum(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], axis=-1)
-    return concatenate([real, imaginary], axis=-1)
+    xp, estimate = of(blocks), peaks.estimate
+    _, count, phases, taps = xp.shape(peaks.rotations)
+    groups = blocks.shape[0]
+    v = xp.reshape(estimate.image, (groups, count, phases, -1))
+    y = xp.transpose(peaks.rotations, (0, 1, 3, 2)) @ v
+    z = _times_taps(blocks, estimate.vectors, taps) / (xp.largest(estimate.sigma, (0, 1, 2))[..., None] + TINY)
+    split = (groups * count, 2, taps // 2, -1)
+    y, z = xp.reshape(y, split), xp.reshape(z, split)
+    real = xp.reshape(xp.total(y * z, (1, 3)), (groups * count, -1))
+    imaginary = xp.reshape(xp.total(y[:, 0] * z[:, 1] - y[:, 1] * z[:, 0], (2,)), (groups * count, -1))
+    return xp.concatenate([real, imaginary], axis=-1)

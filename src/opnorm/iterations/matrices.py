@@ -3,60 +3,75 @@
 from collections.abc import Callable
 from math import prod
 
-from keras import ops
+import numpy as np
 
-from opnorm.backends.primitives import Tensor, concatenate
+from opnorm.backends import Tensor, of
 from opnorm.checks import require
-from opnorm.iterations.power import Maps
+from opnorm.iterations.maps import Maps, Part
 
 Axis = int | tuple[int, ...]
 
 
 def to_matrix(kernel: Tensor, axis: Axis, groups: int) -> Tensor:
-    """Return `kernel` with its output axes as columns: `(rows, columns)`, or `(rows, groups, columns)` of one block.
+    """Return `kernel` with its output axes as columns: `(rows, groups, columns)`, of each block.
 
     No copy is made when the output axes come last, as in Keras's dense and convolution kernels.
     """
-    blocks = output_shape(tuple(kernel.shape), axis, groups)
-    order = _order(kernel.shape, axis)
+    xp = of(kernel)
+    shape = xp.shape(kernel)
+    blocks = output_shape(shape, axis, groups)
+    order = _order(shape, axis)
     if order != sorted(order):
-        kernel = ops.transpose(kernel, order)
-    return ops.reshape(kernel, (-1, *blocks))
+        kernel = xp.transpose(kernel, order)
+    return xp.reshape(kernel, (prod(shape) // prod(blocks), *blocks))
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...], axis: Axis) -> Tensor:
     """Return the kernel of `shape` of which `matrix` is `to_matrix`."""
+    xp = of(matrix)
     order = _order(shape, axis)
-    kernel = ops.reshape(matrix, [shape[i] for i in order])
-    return kernel if order == sorted(order) else ops.transpose(kernel, [order.index(i) for i in range(len(order))])
+    kernel = xp.reshape(matrix, [shape[i] for i in order])
+    return kernel if order == sorted(order) else xp.transpose(kernel, [order.index(i) for i in range(len(order))])
 
 
-def matrix_maps(matrix: Tensor) -> Maps:
-    """Return the maps of `(rows, columns)` or `(rows, groups, columns)`, which read the kernel where it lies."""
-    if len(matrix.shape) == 2:
-        # A product a vector: XLA on CPUs is faster at two of these than at one with a thin matrix, and the kernel is
-        # still in the cache for the second.
-        return Maps(
-            lambda u: _each(lambda x: (matrix @ x[0][:, None])[None, :, 0], u), lambda v: _each(lambda x: x @ matrix, v)
-        )
-    return Maps(lambda u: ops.einsum("rgc,kgc->kgr", matrix, u), lambda v: ops.einsum("rgc,kgr->kgc", matrix, v))
+def spread(values: Tensor, shape: tuple[int, ...], axis: Axis) -> Tensor:
+    """Return one value a block, `(groups,)`, so that it multiplies the block's entries in a kernel of `shape`."""
+    xp = of(values)
+    outputs = _output_axes(shape, axis)
+    sizes = tuple(size if i in outputs else 1 for i, size in enumerate(shape))
+    blocks = output_shape(shape, axis, xp.shape(values)[0])
+    return from_matrix(xp.reshape(values, (-1, 1)) * xp.table(values, np.ones, blocks), sizes, axis)
 
 
-def _each(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-    if vectors.shape[0] == 1:
-        return function(vectors)
-    return concatenate([function(vectors[i : i + 1]) for i in range(vectors.shape[0])])
+def matrix_maps(matrix: Tensor, alone: bool = False) -> Maps:
+    """Return the maps of `(rows, groups, columns)`, which read the kernel where it lies.
+
+    Args:
+        matrix: Of a kernel, as `to_matrix` gives it.
+        alone: Whether each block's norm counts by itself.
+    """
+    xp = of(matrix)
+    rows, groups, columns = xp.shape(matrix)
+    part = (Part(groups, rows, columns, alone),)
+    if groups > 1:
+        einsum = xp.einsum
+        return Maps(lambda u: einsum("rgc,kgc->kgr", matrix, u), lambda v: einsum("rgc,kgr->kgc", matrix, v), part)
+    flat = xp.reshape(matrix, (rows, columns))
+    # Thin products, the kernel first: of the forms of this product the one that no backend transposes the kernel for.
+    return Maps(
+        _of_each(lambda u: xp.transpose(flat @ xp.transpose(u, (1, 0)), (1, 0))), _of_each(lambda v: v @ flat), part
+    )
 
 
-def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, ...]:
-    """Return the shape of `u` for a kernel of `shape`: `(columns,)`, or `(groups, columns)` of one block."""
-    return _blocks([shape[i] for i in _output_axes(shape, axis)], groups)
+def _of_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x[:, 0])[:, None]
 
 
-def _blocks(outputs: list[int], groups: int) -> tuple[int, ...]:
-    columns = prod(outputs)
+def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, int]:
+    """Return the blocks and the columns of each of a kernel of `shape`: `(groups, columns)`."""
+    columns = prod(shape[i] for i in _output_axes(shape, axis))
     require(columns % groups == 0, "groups", f"must divide the number of output channels, {columns}", groups)
-    return (columns,) if groups == 1 else (groups, columns // groups)
+    return groups, columns // groups
 
 
 def _order(shape: tuple[int, ...], axis: Axis) -> list[int]:
@@ -67,6 +82,6 @@ def _order(shape: tuple[int, ...], axis: Axis) -> list[int]:
 def _output_axes(shape: tuple[int, ...], axis: Axis) -> list[int]:
     axes = [axis] if isinstance(axis, int) else list(axis)
     inside = all(-len(shape) <= i < len(shape) for i in axes)
-    different = inside and len({i % len(shape) for i in axes}) == len(axes)
-    require(different, "axis", f"must name different axes of the kernel, whose shape is {tuple(shape)}", axis)
+    different = inside and 0 < len(axes) == len({i % len(shape) for i in axes})
+    require(different, "axis", f"must be one or more axes of the kernel, whose shape is {list(shape)}", axis)
     return [i % len(shape) for i in axes]

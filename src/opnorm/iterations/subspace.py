@@ -3,19 +3,21 @@
 Where W / sigma(W) is trained, nothing pulls at u and v but at what stands behind them, so that the leading singular
 values crowd, overtake each other in every step, and one vector is left behind. And from a random start one or two
 vectors now and then settle on the second singular value. docs/decisions.md has the figures. Vectors are stacked along
-the first axis, as in `opnorm.iterations.power`; everything is float32.
+the first axis, as in `iterations.power`.
 """
 
-from opnorm.backends.primitives import TINY, Tensor, concatenate, dot, eigh, largest, repeat_while, transpose, where
+from opnorm.backends import TINY, Tensor, of
+from opnorm.iterations.maps import Maps
 from opnorm.iterations.power import (
     Estimate,
-    Maps,
+    Search,
+    exact,
     first_steps,
     fixed_directions,
+    moved,
     perturbed,
     power_iteration,
     settled,
-    still_moves,
     unit,
 )
 
@@ -24,93 +26,82 @@ _TURN = 0.95  # squared cosine of the angle by which one step turns u: below it 
 _RESOLUTION = 1e-5  # of lengths, relative: below it directions are rounding, and not blown up
 
 
-def settled_pair_iteration(
-    maps: Maps, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
-) -> Estimate:
+def settled_pair_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
     """Return what `settled_power_iteration` does, by way of a subspace iteration where the first step turns `u` away.
 
     So it does in a cold start and with newly loaded weights.
     """
-    estimate = first_steps(maps, vectors, steps, perturbation)
-    if extra_steps and vectors.shape[0] > 1:
-        cold = dot(unit(vectors[:1]), estimate.vectors[:1]) ** 2 < _TURN
-        estimate = _started(maps, estimate, cold, extra_steps, tolerance)
-    return settled(maps, estimate, extra_steps, tolerance)
+    estimate = first_steps(maps, vectors, search)
+    if vectors.shape[0] > 1 and not exact(maps):
+        cold = of(vectors).dot(unit(vectors[:1]), estimate.vectors[:1]) ** 2 < _TURN
+        estimate = _started(maps, estimate, cold, search)
+    return settled(maps, estimate, search)
 
 
-def settled_subspace_iteration(
-    maps: Maps, vectors: Tensor, steps: int, extra_steps: int, tolerance: float, perturbation: float
-) -> Estimate:
-    """Return the estimate after `steps` subspace iterations, and up to `extra_steps` more while it still moves.
-
-    The arguments are those of `iterations.settled_power_iteration`, of which it is the form for more vectors.
-    """
-    estimate = _iteration(maps, perturbed(vectors, perturbation))
-    for _ in range(steps - 1):
+def settled_subspace_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
+    """Return the estimate after `search.steps` subspace iterations, and further ones while it still moves."""
+    estimate = _iteration(maps, perturbed(maps, vectors, search.perturbation))
+    for _ in range(search.steps - 1):
         estimate = _iteration(maps, estimate.vectors)
-    if not extra_steps:
-        return estimate
-    return repeat_while(
-        lambda estimate: still_moves(estimate, tolerance),
-        lambda estimate: _iteration(maps, estimate.vectors),
-        estimate,
-        extra_steps,
-    )
+    return moved(maps, lambda last: _iteration(maps, last.vectors), estimate, search)
 
 
-def _started(maps: Maps, estimate: Estimate, cold: Tensor, steps: int, tolerance: float) -> Estimate:
+def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Estimate:
     # Of the blocks that start cold, the two vectors are found again among `_BLOCK`; nothing is done if there are none.
-    count, *blocks, size = estimate.vectors.shape
-    others = fixed_directions((max(0, min(_BLOCK, size) - count), *blocks, size), estimate.vectors)
+    xp = of(cold)
+    count = estimate.vectors.shape[0]
+    others = fixed_directions(max(0, min(_BLOCK, maps.columns) - count), maps.parts, estimate.vectors)
 
     def step(last: Estimate) -> Estimate:
         found = _iteration(maps, last.vectors).vectors
         pair = power_iteration(maps, found[:count])
-        return pair._replace(vectors=concatenate([pair.vectors, found[count:]]))
+        return pair._replace(vectors=xp.concatenate([pair.vectors, found[count:]]))
 
+    still = 0 * estimate.rotation
     wide = estimate._replace(
-        vectors=concatenate([estimate.vectors, others]), rotation=where(cold, float("inf"), 0 * estimate.rotation)
+        vectors=xp.concatenate([estimate.vectors, others]), rotation=xp.where(cold, float("inf"), still)
     )
-    found = repeat_while(lambda last: still_moves(last, tolerance), step, wide, steps)
-    rotation = where(cold, found.rotation, estimate.rotation)
+    found = moved(maps, step, wide, search)
+    rotation = xp.where(cold, found.rotation, estimate.rotation)
     return found._replace(vectors=found.vectors[:count], rotation=rotation)
 
 
 def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
     # With U an orthonormal basis of the images W V, the rows of Z = U^T W, made orthogonal, are the next vectors: the
     # longest of them, |W^T v| for the unit vector v that it came from, is the best norm that U has to offer.
+    xp = of(vectors)
     images = maps.times(vectors)
-    scale = largest(abs(images), tuple(range(len(images.shape)))) + TINY  # squares of 1e-30, 1e+30 leave the range
+    scale = xp.largest(abs(images), (0, 2)) + TINY  # squares of 1e-30, 1e+30 leave the range
     images = images / scale
     basis, _, _ = _orthonormal(_swapped(images))
-    z = _swapped(maps.transposed(_swapped(basis))) / scale
+    z = _swapped(maps.transposed(_swapped(basis))) / _swapped(scale)
     following, rotation, sizes = _orthonormal(z)
-    size, before = _swapped(sizes[..., :1, :]), dot(images[:1], images[:1]) ** 0.5
+    size, before = _swapped(sizes[:, :1]), xp.length(images[:1])
     sound = (size > 0) & (size < float("inf"))
     return Estimate(
-        vectors=where(sound, _swapped(following), vectors),
-        sigma=where(sound, size * scale, 0.0),
-        rotation=where(sound, size / (before + TINY) - 1, 0.0),
+        vectors=xp.where(sound, _swapped(following), vectors),
+        sigma=xp.where(sound, size * scale, 0.0),
+        rotation=xp.where(sound, size / (before + TINY) - 1, 0.0),
         start=vectors[:1],
-        image=_swapped(rotation[..., :1, :] @ basis),
+        image=_swapped(rotation[:, :1] @ basis),
         length=before * scale,
     )
 
 
 def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an orthonormal basis of the rows, longest first, the rotation that made them orthogonal, their lengths."""
-    gram = rows @ _transposed(rows)
-    values, vectors = eigh(-where(abs(gram) < float("inf"), gram, 0.0))  # PyTorch's `eigh` raises an error for NaN
-    rotation = _transposed(vectors)
-    lengths = where(values < 0, abs(values), 0.0)[..., None] ** 0.5
-    least = _RESOLUTION * lengths[..., :1, :] + TINY
-    return rotation @ rows / where(lengths > least, lengths, least), rotation, lengths
+    """Return an orthonormal basis of the rows, longest first, the rotation that made them orthogonal, their lengths.
 
-
-def _transposed(matrix: Tensor) -> Tensor:
-    return transpose(matrix, (1, 0) if len(matrix.shape) == 2 else (0, 2, 1))
+    All of `(blocks, count, n)`; the lengths are `(blocks, count, 1)`.
+    """
+    xp = of(rows)
+    gram = rows @ xp.transpose(rows, (0, 2, 1))
+    values, vectors = xp.eigh(-xp.where(abs(gram) < float("inf"), gram, 0.0))  # PyTorch's raises an error for NaN
+    rotation = xp.transpose(vectors, (0, 2, 1))
+    lengths = xp.sqrt(xp.where(values < 0, abs(values), 0.0))[..., None]
+    least = _RESOLUTION * lengths[:, :1] + TINY
+    return rotation @ rows / xp.where(lengths > least, lengths, least), rotation, lengths
 
 
 def _swapped(vectors: Tensor) -> Tensor:
-    """Return `(count, blocks, n)` as `(blocks, count, n)`, and back; `(count, n)` as it is."""
-    return vectors if len(vectors.shape) == 2 else transpose(vectors, (1, 0, 2))
+    """Return `(count, blocks, n)` as `(blocks, count, n)`, and back."""
+    return of(vectors).transpose(vectors, (1, 0, 2))

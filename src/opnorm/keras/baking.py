@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from opnorm.backends import Tensor
 from opnorm.checks import require
-from opnorm.iterations.power import Tensor
 from opnorm.keras.base import OperatorConstraint
 from opnorm.keras.regularizers import SpectralRegularizer
 from opnorm.keras.sites import walk

@@ -1,4 +1,4 @@
-"""What every constraint of opnorm is: a pure function with state, `(kernel, state) -> (kernel, state)`.
+"""What every constraint of opnorm is: a rule, and the Keras constraint that calls it.
 
 Keras applies a constraint after each optimizer update. Its state is an optimizer variable (`keras.slots`): the vector
 `u` of a power iteration is to the constraint what momentum is to Adam.
@@ -6,40 +6,44 @@ Keras applies a constraint after each optimizer update. Its state is an optimize
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from contextvars import ContextVar
 from inspect import signature
 from typing import Any, Protocol
 
 import keras
 import numpy as np
+from keras import ops
 
-from opnorm.iterations.power import Tensor
-
-Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Slot(Protocol):
-    """The place of one kernel's state while an optimizer applies an update."""
-
-    def run(self, update: Update, kernel: Any) -> Tensor:
-        """Return the kernel that `update` makes of `kernel` and the state, and store the new state."""
+from opnorm.backends import Tensor
+from opnorm.checks import require
+from opnorm.rules import Rule, updated
 
 
-def _no_slot(kernel: Any) -> Slot | None:
-    return None
+class Update(Protocol):
+    """An update that an optimizer is applying, at the end of which all constraints act together."""
+
+    def later(self, constraint: "OperatorConstraint", kernel: Any) -> bool:
+        """Note that `constraint` is to act on `kernel`; return False where the optimizer keeps no place for it."""
+
+    def now(self, constraint: "OperatorConstraint", kernel: Any) -> Tensor | None:
+        """Return the constrained kernel, its state advanced; None where the optimizer keeps no place for it."""
 
 
-# `opnorm.keras.slots` sets it while an optimizer applies an update.
-find_slot: ContextVar[Callable[[Any], Slot | None]] = ContextVar("find_slot", default=_no_slot)
+# `keras.slots` sets it while an optimizer applies an update.
+current: ContextVar[Update | None] = ContextVar("current", default=None)
 
 
 class OperatorConstraint(keras.constraints.Constraint):
-    """Abstract: a constraint of an operator norm. `find_slot` says where an optimizer keeps its state."""
+    """Abstract: a constraint of an operator norm. The optimizer that applies it keeps its state."""
 
     _warned = False
+    _start = 0  # seeds the first state
 
+    @property
     @abstractmethod
+    def rule(self) -> Rule:
+        """What is done to a kernel."""
+
     def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray | None:
         """Return the state for the first update of `kernel`, a float32 array, or None where no state is needed.
 
@@ -47,26 +51,41 @@ class OperatorConstraint(keras.constraints.Constraint):
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different states.
         """
+        return self.rule.start(tuple(kernel.shape), (self._start, index))
 
-    @abstractmethod
-    def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
 
         Args:
             kernel: A tensor or variable, after the optimizer's update.
             state: What `initial_state` or the last `update` returned.
         """
+        state = None if state is None else ops.convert_to_tensor(state, dtype="float32")
+        (kernel,), (state,) = updated([self.rule], [real_tensor(kernel)], [state])
+        return kernel, state
 
-    @abstractmethod
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
+        start = self.initial_state(kernel)
+        start = None if start is None else ops.convert_to_tensor(start)
+        return updated([self.rule.converged], [real_tensor(kernel)], [start])[0][0]
 
     def __call__(self, w: Any) -> Tensor:
-        """Return the constrained kernel, and advance its state where an optimizer holds one."""
-        slot = find_slot.get()(w)
-        if slot is not None:
-            return slot.run(self.update, w)
-        if isinstance(w, keras.Variable):
+        """Return the constrained kernel, and advance its state where an optimizer holds one.
+
+        While an optimizer applies an update the kernel is returned as it is: all kernels are changed at its end.
+        """
+        update = current.get()
+        if update is not None:
+            ours = (
+                type(self).__call__ is OperatorConstraint.__call__
+            )  # what a subclass does with the result comes after
+            if ours and update.later(self, w):
+                return w.value
+            constrained = None if ours else update.now(self, w)
+            if constrained is not None:
+                return constrained
+        if isinstance(w, keras.Variable) and self.initial_state(w) is not None:
             self._warn_once(w)
         return self.project(w)
 
@@ -84,3 +103,10 @@ class OperatorConstraint(keras.constraints.Constraint):
             "is built, and let the optimizer's own `build` and `apply` call `super()`.",
             stacklevel=4,
         )
+
+
+def real_tensor(kernel: Any) -> Tensor:
+    """Return a kernel as a tensor; raise unless it is real and floating point."""
+    dtype = keras.backend.standardize_dtype(kernel.dtype) if hasattr(kernel, "dtype") else "float32"
+    require("float" in dtype, "kernel", "must be real and floating point", dtype)
+    return ops.convert_to_tensor(kernel)

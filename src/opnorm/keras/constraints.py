@@ -2,25 +2,19 @@
 
 import random
 from abc import abstractmethod
-from functools import partial
-from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
-from opnorm.backends.compiled import compiled_once
-from opnorm.backends.primitives import TINY, Tensor, where
-from opnorm.checks import to_axis, to_count, to_counts, to_fraction, to_operator, to_positive
-from opnorm.iterations.frequencies import Strides, convolution_shape, start_shape, survey
-from opnorm.iterations.matrices import Axis, matrix_maps, output_shape, to_matrix
-from opnorm.iterations.power import CONVERGED, Effort, random_directions, settled_power_iteration
-from opnorm.iterations.subspace import settled_pair_iteration
+from opnorm.checks import to_axis, to_count, to_counts, to_flag, to_fraction, to_operator, to_positive
+from opnorm.iterations.frequencies import Strides
+from opnorm.iterations.matrices import Axis
+from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint
+from opnorm.rules import Operator, Scale
 
 
 class SpectralConstraint(OperatorConstraint):
-    """Abstract: multiplies a kernel by `scale(sigma)`, sigma an estimate from below of its spectral norm."""
+    """Abstract: multiplies a kernel by a factor that depends on an estimate from below of its spectral norm."""
 
     def __init__(
         self,
@@ -29,6 +23,7 @@ class SpectralConstraint(OperatorConstraint):
         axis: Axis,
         strides: Strides,
         groups: int,
+        blockwise: bool,
         power_iterations: int,
         warmup_iterations: int,
         tolerance: float,
@@ -40,75 +35,26 @@ class SpectralConstraint(OperatorConstraint):
         self.operator = to_operator(operator, self.axis)
         self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
+        self.blockwise = to_flag("blockwise", blockwise)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
         self.tolerance = to_positive("tolerance", tolerance)
         self.perturbation = to_fraction("perturbation", perturbation)
-        self.companion = bool(companion)
+        self.companion = to_flag("companion", companion)
         self.seed = seed if seed is None else to_count("seed", seed, 0)
         self._start = random.randrange(2**31) if self.seed is None else self.seed  # follows keras.utils.set_random_seed
 
+    @property
     @abstractmethod
-    def scale(self, sigma: Tensor) -> Tensor:
-        """Return the factor for a kernel whose norm is `sigma`; 1 where `sigma` is zero."""
+    def target(self) -> tuple[float, bool]:
+        """The norm, and whether a smaller one is left alone."""
 
-    def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray:
-        """Return the first vectors for `kernel`: drawn isotropically, unit length, float32.
-
-        They are `u` and, unless the constraint does without, its companion: shape `(2, columns)`, `(1, columns)`
-        without a companion or for a single column, with an axis of `groups` before the last where there are several.
-        For a convolution: one complex `u` for each group and frequency, `(1, groups * frequencies, 2 * columns)`.
-
-        Args:
-            kernel: An array, tensor or variable; only its shape is read.
-            index: Kernels with different indices get different vectors.
-        """
-        if self.operator == "convolution":
-            shape = start_shape(convolution_shape(tuple(kernel.shape), self.axis), self.strides, self.groups)
-            return random_directions((1, *shape), (self._start, index))
-        shape = output_shape(tuple(kernel.shape), self.axis, self.groups)
-        vectors = 2 if self.companion and shape[-1] > 1 else 1
-        return random_directions((vectors, *shape), (self._start, index))
-
-    def update(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the constrained kernel and the next state; pure, so it serves any training loop."""
-        return self._apply(kernel, state, Effort(self.warmup_iterations, self.tolerance, climbs=1))
-
-    def project(self, kernel: Tensor) -> Tensor:
-        """Return the constrained kernel, its norm found to convergence from a fresh start."""
-        return self._apply(kernel, self.initial_state(kernel), CONVERGED)[0]
-
-    def _apply(self, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
-        kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
-        state = ops.convert_to_tensor(state, dtype="float32")
-        constrained, state = _constrained(self, kernel, state, effort)
-        return constrained, state
-
-
-@compiled_once(static_argnums=(0, 3))
-def _constrained(
-    constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort
-) -> tuple[Tensor, Tensor]:
-    wide = kernel if _dtype(kernel) == "float64" else ops.cast(kernel, "float32")
-    sigma, state = _norm(constraint, ops.cast(wide, "float32"), state, effort)
-    factor = ops.cast(constraint.scale(sigma), _dtype(wide))
-    return ops.cast(wide * factor, _dtype(kernel)), state
-
-
-def _norm(constraint: SpectralConstraint, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
-    search = partial(
-        settled_pair_iteration if constraint.operator == "matrix" else settled_power_iteration,
-        steps=constraint.power_iterations,
-        extra_steps=effort.extra_steps,
-        tolerance=effort.tolerance,
-        perturbation=constraint.perturbation,
-    )
-    if constraint.operator == "convolution":
-        kernel = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), constraint.axis))
-        found = survey(kernel, constraint.strides, constraint.groups, search, state, effort.climbs)
-        return ops.max(found.sigma), found.vectors
-    estimate = search(matrix_maps(to_matrix(kernel, constraint.axis, constraint.groups)), state)
-    return ops.max(estimate.sigma), estimate.vectors
+    @property
+    def rule(self) -> Scale:
+        """What is done to a kernel."""
+        operator = Operator(self.operator, self.axis, self.strides, self.groups)
+        search = Search(self.power_iterations, self.warmup_iterations, self.tolerance, self.perturbation)
+        return Scale(*self.target, operator, search, self.companion, self.blockwise)
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -135,8 +81,10 @@ class SpectralNorm(SpectralConstraint):
         strides: The layer's, for `"convolution"` only: an int or one for each spatial axis. With strides and dilation
             both above 1 leave it at 1, which bounds the norm from above.
         groups: The number of diagonal blocks, consecutive along the output axes in the order of `axis`; the norm is the
-            largest of theirs. A depthwise kernel, `(*spatial, channels, multiplier)`, has
-            `axis=(-2, -1), groups=channels`, for either operator.
+            largest of theirs, or each has its own with `blockwise`. A depthwise kernel, `(*spatial, channels,
+            multiplier)`, has `axis=(-2, -1), groups=channels`, for either operator.
+        blockwise: Whether each of the `groups` blocks is scaled by its own norm (stacked experts, critics, attention
+            heads: docs/whole-models.md), instead of all of them by the largest.
         power_iterations: Iterations in every update, at least 1.
         warmup_iterations: At most so many more in an update where sigma still moves: a cold start, newly loaded
             weights, a spike. 0 switches them off.
@@ -162,6 +110,7 @@ class SpectralNorm(SpectralConstraint):
         axis: Axis = -1,
         strides: Strides = 1,
         groups: int = 1,
+        blockwise: bool = False,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
@@ -174,6 +123,7 @@ class SpectralNorm(SpectralConstraint):
             axis=axis,
             strides=strides,
             groups=groups,
+            blockwise=blockwise,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
@@ -183,9 +133,10 @@ class SpectralNorm(SpectralConstraint):
         )
         self.value = to_positive("value", value)
 
-    def scale(self, sigma: Tensor) -> Tensor:
-        """Return `value / sigma`."""
-        return where(sigma > self.value * TINY, self.value / (sigma + TINY), 1.0)
+    @property
+    def target(self) -> tuple[float, bool]:
+        """The norm, which a smaller one is scaled up to."""
+        return self.value, False
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -196,8 +147,8 @@ class MaxSpectralNorm(SpectralConstraint):
 
     Args:
         max_value: The largest norm allowed, positive.
-        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `power_iterations`, `warmup_iterations`,
-            `tolerance`, `perturbation`, `companion` and `seed`.
+        operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `blockwise`, `power_iterations`,
+            `warmup_iterations`, `tolerance`, `perturbation`, `companion` and `seed`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.MaxSpectralNorm(0.95))
@@ -214,6 +165,7 @@ class MaxSpectralNorm(SpectralConstraint):
         axis: Axis = -1,
         strides: Strides = 1,
         groups: int = 1,
+        blockwise: bool = False,
         power_iterations: int = 1,
         warmup_iterations: int = 100,
         tolerance: float = 1e-4,
@@ -226,6 +178,7 @@ class MaxSpectralNorm(SpectralConstraint):
             axis=axis,
             strides=strides,
             groups=groups,
+            blockwise=blockwise,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
@@ -235,10 +188,7 @@ class MaxSpectralNorm(SpectralConstraint):
         )
         self.max_value = to_positive("max_value", max_value)
 
-    def scale(self, sigma: Tensor) -> Tensor:
-        """Return `min(1, max_value / sigma)`."""
-        return where(sigma > self.max_value, self.max_value / (sigma + TINY), 1.0)
-
-
-def _dtype(x: Tensor) -> str:
-    return str(keras.backend.standardize_dtype(x.dtype))
+    @property
+    def target(self) -> tuple[float, bool]:
+        """The largest norm, and that a smaller one is left alone."""
+        return self.max_value, True

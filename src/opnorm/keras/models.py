@@ -1,8 +1,11 @@
 """Whole models: every constraint of a model applied at once."""
 
 import keras
+from keras import ops
 
-from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.base import OperatorConstraint, real_tensor
+from opnorm.keras.writing import write
+from opnorm.rules import find
 
 
 def project(model: keras.Model) -> None:
@@ -16,9 +19,19 @@ def project(model: keras.Model) -> None:
     """
     if not model.built:
         raise ValueError(f"Argument `model` must be built before it is projected. Received: model={model!r}")
+    ours = []
     for variable in model.trainable_variables:
         constraint = variable.constraint
-        if isinstance(constraint, OperatorConstraint):
-            variable.assign(constraint.project(variable))
+        if isinstance(constraint, OperatorConstraint) and type(constraint).__call__ is OperatorConstraint.__call__:
+            ours.append(variable)
         elif constraint is not None:
             variable.assign(constraint(variable))
+    _project(ours)
+
+
+def _project(kernels: list[keras.Variable]) -> None:
+    rules = [kernel.constraint.rule.converged for kernel in kernels]
+    starts = [kernel.constraint.initial_state(kernel) for kernel in kernels]
+    states = [None if start is None else ops.convert_to_tensor(start) for start in starts]
+    found, _ = find(rules, [real_tensor(kernel) for kernel in kernels], states)
+    write(kernels, rules, found)

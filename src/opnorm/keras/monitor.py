@@ -7,13 +7,11 @@ from threading import get_ident
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from opnorm.checks import require, to_count
 from opnorm.keras.selection import Selection
 from opnorm.keras.sites import PassedOver
-from opnorm.keras.watch import Watched, watched
+from opnorm.keras.watch import Watched, estimates, watched
 
 _SLACK = 1e-2  # over a ball: constraints hold 1e-3, the rounding of a half-precision kernel and a spike may add some
 _HEADER = "kernel", "first", "last", "largest", "ball", "lower", "upper"
@@ -165,8 +163,7 @@ class SpectralMonitor(keras.callbacks.Callback):
         kernels = self._watched()
         if not kernels:
             return {}
-        sigmas = ops.convert_to_numpy(ops.stack([kernel.estimate() for kernel in kernels]))  # one transfer for all
-        norms = {kernel.name: float(sigma) for kernel, sigma in zip(kernels, np.asarray(sigmas), strict=True)}
+        norms = {kernel.name: float(sigma) for kernel, sigma in zip(kernels, estimates(kernels), strict=True)}
         for kernel in kernels:
             self._check(kernel, norms[kernel.name])
         return norms

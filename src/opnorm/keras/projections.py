@@ -1,61 +1,16 @@
 """The Keras constraints that change singular values, not all by one factor: clipped at a bound, or all made equal."""
 
-from abc import abstractmethod
-from typing import Any
-
 import keras
-import numpy as np
-from keras import ops
 
-from opnorm.checks import require, to_axis, to_count, to_counts, to_operator, to_positive
-from opnorm.iterations.clipping import clip, orthogonalize
-from opnorm.iterations.convolution_clipping import Ball, clip_convolution
-from opnorm.iterations.frequencies import Strides, convolution_shape, start_shape
-from opnorm.iterations.matrices import Axis, from_matrix, to_matrix
-from opnorm.iterations.power import CONVERGED, Effort, Tensor, random_directions
+from opnorm.checks import require, to_axis, to_count, to_counts, to_flag, to_operator, to_positive
+from opnorm.iterations.frequencies import Strides
+from opnorm.iterations.matrices import Axis
 from opnorm.keras.base import OperatorConstraint
-
-_USUAL = Effort(extra_steps=100, tolerance=1e-4, climbs=1)  # what `SpectralNorm` does by default
-
-
-class Projection(OperatorConstraint):
-    """Abstract: replaces the matrix, or each diagonal block of it, by `nearest(matrix)`, which needs no state."""
-
-    def __init__(self, *, axis: Axis, groups: int) -> None:
-        self.axis = to_axis("axis", axis)
-        self.groups = to_count("groups", groups, 1)
-
-    @abstractmethod
-    def nearest(self, matrix: Tensor) -> Tensor:
-        """Return the projections of the matrices `(..., m, n)`, float32 or float64."""
-
-    def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray | None:
-        """Return None: an update starts from the kernel alone. Raise if `axis` or `groups` do not fit the kernel."""
-        to_matrix(kernel, self.axis, self.groups)
-        return None
-
-    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
-        """Return the projected kernel and `state`, which is not read."""
-        return self.project(kernel), state
-
-    def project(self, kernel: Tensor) -> Tensor:
-        """Return the projected kernel; computed in float32, or in float64 for a float64 kernel."""
-        kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # a projection is no part of the loss: record nothing
-        dtype = keras.backend.standardize_dtype(kernel.dtype)
-        wide = kernel if dtype == "float64" else ops.cast(kernel, "float32")
-        matrix = to_matrix(wide, self.axis, self.groups)
-        if self.groups == 1:
-            nearest = self.nearest(matrix)
-        else:
-            nearest = ops.swapaxes(self.nearest(ops.swapaxes(matrix, 0, 1)), 0, 1)  # blocks first
-        return ops.cast(from_matrix(nearest, tuple(kernel.shape), self.axis), dtype)
-
-    def _warn_once(self, kernel: Any) -> None:
-        """Do nothing: without a place for its state, which is none, a projection is as fast as ever."""
+from opnorm.rules import Clip, Operator, Orthogonalize
 
 
 @keras.saving.register_keras_serializable("opnorm")
-class SpectralClip(Projection):
+class SpectralClip(OperatorConstraint):
     """Constrains a kernel to spectral norm at most `max_value` by clipping: W = U S V^T <- U min(S, max_value) V^T.
 
     It is the nearest such matrix in Frobenius norm: singular values below `max_value` stay as they are, where
@@ -82,6 +37,7 @@ class SpectralClip(Projection):
             for a depthwise kernel `(-2, -1)` with `groups=channels`.
         strides: The layer's, for `"convolution"` only: an int or one for each spatial axis.
         groups: The number of diagonal blocks, consecutive along the output axes; each of them is clipped.
+        blockwise: Accepted as the other constraints do; it changes nothing: each block is clipped by itself anyway.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.SpectralClip(0.95))
@@ -95,50 +51,23 @@ class SpectralClip(Projection):
         axis: Axis = -1,
         strides: Strides = 1,
         groups: int = 1,
+        blockwise: bool = False,
     ) -> None:
-        super().__init__(axis=axis, groups=groups)
+        self.axis = to_axis("axis", axis)
         self.operator = to_operator(operator, self.axis)
         self.strides = to_counts("strides", strides, 1)
+        self.groups = to_count("groups", groups, 1)
+        self.blockwise = to_flag("blockwise", blockwise)
         self.max_value = to_positive("max_value", max_value)
 
-    def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray | None:
-        """Return None; for a convolution the first vectors, as `SpectralNorm` does, but the same in every run."""
-        if self.operator == "matrix":
-            return super().initial_state(kernel, index)
-        shape = convolution_shape(tuple(kernel.shape), self.axis)
-        return random_directions((1, *start_shape(shape, self.strides, self.groups)), (index,))
-
-    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
-        """Return the clipped kernel and the next state; pure, so it serves any training loop."""
-        if self.operator == "matrix":
-            return super().update(kernel, state)
-        return self._clip_convolution(kernel, state, _USUAL)
-
-    def project(self, kernel: Tensor) -> Tensor:
-        """Return the clipped kernel; for a convolution, its norm found to convergence from a fresh start."""
-        if self.operator == "matrix":
-            return super().project(kernel)
-        return self._clip_convolution(kernel, self.initial_state(kernel), CONVERGED)[0]
-
-    def _clip_convolution(self, kernel: Tensor, state: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
-        kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))  # as in `Projection.project`
-        ball = Ball(self.max_value, self.strides, self.groups)
-        sliding = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), self.axis))
-        clipped, state = clip_convolution(sliding, ops.convert_to_tensor(state, dtype="float32"), ball, effort)
-        return ops.reshape(clipped, kernel.shape), state
-
-    def _warn_once(self, kernel: Any) -> None:
-        """Warn of a missing place for the state where there is a state."""
-        if self.operator == "convolution":
-            OperatorConstraint._warn_once(self, kernel)
-
-    def nearest(self, matrix: Tensor) -> Tensor:
-        """Return the matrices with their singular values clipped."""
-        return clip(matrix, self.max_value)
+    @property
+    def rule(self) -> Clip:
+        """What is done to a kernel."""
+        return Clip(self.max_value, Operator(self.operator, self.axis, self.strides, self.groups))
 
 
 @keras.saving.register_keras_serializable("opnorm")
-class Orthogonal(Projection):
+class Orthogonal(OperatorConstraint):
     """Constrains a kernel to the nearest (semi-)orthogonal matrix: W = U S V^T <- U V^T.
 
     There is no `operator="convolution"`: the orthogonal symbols nearest to those of a k x k kernel belong to a larger
@@ -152,6 +81,7 @@ class Orthogonal(Projection):
         operator: `"matrix"`.
         axis: The output axis or axes of the kernel, an int or a tuple of ints.
         groups: The number of diagonal blocks, consecutive along the output axes; each becomes (semi-)orthogonal.
+        blockwise: Accepted as the other constraints do; it changes nothing: each block is projected by itself anyway.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.Orthogonal())
@@ -160,12 +90,15 @@ class Orthogonal(Projection):
         Björck and Bowie, An iterative algorithm for computing the best estimate of an orthogonal matrix, 1971.
     """
 
-    def __init__(self, *, operator: str = "matrix", axis: Axis = -1, groups: int = 1) -> None:
+    def __init__(self, *, operator: str = "matrix", axis: Axis = -1, groups: int = 1, blockwise: bool = False) -> None:
         must = "must be 'matrix': cut to k x k taps, the orthogonal symbols nearest to a kernel are not orthogonal"
         require(operator == "matrix", "operator", must, operator)
-        super().__init__(axis=axis, groups=groups)
         self.operator = operator
+        self.axis = to_axis("axis", axis)
+        self.groups = to_count("groups", groups, 1)
+        self.blockwise = to_flag("blockwise", blockwise)
 
-    def nearest(self, matrix: Tensor) -> Tensor:
-        """Return the polar factors of the matrices."""
-        return orthogonalize(matrix)
+    @property
+    def rule(self) -> Orthogonalize:
+        """What is done to a kernel."""
+        return Orthogonalize(Operator("matrix", self.axis, 1, self.groups))

@@ -1,24 +1,19 @@
 """The Keras penalty on a kernel's spectral norm."""
 
-from functools import partial
 from inspect import signature
 from typing import Any
 
 import keras
 from keras import ops
 
-from opnorm.backends.compiled import compiled_once
+from opnorm.backends import Tensor
 from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative
-from opnorm.iterations.frequencies import Strides, start_shape
-from opnorm.iterations.matrices import Axis, output_shape
-from opnorm.iterations.power import Tensor, random_directions, settled_power_iteration
-from opnorm.iterations.sigma import convolution_norm, matrix_norm
-from opnorm.iterations.subspace import settled_subspace_iteration
+from opnorm.iterations.frequencies import Strides
+from opnorm.iterations.matrices import Axis
+from opnorm.keras.base import real_tensor
+from opnorm.rules import Normalizer
 
 _OPERATORS = "matrix", "convolution"
-_CLIMBS = 3  # between the grid's frequencies; each is a loop of its own
-_VECTORS = 8  # followed together: from a start that knows nothing of the kernel, far faster than one
-_TOLERANCE = 1e-6  # ten float32 roundings: a settled vector's gain is noise of up to four
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -75,28 +70,30 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
         self.seed = to_count("seed", seed, 0)
 
     def __call__(self, x: Any) -> Tensor:
-        """Return the penalty, a float32 number; differentiable on every backend."""
-        return 0.5 * self.strength * ops.square(_norm(self, ops.cast(ops.convert_to_tensor(x), "float32")))
+        """Return the penalty, a number of the kernel's dtype; differentiable on every backend."""
+        kernel = real_tensor(x)
+        normalizer = self._normalizer
+        start = ops.convert_to_tensor(normalizer.start(tuple(kernel.shape), (self.seed,)))
+        sigma, _ = normalizer.norm(kernel, start)
+        return ops.cast(0.5 * self.strength * ops.square(sigma), kernel.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor; JSON-serializable."""
         return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
-
-@compiled_once(static_argnums=(0,))
-def _norm(penalty: SpectralRegularizer, kernel: Tensor) -> Tensor:
-    search = partial(
-        settled_power_iteration if penalty.operator == "convolution" else settled_subspace_iteration,
-        steps=1,
-        extra_steps=penalty.power_iterations - 1,
-        tolerance=_TOLERANCE,
-        perturbation=0.0,  # the start is random anyway
-    )
-    shape = tuple(kernel.shape)
-    if penalty.operator == "convolution":
-        columns = start_shape(shape, penalty.strides, penalty.groups)
-        start = ops.convert_to_tensor(random_directions((1, *columns), (penalty.seed,)))
-        return convolution_norm(kernel, penalty.strides, penalty.groups, search, start, _CLIMBS)[0]
-    outputs = output_shape(shape, penalty.axis, penalty.groups)
-    start = ops.convert_to_tensor(random_directions((min(_VECTORS, outputs[-1]), *outputs), (penalty.seed,)))
-    return matrix_norm(kernel, penalty.axis, penalty.groups, search, start)[0]
+    @property
+    def _normalizer(self) -> Normalizer:
+        return Normalizer(
+            value=1.0,
+            cap=False,
+            vectors=8,  # followed together: from a start that knows nothing of the kernel, far faster than one
+            power_iterations=1,
+            warmup_iterations=self.power_iterations - 1,
+            tolerance=1e-6,  # ten float32 roundings: a settled vector's gain is noise of up to four
+            perturbation=0.0,  # the start is random anyway
+            operator=self.operator,
+            axis=self.axis,
+            strides=self.strides,
+            groups=self.groups,
+            climbs=3,  # between the grid's frequencies
+        )

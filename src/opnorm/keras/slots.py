@@ -7,43 +7,108 @@ in Keras is touched. Where an optimizer passes the wrapped methods by, `Operator
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import keras
 from keras import ops
 from keras.optimizers import LossScaleOptimizer, Optimizer
 
-from opnorm.iterations.power import Tensor
-from opnorm.keras.base import OperatorConstraint, Update, find_slot
+from opnorm.backends import Tensor
+from opnorm.keras.base import OperatorConstraint, current, real_tensor
+from opnorm.keras.writing import write
+from opnorm.rules import Rule, find, updated
 
 
-class OptimizerSlot:
-    """One kernel's state, a variable of the optimizer that updates the kernel; None for a constraint without state."""
+class _Due(NamedTuple):
+    """A kernel that waits for the end of the update."""
 
-    def __init__(self, optimizer: Optimizer, state: keras.Variable | None) -> None:
-        self.state = state
+    kernel: keras.Variable
+    rule: Rule
+    state: keras.Variable | None
+
+
+class OptimizerUpdate:
+    """The constraints of one update of an optimizer, applied together at its end: `keras.base.Update`."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
         self._steps = optimizer.gradient_accumulation_steps
-        self._iteration = next(v for v in optimizer.variables if v.name == "iteration")
+        self._due: list[_Due] = []
 
-    def run(self, update: Update, kernel: keras.Variable) -> Tensor:
-        """Return the updated kernel and store its state; change neither where gradients only accumulate."""
-        kernel = kernel.value
-        if self.state is None:
-            return self._when_due(lambda: update(kernel, None)[0], lambda: kernel)
-        state = self.state.value
-        kernel, state = self._when_due(lambda: update(kernel, state), lambda: (kernel, state))
-        self.state.assign(state)
-        return kernel
+    def later(self, constraint: OperatorConstraint, kernel: Any) -> bool:
+        """Note that `constraint` is to act on `kernel`; return False where the optimizer keeps no place for it."""
+        slot = _find(self._optimizer, kernel)
+        if slot is not None:
+            self._due.append(_Due(kernel, constraint.rule, slot.state))
+        return slot is not None
 
-    def _when_due(self, change: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    def now(self, constraint: OperatorConstraint, kernel: Any) -> Tensor | None:
+        """Return the constrained kernel, its state advanced; None where the optimizer keeps no place for it."""
+        slot = _find(self._optimizer, kernel)
+        if slot is None:
+            return None
+        one = _Due(kernel, constraint.rule, slot.state)
+        (changed,), states = self._when_due([one], coming=1)
+        _keep([one], states)
+        return changed
+
+    def finish(self) -> None:
+        """Change all kernels, and advance their states; neither where gradients only accumulate."""
+        if not self._due:
+            return
+        if self._steps is None or keras.config.backend() == "torch":
+            if self._steps is None or int(self._iteration.value) % self._steps == 0:
+                self._act()
+            return
+        kernels, states = self._when_due(self._due, coming=0)
+        for one, kernel in zip(self._due, kernels, strict=True):
+            one.kernel.assign(kernel)
+        _keep(self._due, states)
+
+    @property
+    def _iteration(self) -> keras.Variable:
+        return next(v for v in self._optimizer.variables if v.name == "iteration")
+
+    def _act(self) -> None:
+        found, states = find(*_tensors(self._due))
+        write([one.kernel for one in self._due], [one.rule for one in self._due], found)
+        _keep(self._due, states)
+
+    def _when_due(self, due: list[_Due], coming: int) -> tuple[list[Tensor], list[Tensor]]:
+        rules, kernels, states = _tensors(due)
         if self._steps is None:
-            return change()
-        return ops.cond((self._iteration + 1) % self._steps == 0, change, keep)
+            return updated(rules, kernels, states)
+        flat = ops.cond(
+            (self._iteration.value + coming) % self._steps == 0,
+            lambda: _present(*updated(rules, kernels, states)),
+            lambda: _present(kernels, states),
+        )
+        rest = iter(flat[len(due) :])
+        return list(flat[: len(due)]), [None if state is None else next(rest) for state in states]
+
+
+def _tensors(due: list[_Due]) -> tuple[list[Rule], list[Tensor], list[Tensor]]:
+    states = [None if one.state is None else one.state.value for one in due]
+    return [one.rule for one in due], [one.kernel.value for one in due], states
+
+
+def _present(kernels: list[Tensor], states: list[Tensor]) -> tuple[Tensor, ...]:
+    return *kernels, *(state for state in states if state is not None)
+
+
+def _keep(due: list[_Due], states: list[Tensor]) -> None:
+    for one, state in zip(due, states, strict=True):
+        if one.state is not None:
+            one.state.assign(state)
+
+
+class _Slot(NamedTuple):
+    state: keras.Variable | None
 
 
 _WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
-_slots: WeakKeyDictionary[Optimizer, dict[int, OptimizerSlot]] = WeakKeyDictionary()
+_slots: WeakKeyDictionary[Optimizer, dict[int, _Slot]] = WeakKeyDictionary()
 _updated: WeakKeyDictionary[Optimizer, frozenset[int]] = (
     WeakKeyDictionary()
 )  # ids stay: an optimizer keeps its variables
@@ -60,7 +125,7 @@ def optimizers_of(variable: keras.Variable) -> list[Optimizer]:
     return [optimizer for optimizer, held in list(_updated.items()) if id(variable) in held]
 
 
-def _find(optimizer: Optimizer, kernel: keras.Variable) -> OptimizerSlot | None:
+def _find(optimizer: Optimizer, kernel: keras.Variable) -> _Slot | None:
     return _slots.get(optimizer, {}).get(id(kernel))
 
 
@@ -68,13 +133,14 @@ def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> Non
     if isinstance(optimizer, _WRAPPERS):
         return  # their inner optimizers, built on the same kernels, are the ones that apply the constraints
     _slots[optimizer] = {
-        id(kernel): OptimizerSlot(optimizer, _add_state(optimizer, kernel, index))
+        id(kernel): _Slot(_add_state(optimizer, kernel, index))
         for index, kernel in enumerate(variables)
         if isinstance(getattr(kernel, "constraint", None), OperatorConstraint)
     }
 
 
 def _add_state(optimizer: Optimizer, kernel: keras.Variable, index: int) -> keras.Variable | None:
+    real_tensor(kernel)
     start = kernel.constraint.initial_state(kernel, index)
     if start is None:
         return None
@@ -108,11 +174,14 @@ def _build(original: Callable[..., Any]) -> Callable[..., Any]:
 def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def apply(self: Optimizer, grads: Any, trainable_variables: Any = None) -> Any:
-        token = find_slot.set(lambda kernel: _find(self, kernel))
+        update = OptimizerUpdate(self)
+        token = current.set(update)
         try:
-            return original(self, grads, trainable_variables)
+            result = original(self, grads, trainable_variables)
         finally:
-            find_slot.reset(token)
+            current.reset(token)
+        update.finish()
+        return result
 
     return apply
 

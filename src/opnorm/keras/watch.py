@@ -1,59 +1,41 @@
 """The kernels of a model, each with the norm that is meant, estimated during training or proved on request."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from math import nan
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from scipy.sparse.linalg import aslinearoperator
 
-from opnorm.backends.compiled import compiled_once
+from opnorm.backends import Tensor, of
 from opnorm.bounds.brackets import Bounds, spectral_norm
-from opnorm.iterations.frequencies import Strides, convolution_shape, start_shape, survey
-from opnorm.iterations.matrices import Axis, matrix_maps, output_shape, to_matrix
-from opnorm.iterations.power import Tensor, random_directions, settled_power_iteration
+from opnorm.iterations.matrices import to_matrix
+from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint
 from opnorm.keras.selection import Selection, choose
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels
 from opnorm.keras.wrappers import SpectralNormalization
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal
+from opnorm.rules import Operator, Question, find_norms, first_vectors
 
 # The constraints' own defaults: from the last vectors one iteration, more while sigma moves, sigma within 1e-2.
-_SEARCH = partial(settled_power_iteration, steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
+_SEARCH = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
 
 
-class Meaning(NamedTuple):
-    """Which operator a kernel stands for; the fields are `opnorm.SpectralNorm`'s arguments."""
-
-    operator: str = "matrix"
-    axis: Axis = -1
-    strides: Strides = 1
-    groups: int = 1
-
-    def start(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the first vectors of a search on a kernel of `shape`."""
-        if self.operator == "convolution":
-            shape = convolution_shape(shape, self.axis)
-            return random_directions((1, *start_shape(shape, self.strides, self.groups)), (0,))
-        outputs = output_shape(shape, self.axis, self.groups)
-        return random_directions((2 if outputs[-1] > 1 else 1, *outputs), (0,))
-
-    def proved(self, kernel: Tensor) -> Bounds:
-        """Return the norm between two proved numbers; both are nan for a kernel that is not finite."""
-        if not bool(ops.all(ops.isfinite(kernel))):
-            return Bounds(nan, nan)
-        if self.operator == "convolution":
-            array = _host(kernel).reshape(convolution_shape(tuple(kernel.shape), self.axis))
-            return spectral_norm(Convolution(array, strides=self.strides, groups=self.groups))
-        matrix = _host(to_matrix(kernel, self.axis, self.groups))
-        if self.groups == 1:
-            return spectral_norm(matrix.reshape(-1, matrix.shape[-1]))
-        return spectral_norm(BlockDiagonal([aslinearoperator(block) for block in matrix.swapaxes(0, 1)]))
+def proved(meaning: Operator, kernel: Tensor) -> Bounds:
+    """Return the norm between two proved numbers; both are nan for a kernel that is not finite."""
+    array = _host(kernel)
+    if not np.all(np.isfinite(array)):
+        return Bounds(nan, nan)
+    if meaning.operator == "convolution":
+        slides = array.reshape(meaning.slides(array.shape))
+        return spectral_norm(Convolution(slides, strides=meaning.strides, groups=meaning.groups))
+    blocks = to_matrix(array, meaning.axis, meaning.groups).swapaxes(0, 1)
+    return spectral_norm(blocks[0] if meaning.groups == 1 else BlockDiagonal(list(map(aslinearoperator, blocks))))
 
 
 class Watched:
@@ -69,11 +51,11 @@ class Watched:
         self._wrappers = wrappers
         if wrappers:
             self.ball: float | None = wrappers[-1].value  # the innermost one acts last
-            self.meaning = Meaning(**kernel.geometry.options(wrappers[-1].operator))
+            self.meaning = Operator(**kernel.geometry.options(wrappers[-1].operator))
         else:
             self.ball = radius(variable.constraint)
             self.meaning = _meaning(kernel, operator)
-        self._vectors: Tensor = ops.convert_to_tensor(self.meaning.start(tuple(variable.shape)))
+        self.vectors: Tensor = ops.convert_to_tensor(first_vectors(self.meaning, tuple(variable.shape), 2, (0,)))
 
     @property
     def value(self) -> Tensor:
@@ -83,14 +65,36 @@ class Watched:
                 stack.enter_context(wrapper.normalized())
             return ops.stop_gradient(self._variable.value)
 
-    def estimate(self) -> Tensor:
+    def estimate(self) -> float:
         """Return sigma, from below, by power iteration from the vectors of the last call; nan if not finite."""
-        sigma, self._vectors = _estimate(self.meaning, self.value, self._vectors)
-        return sigma
+        return float(estimates([self])[0])
 
     def proved(self) -> Bounds:
         """Return the norm between two proved numbers."""
-        return self.meaning.proved(self.value)
+        return proved(self.meaning, self.value)
+
+
+def estimates(kernels: Sequence[Watched]) -> np.ndarray:
+    """Return sigma of each kernel, from below, by power iteration from the vectors of the last call.
+
+    It is nan for a kernel that is not finite. The values come from the device at once.
+    """
+    values = [kernel.value for kernel in kernels]
+    questions = tuple(Question(kernel.meaning, _SEARCH) for kernel in kernels)
+    compiled = of(values[0]).compiled(_estimates)
+    sigmas, vectors = compiled(questions, (values, [kernel.vectors for kernel in kernels]))
+    for kernel, following in zip(kernels, vectors, strict=True):
+        kernel.vectors = following
+    return _host(sigmas)
+
+
+def _estimates(questions: tuple[Question, ...], tensors: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Any]:
+    kernels, vectors = tensors
+    norms, following = find_norms(questions, kernels, vectors)
+    xp = of(norms[0])
+    finite = [xp.reshape(xp.all_of(xp.isfinite(kernel)), (1,)) for kernel in kernels]
+    sigmas = xp.concatenate([xp.largest(norm, (0,)) for norm in norms])
+    return xp.where(xp.concatenate(finite), sigmas, nan), following
 
 
 def watched(
@@ -136,11 +140,11 @@ def radius(constraint: Any) -> float | None:
     return float(declared) if isinstance(declared, float | int) else None
 
 
-def _meaning(kernel: Kernel, operator: str) -> Meaning:
+def _meaning(kernel: Kernel, operator: str) -> Operator:
     constraint = getattr(kernel.variable, "constraint", None)
     if isinstance(constraint, OperatorConstraint):
-        return Meaning(**{name: getattr(constraint, name) for name in Meaning._fields if hasattr(constraint, name)})
-    return Meaning(**kernel.geometry.options(operator))
+        return Operator(**{name: getattr(constraint, name) for name in Operator._fields if hasattr(constraint, name)})
+    return Operator(**kernel.geometry.options(operator))
 
 
 def _numbered(path: str) -> Iterator[str]:
@@ -153,16 +157,3 @@ def _numbered(path: str) -> Iterator[str]:
 
 def _host(kernel: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(kernel))
-
-
-@compiled_once(static_argnums=(0,), graph=True)
-def _estimate(meaning: Meaning, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    kernel = ops.cast(kernel, "float32")
-    if meaning.operator == "convolution":
-        kernel = ops.reshape(kernel, convolution_shape(tuple(kernel.shape), meaning.axis))
-        seen = survey(kernel, meaning.strides, meaning.groups, _SEARCH, vectors, 1)
-        sigma, vectors = ops.max(seen.sigma), seen.vectors
-    else:
-        found = _SEARCH(matrix_maps(to_matrix(kernel, meaning.axis, meaning.groups)), vectors)
-        sigma, vectors = ops.max(found.sigma), found.vectors
-    return ops.where(ops.all(ops.isfinite(kernel)), sigma, nan), vectors

@@ -10,12 +10,12 @@ import keras
 from keras import ops
 from scipy.sparse.linalg import LinearOperator
 
+from opnorm.backends import Tensor
 from opnorm.checks import require, to_count, to_fraction, to_operator, to_positive
-from opnorm.iterations.power import Tensor
 from opnorm.keras.geometry import KernelGeometry, kernels
-from opnorm.keras.normalizer import Normalizer
 from opnorm.keras.sites import normalizes_its_kernel, walk
 from opnorm.operators.linear import linear_operator, linear_operators
+from opnorm.rules import Normalizer
 
 
 class _Kernel(NamedTuple):
@@ -189,7 +189,7 @@ class SpectralNormalization(keras.layers.Wrapper):
     def _factors(self, keep: bool) -> dict[int, Tensor]:
         factors: dict[int, Tensor] = {}
         for kernel in self._kernels:
-            factor, vectors = kernel.normalizer.factor(_effective(kernel), kernel.vectors)
+            factor, vectors = kernel.normalizer.factor(ops.convert_to_tensor(_effective(kernel)), kernel.vectors.value)
             factors |= {id(variable): factor for variable in _parts(kernel)}
             if keep:
                 kernel.vectors.assign(vectors)

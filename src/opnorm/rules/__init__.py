@@ -1,0 +1,27 @@
+"""What is done to a kernel: pure functions with state, over one kernel or many together.
+
+A rule is `(kernel, state) -> (kernel, state)`, on the tensors of whichever framework. It knows no optimizer and no
+module: a front end says where the state lives and when the rule is called.
+"""
+
+from opnorm.rules.clipping import Clip
+from opnorm.rules.normalizing import Normalizer
+from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
+from opnorm.rules.orthogonal import Orthogonalize
+from opnorm.rules.scaling import Scale
+from opnorm.rules.together import Rule, find, overwrite, updated
+
+__all__ = [
+    "Clip",
+    "Normalizer",
+    "Operator",
+    "Orthogonalize",
+    "Question",
+    "Rule",
+    "Scale",
+    "find",
+    "find_norms",
+    "first_vectors",
+    "overwrite",
+    "updated",
+]
