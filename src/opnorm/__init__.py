@@ -1,15 +1,29 @@
 """opnorm: spectral normalization and operator-norm control of neural networks.
 
+Training with Keras 3: the constraints `SpectralNorm`, `MaxSpectralNorm`, `SpectralClip`, `Orthogonal`; the wrapper of
+layers `SpectralNormalization`; the penalty `SpectralRegularizer`; the callback `SpectralMonitor`; for whole models
+`constrain`, `project`, `bake`, and `kernels`, which says what a layer makes of its weights.
+
+TF1-style code, graph mode and tf_keras: `opnorm.tf1`.
+
+Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
+`Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
+files of weights.
+
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from opnorm import _registration
 
 if TYPE_CHECKING:
+    from opnorm import tf1 as tf1
     from opnorm.auditing.audits import audit
     from opnorm.auditing.report import Report
     from opnorm.bounds.brackets import Bounds, spectral_norm
@@ -82,21 +96,47 @@ _HOMES = {
 
 _WITHOUT_KERAS = {"auditing", "bounds", "networks", "operators"}
 
+# Modules for one framework each, not in `__all__`: each needs a framework that `import *` must not ask for.
+_SUBMODULES = tuple(name for name in ("jax", "tf1", "torch") if find_spec(f"opnorm.{name}"))
 
-def __getattr__(name: str) -> object:
-    """Return the public name `name`, importing its home module now."""
-    if name == "tf1":  # a module, and not in `__all__`: it needs TensorFlow
-        return import_module("opnorm.tf1")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
+
+class _Missing(ModuleType):
+    """A submodule whose import failed: every use of it imports it again, and so raises the same `ImportError`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # `hasattr`, `help` and `inspect` ask for these, and are told that there are none
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(self.__name__), name)
+
+
+def _imported(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"opnorm.{name}")
     if _HOMES[name].partition(".")[0] not in _WITHOUT_KERAS:
         import_module("keras")  # first: what it registers imports modules that a half-imported one would be missing in
     return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
 
 
+if not TYPE_CHECKING:  # hidden from type checkers: to them a module with `__getattr__` has every name there is
+
+    def __getattr__(name: str) -> object:
+        """Return the public name or submodule `name`, importing it now; `hasattr` gets no other error of it."""
+        if name not in _HOMES and name not in _SUBMODULES:
+            raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
+        try:
+            return _imported(name)
+        except ImportError as error:
+            # `from opnorm import name` asks here first: of any other error it would say no more than "cannot import".
+            if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+                raise
+            if name in _SUBMODULES:
+                return _Missing(f"opnorm.{name}", str(error))
+            raise AttributeError(f"`opnorm.{name}` cannot be imported: {error}") from error
+
+
 def __dir__() -> list[str]:
-    """List the public names."""
-    return sorted([*globals(), "tf1"])
+    """List the public names and submodules."""
+    return sorted({*__all__, *_SUBMODULES, *(name for name in globals() if name.startswith("__"))})
 
 
 _registration.register_with_keras()
