@@ -117,7 +117,8 @@ class SpectralNormalization(keras.layers.Wrapper):
                 "Argument `layer` must have a kernel that `opnorm.kernels` knows; `opnorm.kernels.register` teaches it "
                 f"layers of your own. Received: layer={self.layer!r}"
             )
-        self._kernels = tuple(self._prepared(*place, index) for index, place in enumerate(found))
+        names = _unlike([f"{part.name}_{geometry.name}_vectors" for part, geometry in found])
+        self._kernels = tuple(self._prepared(*place, index, names[index]) for index, place in enumerate(found))
 
     def call(self, inputs: Any, *args: Any, training: bool = False, **kwargs: Any) -> Any:
         """Return `layer(inputs)`, called with its normalized kernels."""
@@ -172,7 +173,7 @@ class SpectralNormalization(keras.layers.Wrapper):
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in Normalizer._fields if hasattr(self, name)}
 
-    def _prepared(self, layer: keras.layers.Layer, geometry: KernelGeometry, index: int) -> _Kernel:
+    def _prepared(self, layer: keras.layers.Layer, geometry: KernelGeometry, index: int, name: str) -> _Kernel:
         normalizer = Normalizer(**(self._settings() | geometry.options(self.operator)))
         start = normalizer.start(tuple(getattr(layer, geometry.name).shape), (self._start, index))
         with _whole_on_every_device():
@@ -182,7 +183,7 @@ class SpectralNormalization(keras.layers.Wrapper):
                 trainable=False,
                 dtype="float32",
                 aggregation="only_first_replica",  # replicas of a kernel are equal, so are their vectors
-                name=f"{layer.name}_{geometry.name}_vectors",
+                name=name,
             )
         return _Kernel(layer, geometry.name, normalizer, vectors)
 
@@ -211,6 +212,12 @@ def _(layer: SpectralNormalization) -> LinearOperator:
 def _(layer: SpectralNormalization, *, gates: bool = False) -> dict[str, LinearOperator]:
     with layer.normalized():
         return linear_operators(layer.layer, gates=gates)
+
+
+def _unlike(names: list[str]) -> list[str]:
+    """Return the names, of equal ones all but the first numbered: `.h5` files and PyTorch find variables by name."""
+    earlier = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name}_{count}" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def _build_for(layer: keras.layers.Layer, args: Any, kwargs: Any) -> None:
