@@ -22,9 +22,13 @@ INSIDE = {
         L.GRU(3, name="one"), backward_layer=L.GRU(3, name="other", go_backwards=True)
     ),
     "layers of one name in nested models": lambda: keras.Sequential([L.Dense(5, name="same"), block(), block()]),
-    "a wrapper and a layer of one name": lambda: keras.Sequential([wrap(L.Dense(5, name="same")), L.Dense(4, name="same")]),
-    "a layer named as a kernel is": lambda: keras.Sequential([L.Dense(5, name="a_kernel_vectors"), L.Dense(4, name="a")]),
-}  # fmt: skip
+    "a wrapper and a layer of one name": lambda: keras.Sequential(
+        [wrap(L.Dense(5, name="same")), L.Dense(4, name="same")]
+    ),
+    "a layer named as a kernel is": lambda: keras.Sequential(
+        [L.Dense(5, name="a_kernel_vectors"), L.Dense(4, name="a")]
+    ),
+}
 
 
 def made(name, inner=wrap):

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from inspect import signature
 from typing import Any, NamedTuple, overload
 
 from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.showing import written
 
 
 class Attachment(NamedTuple):
@@ -60,15 +60,7 @@ _HEADINGS = Attachment._fields
 
 def describe(constraint: Any) -> str:
     """Return the constraint as one would write it: its type, and the arguments that are not the defaults."""
-    if not isinstance(constraint, OperatorConstraint):
-        return type(constraint).__name__
-    config, parameters = constraint.get_config(), signature(type(constraint)).parameters
-    given = [f"{name}={value!r}" for name, value in config.items() if value != _default(parameters, name)]
-    return f"{type(constraint).__name__}({', '.join(given)})"
-
-
-def _default(parameters: Any, name: str) -> Any:
-    return parameters[name].default if name in parameters else None
+    return written(constraint) if isinstance(constraint, OperatorConstraint) else type(constraint).__name__
 
 
 def _cells(row: Attachment) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import keras
 
 from opnorm.checks import require, to_count
 from opnorm.keras.selection import Selection
+from opnorm.keras.showing import written
 from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
 
@@ -114,6 +115,9 @@ class SpectralMonitor(keras.callbacks.Callback):
         for ball in sorted({kernel.ball for kernel in self._kernels or [] if kernel.ball is not None}):
             figure.add_hline(y=ball, line_dash="dot")
         return figure
+
+    def __repr__(self) -> str:
+        return written(self)
 
     def __str__(self) -> str:
         rows = [_HEADER, *self._rows()]

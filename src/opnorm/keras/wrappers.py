@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from opnorm.backends import Tensor
 from opnorm.checks import require, to_count, to_fraction, to_operator, to_positive
 from opnorm.keras.geometry import KernelGeometry, kernels
+from opnorm.keras.showing import written
 from opnorm.keras.sites import normalizes_its_kernel, walk
 from opnorm.operators.linear import linear_operator, linear_operators
 from opnorm.rules import Normalizer
@@ -169,6 +170,10 @@ class SpectralNormalization(keras.layers.Wrapper):
         shapes = [tuple(kernel.vectors.shape) for kernel in self._kernels]
         if [tuple(store[key].shape) for key in store.keys()] == shapes:  # noqa: SIM118 - not a dict
             super().load_own_variables(store)
+
+    def __repr__(self) -> str:
+        # Keras's own form says nothing of the arguments; the name tells which layer of a model an error speaks of.
+        return written(self, name=self.name, **({} if self.trainable else {"trainable": False}))
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in Normalizer._fields if hasattr(self, name)}

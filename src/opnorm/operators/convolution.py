@@ -72,6 +72,14 @@ class Convolution(SizedOperator):
         self.output_shape = self._output_shape(self.input_shape, self.pads)
         return prod(self.output_shape) * self.channels[1], prod(self.input_shape) * self.channels[0]
 
+    def _named(self) -> str:
+        """Return the kernel's shape, and the arguments that are not the defaults."""
+        ones, kernel = (1,) * self.rank, "x".join(map(str, self.kernel.shape))
+        usual = {"input_shape": None, "strides": ones, "padding": "same", "dilation_rate": ones, "groups": 1}
+        given = ((name, getattr(self, name, None)) for name in usual)
+        shown = [f"{name}={value!r}" for name, value in given if value != usual[name]]
+        return ", ".join([f"Convolution of a {kernel} kernel", *shown])
+
     @property
     def channels(self) -> tuple[int, int]:
         """Channels in and out, over all groups."""

@@ -38,6 +38,14 @@ class SizedOperator(LinearOperator):
         self._require_size()
         return super().rmatmat(X)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape)) if self.has_size else "every image size"
+        return f"<{self._named()}: {size}>"
+
+    def _named(self) -> str:
+        """Return what the operator is, without its size."""
+        return type(self).__name__
+
     def _require_size(self) -> None:
         if not self.has_size:
             raise ValueError(
@@ -56,6 +64,9 @@ class Adjoint(SizedOperator):
     def __init__(self, operator: SizedOperator):
         self.operator = operator
         super().__init__(operator.dtype, operator.shape[::-1] if operator.has_size else None)
+
+    def _named(self) -> str:
+        return f"Adjoint of a {self.operator._named()}"
 
     def _matvec(self, x: Any) -> Any:
         return self.operator.rmatvec(x)

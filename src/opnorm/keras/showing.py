@@ -1,0 +1,29 @@
+"""Objects shown as one would write them: the type, and the arguments that are not the defaults."""
+
+from inspect import Parameter, signature
+from typing import Any
+
+
+def written(thing: Any, **others: Any) -> str:
+    """Return the call that makes an object like `thing`, which has its arguments as attributes.
+
+    Arguments that an object has not got yet are left out: a debugger may ask before its `__init__` has ended.
+
+    Args:
+        thing: The object.
+        **others: Further arguments to show, such as those that its `__init__` hands on.
+
+    Example:
+        >>> written(opnorm.MaxSpectralNorm(0.9, axis=-2))
+        'MaxSpectralNorm(max_value=0.9, axis=-2)'
+    """
+    parameters = signature(type(thing).__init__).parameters.values()
+    shown = [_argument(one, getattr(thing, one.name)) for one in parameters if hasattr(thing, one.name)]
+    shown += [f"{name}={value!r}" for name, value in others.items()]
+    return f"{type(thing).__name__}({', '.join(filter(None, shown))})"
+
+
+def _argument(parameter: Parameter, value: Any) -> str:
+    if parameter.default is Parameter.empty:
+        return repr(value)
+    return "" if value == parameter.default else f"{parameter.name}={value!r}"
