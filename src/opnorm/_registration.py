@@ -12,6 +12,7 @@ def _register(keras: ModuleType) -> None:
         import_module("opnorm.keras.slots")
         import_module("opnorm.keras.constraints")
         import_module("opnorm.keras.layers")
+        import_module("opnorm.keras.composites")
         import_module("opnorm.keras.projections")
         import_module("opnorm.keras.regularizers")
         import_module("opnorm.keras.wrappers")

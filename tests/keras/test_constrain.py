@@ -213,7 +213,6 @@ def test_subclasses_of_known_layers_are_known_and_their_further_weights_listed()
 NO_MATRIX = {
     "equation": (L.EinsumDense("abc,cd->ad", output_shape=(5,)), (4, 3), "equation"),
     "wrapper": (L.SpectralNormalization(L.Dense(3)), (4,), "forward pass"),
-    "convolutional_lstm": (L.ConvLSTM1D(2, 3), (2, 6, 3), "no rule"),
 }
 
 

@@ -50,6 +50,7 @@ LAYERS = [
     (L.GRU(3, return_sequences=True), (5, 4), matrices(kernel=(-1,), recurrent_kernel=(-1,))),
     (L.Bidirectional(L.SimpleRNN(3)), (5, 4), matrices(kernel=(-1,), recurrent_kernel=(-1,))),
     (L.TimeDistributed(L.Dense(3)), (5, 4), matrices(kernel=(-1,))),
+    (L.ConvLSTM1D(2, 3), (3, 6, 2), matrices(kernel=(-1,), recurrent_kernel=(-1,))),
 ]
 NAMES = [f"{type(layer).__name__}-{index}" for index, (layer, _, _) in enumerate(LAYERS)]
 

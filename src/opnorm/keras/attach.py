@@ -27,8 +27,9 @@ def constrain(
     """Attach `constraint` to every kernel of `model`, so that its next training constrains each layer's own operator.
 
     The kernels are those of Dense, Embedding, EinsumDense, convolutions (transposed, depthwise, grouped, separable),
-    recurrent cells, and the same inside nested models, wrappers and attention layers. `constraint` is a template: a
-    copy with the layer's `axis`, `groups` and `strides` takes effect, and replaces what constrained the kernel before.
+    recurrent cells (ConvLSTM too), and the same inside nested models, wrappers and attention layers. `constraint` is a
+    template: a copy with the layer's `axis`, `groups` and `strides` takes effect, and replaces what constrained the
+    kernel before.
     With `operator="convolution"`, kernels that do not slide get `"matrix"`. Frozen kernels get it too; it acts once
     they are trainable. No kernel changes before the next update; `opnorm.project(model)` applies the constraints now.
 

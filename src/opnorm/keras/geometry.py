@@ -6,7 +6,7 @@
 
 from functools import singledispatch
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import keras
 
@@ -72,6 +72,17 @@ def kernels(layer: Any) -> tuple[KernelGeometry, ...]:
     return ()
 
 
+@runtime_checkable
+class ConvolutionalCell(Protocol):
+    """A cell that convolves, as ConvLSTM layers have; Keras does not hand out their class, so its methods tell."""
+
+    def input_conv(self, x: Any, w: Any) -> Any:
+        """Return the inputs convolved with `w`."""
+
+    def recurrent_conv(self, x: Any, w: Any) -> Any:
+        """Return the state convolved with `w`."""
+
+
 def is_registered(layer: Any) -> bool:
     """Return whether `kernels` knows the type of `layer`."""
     return kernels.dispatch(type(layer)) is not kernels.dispatch(object)
@@ -128,6 +139,12 @@ def _(layer: Any) -> tuple[KernelGeometry, ...]:
 @kernels.register(keras.layers.GRUCell)
 def _(layer: Any) -> tuple[KernelGeometry, ...]:
     return (KernelGeometry(), KernelGeometry("recurrent_kernel", "recurrent_constraint"))
+
+
+@kernels.register
+def _(layer: ConvolutionalCell) -> tuple[KernelGeometry, ...]:
+    recurrent = KernelGeometry("recurrent_kernel", "recurrent_constraint", strides=1)
+    return (KernelGeometry(strides=_strides(layer)), recurrent)
 
 
 @kernels.register(keras.layers.BatchNormalization)

@@ -3,6 +3,7 @@
 Importing this module imports Keras; opnorm does it as soon as Keras itself is imported.
 """
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.checks import Array, real_array
+from opnorm.keras.geometry import ConvolutionalCell
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.equations import einsum_operator
 from opnorm.operators.linear import Diagonal, linear_operator, linear_operators
@@ -18,7 +20,7 @@ from opnorm.operators.sizes import Adjoint
 _GATES = {keras.layers.SimpleRNNCell: 1, keras.layers.LSTMCell: 4, keras.layers.GRUCell: 3}
 
 
-def _require_weights(layer: Any) -> None:
+def require_weights(layer: Any) -> None:
     """Raise unless the layer's weights are there and are its map."""
     if not layer.built:
         raise ValueError(f"Argument `layer` must be built: call it, or `layer.build(input_shape)`. Received: {layer!r}")
@@ -31,7 +33,7 @@ def _require_weights(layer: Any) -> None:
 
 def _weight(layer: Any, name: str) -> Array:
     """Return a weight of a built layer; a LoRA layer's kernel is the effective one."""
-    _require_weights(layer)
+    require_weights(layer)
     return real_array(getattr(layer, name), name)
 
 
@@ -124,7 +126,8 @@ def _(layer: Any) -> LinearOperator:
     return Adjoint(Convolution(kernel, outputs, padding=layer.padding, **common))
 
 
-def _several(layer: Any) -> LinearOperator:
+def several(layer: Any) -> LinearOperator:
+    """Raise the error that names the maps of a layer that has several."""
     names = ", ".join(linear_operators(layer))
     raise ValueError(
         f"Argument `layer` must have one linear map; {type(layer).__name__} has several ({names}). Use "
@@ -142,33 +145,35 @@ def _(layer: Any, *, gates: bool = False) -> dict[str, LinearOperator]:
     }
 
 
-@linear_operators.register(keras.layers.MultiHeadAttention)
-def _(layer: Any, *, gates: bool = False) -> dict[str, LinearOperator]:
-    _require_weights(layer)
-    parts = {name: getattr(layer, f"{name}_dense") for name in ("query", "key", "value", "output")}
-    return {name: linear_operator(part) for name, part in parts.items()}
-
-
 @linear_operators.register(keras.layers.SimpleRNNCell)
 @linear_operators.register(keras.layers.LSTMCell)
 @linear_operators.register(keras.layers.GRUCell)
 def _(layer: Any, *, gates: bool = False) -> dict[str, LinearOperator]:
-    kernels = {name: _weight(layer, name) for name in ("kernel", "recurrent_kernel")}
-    if not gates:
-        return {name: _from_columns(kernel) for name, kernel in kernels.items()}
     count = next(number for cell, number in _GATES.items() if isinstance(layer, cell))
-    parts = {name: np.split(kernel, count, axis=1) for name, kernel in kernels.items()}
-    return {f"{name}/{i}": _from_columns(part) for name, several in parts.items() for i, part in enumerate(several)}
+    kernels = _by_gate(layer, count if gates else None)
+    return {name: _from_columns(kernel) for name, kernel in kernels.items()}
 
 
-@linear_operators.register(keras.layers.SimpleRNN)
-@linear_operators.register(keras.layers.LSTM)
-@linear_operators.register(keras.layers.GRU)
-def _(layer: Any, *, gates: bool = False) -> dict[str, LinearOperator]:
-    return linear_operators(layer.cell, gates=gates)
+@linear_operators.register
+def _(layer: ConvolutionalCell, *, gates: bool = False) -> dict[str, LinearOperator]:
+    cell: Any = layer
+    require_weights(cell)
+    options = {"strides": cell.strides, "padding": cell.padding, "dilation_rate": cell.dilation_rate}
+    entering = partial(Convolution, input_shape=cell.spatial_dims, **options)
+    returning = partial(Convolution, input_shape=entering(kernel=_weight(cell, "kernel")).output_shape)
+    makers = {"kernel": entering, "recurrent_kernel": returning}
+    kernels = _by_gate(cell, 4 if gates else None)
+    return {name: makers[name.partition("/")[0]](kernel=kernel) for name, kernel in kernels.items()}
 
 
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-_RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU, *_GATES)
-for _kind in (*_SEPARABLE, *_RECURRENT, keras.layers.MultiHeadAttention):
-    linear_operator.register(_kind, _several)
+def _by_gate(cell: Any, gates: int | None) -> dict[str, Array]:
+    """Return the two kernels of a recurrent cell, whole or split into so many gates along their last axis."""
+    whole = {name: _weight(cell, name) for name in ("kernel", "recurrent_kernel")}
+    if gates is None:
+        return whole
+    split = {name: np.split(kernel, gates, axis=-1) for name, kernel in whole.items()}
+    return {f"{name}/{i}": part for name, parts in split.items() for i, part in enumerate(parts)}
+
+
+for _kind in (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, ConvolutionalCell, *_GATES):
+    linear_operator.register(_kind, several)

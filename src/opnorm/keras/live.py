@@ -13,7 +13,7 @@ from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_archive import keras_checkpoint
 from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
-from opnorm.operators.linear import linear_operators
+from opnorm.keras.composites import own_maps
 
 _PARTS = (  # under which Keras's layers keep others, some of them with an underscore, in the order of its files
     "layer", "forward_layer", "backward_layer", "cell", "query_dense", "key_dense", "value_dense", "gate_dense",
@@ -105,8 +105,8 @@ def _registered(layer: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Linear
         yield from _registered(part, (*path, str(part.name)))
     if not inner and type(layer).__module__.split(".")[0] not in ("keras", "tf_keras"):
         try:
-            found = linear_operators(layer)
-        except (TypeError, ValueError):
+            found = own_maps(layer)
+        except ValueError:
             return
         yield from (("/".join((*path, name)), operator) for name, operator in found.items())
 

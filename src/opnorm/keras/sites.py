@@ -73,6 +73,12 @@ def walk(model: keras.Layer) -> Iterator[tuple[str, keras.Layer, keras.Layer | N
             todo += [(f"{path}/{part.name}".lstrip("/"), part, layer) for part in reversed(_parts(layer))]
 
 
+def unlike(names: list[str]) -> list[str]:
+    """Return the names, of equal ones all but the first numbered."""
+    earlier = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name}_{count}" if count else name for name, count in zip(names, earlier, strict=True)]
+
+
 def _parts(layer: keras.Layer) -> list[keras.Layer]:
     """Return the layers held by `layer` itself, among its attributes: only a model lists its layers in public."""
     listed = layer.layers if isinstance(layer, keras.Model) else []

@@ -14,7 +14,7 @@ from opnorm.backends import Tensor
 from opnorm.checks import require, to_count, to_fraction, to_operator, to_positive
 from opnorm.keras.geometry import KernelGeometry, kernels
 from opnorm.keras.showing import written
-from opnorm.keras.sites import normalizes_its_kernel, walk
+from opnorm.keras.sites import normalizes_its_kernel, unlike, walk
 from opnorm.operators.linear import linear_operator, linear_operators
 from opnorm.rules import Normalizer
 
@@ -118,7 +118,8 @@ class SpectralNormalization(keras.layers.Wrapper):
                 "Argument `layer` must have a kernel that `opnorm.kernels` knows; `opnorm.kernels.register` teaches it "
                 f"layers of your own. Received: layer={self.layer!r}"
             )
-        names = _unlike([f"{part.name}_{geometry.name}_vectors" for part, geometry in found])
+        # `.h5` files and PyTorch find variables by name, and layers inside of others may have one name.
+        names = unlike([f"{part.name}_{geometry.name}_vectors" for part, geometry in found])
         self._kernels = tuple(self._prepared(*place, index, names[index]) for index, place in enumerate(found))
 
     def call(self, inputs: Any, *args: Any, training: bool = False, **kwargs: Any) -> Any:
@@ -217,12 +218,6 @@ def _(layer: SpectralNormalization) -> LinearOperator:
 def _(layer: SpectralNormalization, *, gates: bool = False) -> dict[str, LinearOperator]:
     with layer.normalized():
         return linear_operators(layer.layer, gates=gates)
-
-
-def _unlike(names: list[str]) -> list[str]:
-    """Return the names, of equal ones all but the first numbered: `.h5` files and PyTorch find variables by name."""
-    earlier = [names[:index].count(name) for index, name in enumerate(names)]
-    return [f"{name}_{count}" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def _build_for(layer: keras.layers.Layer, args: Any, kwargs: Any) -> None:

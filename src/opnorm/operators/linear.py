@@ -99,7 +99,9 @@ def linear_operators(layer: Any, *, gates: bool = False) -> dict[str, LinearOper
     """Return every linear map inside a built layer, by the name of its weight or sublayer.
 
     A layer with one map gives `{"kernel": linear_operator(layer)}`. Recurrent layers give `kernel` and
-    `recurrent_kernel`, separable convolutions `depthwise_kernel` and `pointwise_kernel`, attention its projections.
+    `recurrent_kernel`, separable convolutions `depthwise_kernel` and `pointwise_kernel`, attention its projections. A
+    layer that holds others, such as `Bidirectional` or a model, gives theirs under the names of the layers on the way.
+    Of a layer that only `opnorm.kernels` knows, the operators are those of its kernels' geometry.
 
     Args:
         layer: A built layer.
