@@ -2,7 +2,7 @@
 
 import warnings
 from html import escape
-from math import nan
+from math import isnan, nan
 from threading import get_ident
 from typing import Any
 
@@ -15,11 +15,15 @@ from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
 
 _SLACK = 1e-2  # over a ball: constraints hold 1e-3, the rounding of a half-precision kernel and a spike may add some
+_FEW = 8  # kernels that a progress line and a table of logs have room for, one by one
 _HEADER = "kernel", "first", "last", "largest", "ball", "lower", "upper"
 
 
 class SpectralMonitor(keras.callbacks.Callback):
-    """Logs `spectral/<path>`, an estimate from below of the norm of each trainable kernel, while `fit` runs.
+    """Logs the largest of the kernels' norms, and how many are outside their ball, while `fit` runs.
+
+    `spectral/largest` is an estimate from below, `spectral/outside` a count; where there are at most 8 kernels, or on
+    request, `spectral/<path>` is the norm of each. `history` has all of them in any case.
 
     Every `every` batches and at each epoch's end, by power iteration from the last vectors. A kernel with a constraint
     of opnorm's is measured as the constraint means it; any other one as the matrix that its layer makes of it, see
@@ -41,7 +45,8 @@ class SpectralMonitor(keras.callbacks.Callback):
             `opnorm.constrain`. A pattern that matches none is an error.
         exclude: The kernels to leave out, in the same way; it wins.
         exact_every: Epochs between two measurements of the interval that `opnorm.spectral_norm` proves, logged as
-            `spectral_lower/<path>` and `spectral_upper/<path>`: after the first epoch and every so many; nan between.
+            `spectral_lower/...` and `spectral_upper/...`: after the first epoch and every so many; nan between.
+        per_kernel: Whether `logs` have each kernel's norm; by default only of a model with at most 8 kernels.
 
     Example:
         >>> history = model.fit(x, y, callbacks=[opnorm.SpectralMonitor(every=100)])
@@ -55,6 +60,7 @@ class SpectralMonitor(keras.callbacks.Callback):
         include: Selection | None = None,
         exclude: Selection | None = None,
         exact_every: int | None = None,
+        per_kernel: bool | None = None,
     ) -> None:
         super().__init__()
         self.every = to_count("every", every, 1)
@@ -62,6 +68,8 @@ class SpectralMonitor(keras.callbacks.Callback):
         self.operator = operator
         self.include, self.exclude = include, exclude
         self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
+        require(per_kernel in (None, True, False), "per_kernel", "must be True, False or None", per_kernel)
+        self.per_kernel = per_kernel
         self.history: list[tuple[int, dict[str, float]]] = []
         self.passed_over: list[PassedOver] = []
         self._kernels: list[Watched] | None = None
@@ -83,21 +91,21 @@ class SpectralMonitor(keras.callbacks.Callback):
             return
         last, self._step = self._step, self._before + batch + 1
         if self._step // self.every > last // self.every:
-            _add(logs, "spectral", self._measure())
+            self._log(logs, "spectral", self._measure())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure, and prove where it is due."""
         if self._step == self._before:  # another thread reports the batches, some after the epoch's end
             self._step += self.params.get("steps") or 0
-        _add(logs, "spectral", self._measure())
+        self._log(logs, "spectral", self._measure())
         if self.exact_every is None:
             return
         due = epoch % self.exact_every == 0
         proved = {kernel.name: kernel.proved() if due else (nan, nan) for kernel in self._watched()}
         if due:
             self._proved = dict(proved)
-        _add(logs, "spectral_lower", {name: lower for name, (lower, _) in proved.items()})
-        _add(logs, "spectral_upper", {name: upper for name, (_, upper) in proved.items()})
+        self._log(logs, "spectral_lower", {name: lower for name, (lower, _) in proved.items()})
+        self._log(logs, "spectral_upper", {name: upper for name, (_, upper) in proved.items()})
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Warn where what is evaluated is outside its ball, as averages are that `SwapEMAWeights` puts in place."""
@@ -172,8 +180,17 @@ class SpectralMonitor(keras.callbacks.Callback):
             self._check(kernel, norms[kernel.name])
         return norms
 
+    def _log(self, logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
+        if logs is None or not norms:
+            return
+        logs[f"{prefix}/largest"] = float(np.max(list(norms.values())))  # nan if one of them is
+        if prefix == "spectral":
+            logs[f"{prefix}/outside"] = sum(not _within(kernel, norms[kernel.name]) for kernel in self._watched())
+        if len(norms) <= _FEW if self.per_kernel is None else self.per_kernel:
+            logs.update({f"{prefix}/{name}": norm for name, norm in norms.items()})
+
     def _check(self, kernel: Watched, norm: float) -> None:
-        if kernel.ball is not None and norm > kernel.ball * (1 + _SLACK):
+        if not _within(kernel, norm) and not isnan(norm):
             self._warn(
                 kernel.name,
                 f"The kernel '{kernel.name}' has norm {norm:.5g} after {self._step} batches, outside the ball of "
@@ -186,6 +203,6 @@ class SpectralMonitor(keras.callbacks.Callback):
             warnings.warn(message, stacklevel=2)
 
 
-def _add(logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
-    if logs is not None:
-        logs.update({f"{prefix}/{name}": norm for name, norm in norms.items()})
+def _within(kernel: Watched, norm: float) -> bool:
+    """Return whether the norm is inside the ball that is declared for the kernel, if there is one; nan never is."""
+    return kernel.ball is None or norm <= kernel.ball * (1 + _SLACK)
