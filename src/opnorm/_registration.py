@@ -16,6 +16,7 @@ def _register(keras: ModuleType) -> None:
         import_module("opnorm.keras.projections")
         import_module("opnorm.keras.regularizers")
         import_module("opnorm.keras.wrappers")
+        import_module("opnorm.keras.exporting")
 
 
 def register_with_keras() -> None:

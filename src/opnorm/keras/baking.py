@@ -1,6 +1,7 @@
 """A model written as plain layers: what constraints and wrappers made of its kernels, stored in the kernels."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,6 +29,8 @@ def bake(model: keras.Layer) -> Any:
     and stay apart. Constraints and penalties of opnorm are gone. All other weights are copied exactly, layers keep
     their names and order, and `model` is left as it is. What is returned, and its files, do not need opnorm.
 
+    What is returned can be exported at once, subclassed or not: it is built, and has been called on symbols.
+
     Carried are the layers and their weights. Compile it anew where it has to train; what is not part of the function
     in inference is new: optimizer and metrics, the seeds of `Dropout`. A layer shared by two nested models becomes
     one for each. Keras's own `SpectralNormalization` stays.
@@ -48,7 +51,33 @@ def bake(model: keras.Layer) -> Any:
     baked = _rebuilt(model)
     _require_plain(baked, model)
     _copy(model, baked, values)
+    _call_once(baked, model)
     return baked
+
+
+def _call_once(baked: keras.Layer, model: keras.Layer) -> None:
+    """Call a model on symbols of the inputs that `model` was built for: Keras does not export what was never called."""
+    if isinstance(baked, keras.Model):
+        with suppress(Exception):  # code that wants numbers: Keras will ask for a first call, and say so
+            args, named = _inputs(baked, model.get_build_config() or {})
+            baked(*args, **named)
+
+
+def _inputs(baked: Any, shapes: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return symbols as the arguments of the model's call; Functional and Sequential models know their own."""
+    if getattr(baked, "inputs", None):
+        return [baked.inputs[0] if isinstance(baked, keras.Sequential) else baked.input], {}
+    if "input_shape" in shapes:
+        return [_symbols(shapes["input_shape"], baked)], {}
+    return [], {name.removesuffix("_shape"): _symbols(shape, baked) for name, shape in shapes["shapes_dict"].items()}
+
+
+def _symbols(shape: Any, model: keras.Layer) -> Any:
+    if isinstance(shape, dict):
+        return {name: _symbols(part, model) for name, part in shape.items()}
+    if shape and all(size is None or isinstance(size, int) for size in shape):
+        return keras.KerasTensor((None, *shape[1:]), dtype=model.input_dtype)
+    return [_symbols(part, model) for part in shape]
 
 
 def _values(layer: keras.Layer) -> dict[int, Tensor]:

@@ -183,7 +183,7 @@ class SpectralMonitor(keras.callbacks.Callback):
     def _log(self, logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
         if logs is None or not norms:
             return
-        logs[f"{prefix}/largest"] = float(np.max(list(norms.values())))  # nan if one of them is
+        logs[f"{prefix}/largest"] = nan if any(map(isnan, norms.values())) else max(norms.values())
         if prefix == "spectral":
             logs[f"{prefix}/outside"] = sum(not _within(kernel, norms[kernel.name]) for kernel in self._watched())
         if len(norms) <= _FEW if self.per_kernel is None else self.per_kernel:
