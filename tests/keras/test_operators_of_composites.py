@@ -208,3 +208,12 @@ def test_a_geometry_alone_makes_the_operator(name):
     lower, upper = opnorm.spectral_norm(operator)
     truth = max(np.linalg.svd(block.astype("float64"), compute_uv=False)[0] for block in blocks(gaussian(*shape)))
     assert lower * (1 - CLOSE) <= truth <= upper * (1 + CLOSE)
+
+
+def test_an_audit_takes_a_kernel_as_its_registered_geometry_means_it():
+    model = keras.Sequential([keras.Input(SHAPE), Scaled(name="own")])
+    model.layers[0].factor.assign(gaussian(3, 6))
+    [row] = [row for row in opnorm.audit(model, network=False).rows if row.name == "own/factor"]
+    truth = np.linalg.svd(gaussian(3, 6).astype("float64"), compute_uv=False)[0]
+    assert row.geometry == "as registered"
+    assert row.lower * (1 - CLOSE) <= truth <= row.upper * (1 + CLOSE)
