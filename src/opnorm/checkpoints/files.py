@@ -63,7 +63,10 @@ def extra(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise CheckpointError(f"reading it needs {package}: pip install 'opnorm[audit]'") from error
+        # Of an installed opnorm pip adds the extra's packages without looking for opnorm anywhere.
+        raise CheckpointError(
+            f"reading it needs {package}: pip install 'opnorm[audit]' adds it to the opnorm installed here"
+        ) from error
 
 
 def parse_json(data: bytes | str, what: str) -> Any:

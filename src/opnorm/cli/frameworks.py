@@ -25,7 +25,7 @@ def require(modules: Sequence[str], extra: str) -> None:
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise MissingError(f'not installed: {", ".join(missing)}. Run: pip install "opnorm[{extra}]"')
+        raise MissingError(f"not installed: {', '.join(missing)}. {_remedy(extra)}")
 
 
 def choose(requested: str | None = None) -> str:
@@ -67,7 +67,12 @@ def _first_installed() -> str:
     for name in BACKENDS:
         if find_spec(name):
             return name
-    raise MissingError(f'no Keras backend is installed. Run: pip install "opnorm[demo,torch]" (or {BACKENDS[0]}, jax)')
+    raise MissingError(f"no Keras backend is installed. {_remedy('demo,torch')} ({BACKENDS[0]} and jax serve as well)")
+
+
+def _remedy(extra: str) -> str:
+    # Of an installed opnorm pip adds the extra's packages without looking for opnorm anywhere.
+    return f'Run: pip install "opnorm[{extra}]", which adds to the opnorm installed here'
 
 
 def _agree_with_keras(name: str) -> None:
