@@ -106,6 +106,7 @@ def main():
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="default: all three")
     parser.add_argument("--steps", type=int, default=30, help="steps in each timed run (at most 39)")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--network", choices=("mlp", "cnn"), action="append", help="default: both")
     parser.add_argument("--rows", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rows:

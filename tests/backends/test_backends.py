@@ -39,9 +39,12 @@ CALLS = {  # a call of each operation, on the module and on a function that make
     "eigh": lambda xp, t: xp.eigh(t(shared(X)))[0],
     "einsum": lambda xp, t: xp.einsum("rgc,kgc->kgr", t(X), t(Y)),
     "has_lapack": lambda xp, t: np.array([isinstance(xp.has_lapack(t(X)), bool)]),
+    "images": lambda xp, t: xp.images(t(X[0]), t(Y[0])),
     "isfinite": lambda xp, t: xp.isfinite(t(np.array([1.0, np.nan, np.inf], "float32"))),
+    "known": lambda xp, t: np.array([bool(flag) for flag in xp.known([xp.any_of(t(X) > 0), xp.all_of(t(X) > -9)])]),
     "largest": lambda xp, t: xp.largest(t(X), (0, 2)),
     "length": lambda xp, t: xp.length(t(X)),
+    "preimages": lambda xp, t: xp.preimages(t(X[0]), t(Y[0, :, :3])),
     "repeat": lambda xp, t: xp.repeat([2.0, 3.0], lambda factor, x: factor * x + 1, t(X)),
     "repeat_while": lambda xp, t: (
         xp.repeat_while(

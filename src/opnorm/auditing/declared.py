@@ -62,7 +62,8 @@ def _bracket(options: Mapping[str, Any], operator: Any, known: Known) -> Bracket
     transposed = isinstance(known.operator, Adjoint)
     inner = known.operator.operator if isinstance(known.operator, Adjoint) else known.operator
     if not isinstance(inner, Convolution):
-        return known.norm if operator == "matrix" and len(known.shape) == 2 else None
+        whole = options.get("groups", 1) == 1 and options.get("axis", -1) in (-1, 1, [-1], [1])
+        return known.norm if operator == "matrix" and len(known.shape) == 2 and whole else None
     if known.shape != inner.kernel.shape or options.get("groups", 1) != inner.groups:
         return None
     if operator == "convolution":

@@ -120,6 +120,23 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt.T
 
 
+def images(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
+    # A product a vector: XLA on CPUs is faster at two of these than at one with a thin matrix.
+    few = range(vectors.shape[0]) if vectors.shape[0] <= 2 else ()
+    if few:
+        return jnp.concatenate([(matrix @ vectors[i : i + 1].T).T for i in few], axis=0)
+    return (matrix @ vectors.T).T
+
+
+def preimages(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `v @ matrix` for each of the `vectors`, `(count, rows)`: `(count, columns)`."""
+    few = range(vectors.shape[0]) if vectors.shape[0] <= 2 else ()
+    if few:
+        return jnp.concatenate([vectors[i : i + 1] @ matrix for i in few], axis=0)
+    return vectors @ matrix
+
+
 def repeat_while(moves: Callable[[Any], Tensor], step: Callable[[Any], Any], state: Any, most: int) -> Any:
     """Return the named tuple after at most `most` of the steps `state -> state`, made while `moves(state)`."""
     return lax.while_loop(
@@ -131,6 +148,11 @@ def repeat(factors: Sequence[float], step: Callable[[Any, Any], Any], state: Any
     """Return the tensor, or tuple of tensors, after a step `(factor, state) -> state` for each factor."""
     kind = jax.tree.leaves(state)[0].dtype
     return lax.scan(lambda state, factor: (step(factor, state), None), state, jnp.asarray(factors, kind))[0]
+
+
+def known(flags: Sequence[Tensor]) -> Sequence[Any]:
+    """Return the flags as the host knows them, where that is cheap; otherwise themselves, or all true."""
+    return [True] * len(flags)  # a branch for each takes longer to compile than the products, now and then, to make
 
 
 def cond(condition: Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

@@ -125,6 +125,16 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt.T
 
 
+def images(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
+    return (matrix @ vectors.T).T
+
+
+def preimages(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `v @ matrix` for each of the `vectors`, `(count, rows)`: `(count, columns)`."""
+    return vectors @ matrix
+
+
 def repeat_while(moves: Callable[[Any], Tensor], step: Callable[[Any], Any], state: Any, most: int) -> Any:
     """Return the named tuple after at most `most` of the steps `state -> state`, made while `moves(state)`."""
     for _ in range(most):
@@ -139,6 +149,11 @@ def repeat(factors: Sequence[float], step: Callable[[Any, Any], Any], state: Any
     for factor in factors:
         state = step(factor, state)
     return state
+
+
+def known(flags: Sequence[Tensor]) -> Sequence[Any]:
+    """Return the flags as the host knows them, where that is cheap; otherwise themselves, or all true."""
+    return [bool(flag) for flag in flags]
 
 
 def cond(condition: Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

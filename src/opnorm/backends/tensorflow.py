@@ -117,6 +117,23 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, v
 
 
+def images(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
+    # A product a vector: XLA on CPUs is faster at two of these than at one with a thin matrix.
+    few = range(vectors.shape[0]) if vectors.shape[0] <= 2 else ()
+    if few:
+        return tf.concat([tf.transpose(tf.matmul(matrix, vectors[i : i + 1], transpose_b=True)) for i in few], axis=0)
+    return tf.transpose(tf.matmul(matrix, vectors, transpose_b=True))
+
+
+def preimages(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `v @ matrix` for each of the `vectors`, `(count, rows)`: `(count, columns)`."""
+    few = range(vectors.shape[0]) if vectors.shape[0] <= 2 else ()
+    if few:
+        return tf.concat([vectors[i : i + 1] @ matrix for i in few], axis=0)
+    return vectors @ matrix
+
+
 def repeat_while(moves: Callable[[Any], Tensor], step: Callable[[Any], Any], state: Any, most: int) -> Any:
     """Return the named tuple after at most `most` of the steps `state -> state`, made while `moves(state)`."""
     kind = type(state)
@@ -136,6 +153,11 @@ def repeat(factors: Sequence[float], step: Callable[[Any, Any], Any], state: Any
         lambda i, state: i < len(factors), lambda i, state: (i + 1, step(values[i], state)), (tf.constant(0), state)
     )
     return end[1]
+
+
+def known(flags: Sequence[Tensor]) -> Sequence[Any]:
+    """Return the flags as the host knows them, where that is cheap; otherwise themselves, or all true."""
+    return [True] * len(flags)  # a branch for each takes longer to compile than the products, now and then, to make
 
 
 def cond(condition: Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

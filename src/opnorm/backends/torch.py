@@ -129,6 +129,17 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt.T
 
 
+def images(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
+    # The kernel first: of the forms of this product the one that does not transpose it.
+    return (matrix @ vectors.T).T
+
+
+def preimages(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Return `v @ matrix` for each of the `vectors`, `(count, rows)`: `(count, columns)`."""
+    return vectors @ matrix
+
+
 def repeat_while(moves: Callable[[Any], Tensor], step: Callable[[Any], Any], state: Any, most: int) -> Any:
     """Return the named tuple after at most `most` of the steps `state -> state`, made while `moves(state)`."""
     for _ in range(most):
@@ -143,6 +154,14 @@ def repeat(factors: Sequence[float], step: Callable[[Any, Any], Any], state: Any
     for factor in factors:
         state = step(factor, state)
     return state
+
+
+def known(flags: Sequence[Tensor]) -> Sequence[Any]:
+    """Return the flags as the host knows them, where that is cheap; otherwise themselves, or all true."""
+    if flags[0].device.type == "cpu":
+        known: list[bool] = torch.stack(list(flags)).tolist()
+        return known
+    return [True] * len(flags)  # a wait for the device costs more than the products
 
 
 def cond(condition: Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+
 from opnorm.backends import Tensor, of
+
+_SMALL = 2**17  # entries of a kernel below which a product costs less than to ask whether it is needed
 
 
 class Part(NamedTuple):
@@ -26,6 +30,7 @@ class Maps(NamedTuple):
     times: Callable[[Tensor], Tensor]  # u -> W u, from the output side to the input side
     transposed: Callable[[Tensor], Tensor]  # v -> W^T v, back
     parts: tuple[Part, ...]
+    several: tuple["Maps", ...] = ()  # of which it was joined
 
     @property
     def blocks(self) -> int:
@@ -63,7 +68,34 @@ def joined(several: Sequence[Maps]) -> Maps:
         pieces = unstacked(v, several, [maps.rows for maps in several])
         return stacked([maps.transposed(piece) for maps, piece in zip(several, pieces, strict=True)], columns)
 
-    return Maps(times, transposed, parts)
+    return Maps(times, transposed, parts, tuple(several))
+
+
+def only(maps: Maps, going: Tensor) -> Maps:
+    """Return the operator with zeros for products of kernels none of whose blocks is `going`, `(1, blocks, 1)`."""
+    if not maps.several:
+        return maps
+    xp = of(going)
+    flags = xp.known([xp.any_of(piece) for piece in unstacked(going, maps.several, [1] * len(maps.several))])
+    return joined([_only(one, flag) for one, flag in zip(maps.several, flags, strict=True)])
+
+
+def _only(maps: Maps, flag: Tensor) -> Maps:
+    if flag is True or maps.blocks * maps.rows * maps.columns < _SMALL:
+        return maps
+
+    def times(u: Tensor) -> Tensor:
+        return of(u).cond(flag, lambda: maps.times(u), lambda: _zeros(u, maps.rows))
+
+    def transposed(v: Tensor) -> Tensor:
+        return of(v).cond(flag, lambda: maps.transposed(v), lambda: _zeros(v, maps.columns))
+
+    return Maps(times, transposed, maps.parts)
+
+
+def _zeros(like: Tensor, size: int) -> Tensor:
+    xp = of(like)
+    return xp.table(like, np.zeros, (*xp.shape(like)[:-1], size))
 
 
 def stacked(vectors: Sequence[Tensor], size: int) -> Tensor:

@@ -1,6 +1,5 @@
 """A kernel as the matrix, or the diagonal blocks of the matrix, that its layer applies."""
 
-from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -57,14 +56,7 @@ def matrix_maps(matrix: Tensor, alone: bool = False) -> Maps:
         einsum = xp.einsum
         return Maps(lambda u: einsum("rgc,kgc->kgr", matrix, u), lambda v: einsum("rgc,kgr->kgc", matrix, v), part)
     flat = xp.reshape(matrix, (rows, columns))
-    # Thin products, the kernel first: of the forms of this product the one that no backend transposes the kernel for.
-    return Maps(
-        _of_each(lambda u: xp.transpose(flat @ xp.transpose(u, (1, 0)), (1, 0))), _of_each(lambda v: v @ flat), part
-    )
-
-
-def _of_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: function(x[:, 0])[:, None]
+    return Maps(lambda u: xp.images(flat, u[:, 0])[:, None], lambda v: xp.preimages(flat, v[:, 0])[:, None], part)
 
 
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, int]:

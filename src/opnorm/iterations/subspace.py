@@ -11,14 +11,17 @@ from opnorm.iterations.maps import Maps
 from opnorm.iterations.power import (
     Estimate,
     Search,
+    chosen,
     exact,
     first_steps,
     fixed_directions,
     moved,
     perturbed,
-    power_iteration,
+    seen,
     settled,
+    still_moves,
     unit,
+    weight,
 )
 
 _BLOCK = 8  # vectors of a cold start: of 60 Gaussian kernels of each of five shapes, none ended 1e-3 below its norm
@@ -31,19 +34,33 @@ def settled_pair_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estim
 
     So it does in a cold start and with newly loaded weights.
     """
+    xp = of(vectors)
     estimate = first_steps(maps, vectors, search)
-    if vectors.shape[0] > 1 and not exact(maps):
-        cold = of(vectors).dot(unit(vectors[:1]), estimate.vectors[:1]) ** 2 < _TURN
-        estimate = _started(maps, estimate, cold, search)
-    return settled(maps, estimate, search)
+    if not search.extra_steps or exact(maps):
+        return estimate
+    if vectors.shape[0] == 1:
+        return settled(maps, estimate, search)
+    cold = xp.dot(unit(vectors[:1]), estimate.vectors[:1]) ** 2 < _TURN
+    found: Estimate = xp.cond(  # one look at the numbers where all is well, as in most updates
+        xp.any_of(cold | still_moves(maps, estimate, search.tolerance)),
+        lambda: settled(maps, _started(maps, estimate, cold, search), search),
+        lambda: estimate,
+    )
+    return found
 
 
 def settled_subspace_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
     """Return the estimate after `search.steps` subspace iterations, and further ones while it still moves."""
-    estimate = _iteration(maps, perturbed(maps, vectors, search.perturbation))
+    estimate = _plain(maps, perturbed(maps, vectors, search.perturbation))
     for _ in range(search.steps - 1):
-        estimate = _iteration(maps, estimate.vectors)
-    return moved(maps, lambda last: _iteration(maps, last.vectors), estimate, search)
+        estimate = _plain(maps, estimate.vectors)
+    return moved(maps, lambda some, last: _plain(some, last.vectors), estimate, search)
+
+
+def _plain(maps: Maps, vectors: Tensor) -> Estimate:
+    # Of many vectors the first gains little from the second: no more is asked of them where the values crowd.
+    estimate = _iteration(maps, vectors)
+    return estimate._replace(weight=0 * estimate.sigma + 1)
 
 
 def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Estimate:
@@ -51,19 +68,12 @@ def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Es
     xp = of(cold)
     count = estimate.vectors.shape[0]
     others = fixed_directions(max(0, min(_BLOCK, maps.columns) - count), maps.parts, estimate.vectors)
-
-    def step(last: Estimate) -> Estimate:
-        found = _iteration(maps, last.vectors).vectors
-        pair = power_iteration(maps, found[:count])
-        return pair._replace(vectors=xp.concatenate([pair.vectors, found[count:]]))
-
     still = 0 * estimate.rotation
     wide = estimate._replace(
         vectors=xp.concatenate([estimate.vectors, others]), rotation=xp.where(cold, float("inf"), still)
     )
-    found = moved(maps, step, wide, search)
-    rotation = xp.where(cold, found.rotation, estimate.rotation)
-    return found._replace(vectors=found.vectors[:count], rotation=rotation)
+    found = moved(maps, lambda some, last: _iteration(some, last.vectors), wide, search)
+    return chosen(cold, seen(maps, found._replace(vectors=found.vectors[:count])), estimate)
 
 
 def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
@@ -85,6 +95,7 @@ def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
         start=vectors[:1],
         image=_swapped(rotation[:, :1] @ basis),
         length=before * scale,
+        weight=weight(_swapped(sizes[:, :2])),
     )
 
 

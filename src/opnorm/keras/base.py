@@ -16,6 +16,7 @@ from keras import ops
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
+from opnorm.keras.showing import written
 from opnorm.rules import Rule, updated
 
 
@@ -92,6 +93,9 @@ class OperatorConstraint(keras.constraints.Constraint):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor; JSON-serializable."""
         return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        return written(self)
 
     def _warn_once(self, kernel: Any) -> None:
         if self._warned:

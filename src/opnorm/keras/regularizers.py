@@ -11,6 +11,7 @@ from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
 from opnorm.keras.base import real_tensor
+from opnorm.keras.showing import written
 from opnorm.rules import Normalizer
 
 _OPERATORS = "matrix", "convolution"
@@ -80,6 +81,9 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor; JSON-serializable."""
         return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @property
     def _normalizer(self) -> Normalizer:
