@@ -10,7 +10,7 @@ import functools
 import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from opnorm.checks import require, to_count, to_fraction, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import Axis, from_matrix, to_matrix
 from opnorm.iterations.power import Search
-from opnorm.rules import Clip, Operator, Rule, Scale, find
+from opnorm.rules import Clip, Operator, Rule, Scale, find, updated
 
 try:
     if not sys.modules.get("tf_keras"):
@@ -55,17 +55,27 @@ class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
 
     def __call__(self, w: Any) -> Any:
         """Return the constrained kernel, a tensor of `w`'s shape and dtype."""
-        # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
-        value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
-        require(value.dtype.is_floating, "w", "must be real and floating point", value.dtype.name)
-        require(value.shape.is_fully_defined(), "w", "must be a tensor whose shape is known", value)
-        wide = tf.cast(value, value.dtype if value.dtype == tf.float64 else tf.float32)
-        return tf.cast(self._constrained(w, wide), value.dtype)
+        value = _value(w)
+        return tf.cast(self._constrained(w, _wide(value)), value.dtype)
+
+    def _projected(self, w: Any) -> Any:
+        """Return the kernel constrained from a fresh start and to convergence; no `u` is read or moved."""
+        value, rule = _value(w), self._rule.converged
+        kernel = _wide(value)
+        start = rule.start(tuple(value.shape.as_list()), (0,))
+        (result,), _ = updated([rule], [kernel], [None if start is None else tf.cast(start, kernel.dtype)])
+        return tf.cast(result, value.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return `__init__`'s arguments, as JSON values."""
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        arguments = inspect.signature(type(self)).parameters.values()
+        values = {one.name: getattr(self, one.name, one.default) for one in arguments}  # asked before `__init__` ended
+        shown = [f"{one.name}={values[one.name]!r}" for one in arguments if values[one.name] != one.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The vectors belong to kernels, which a copy does not have.
@@ -284,6 +294,18 @@ class SpectralClip(_Constraint):
         return from_matrix(gradient[:, None], tuple(kernel.shape.as_list()), self.axis)
 
 
+def _value(w: Any) -> Any:
+    # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
+    value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+    require(value.dtype.is_floating, "w", "must be real and floating point", value.dtype.name)
+    require(value.shape.is_fully_defined(), "w", "must be a tensor whose shape is known", value)
+    return value
+
+
+def _wide(value: Any) -> Any:
+    return tf.cast(value, value.dtype if value.dtype == tf.float64 else tf.float32)
+
+
 def _direction(vector: Any) -> Any:
     """Return `vector` as a stack of one, of a size whose square is in range."""
     largest = tf.reduce_max(abs(vector))
@@ -296,3 +318,20 @@ def _read(vector: Any) -> Any:
         return vector.read_value()
     known = tf.compat.v1.is_variable_initialized(vector)
     return tf.cond(known, vector.read_value, lambda: tf.identity(vector.initial_value))
+
+
+def _finalize(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def finalize_variable_values(self: Any, var_list: Sequence[Any]) -> None:
+        original(self, var_list)
+        if self.use_ema:  # the averages that replaced the kernels were taken before the constraint acted
+            for variable in var_list:
+                if isinstance(variable.constraint, _Constraint):
+                    variable.assign(variable.constraint._projected(variable))
+
+    return finalize_variable_values
+
+
+# Public, and called by `fit` at its end: the one place where tf_keras changes kernels and applies no constraint.
+_Optimizer = tf_keras.optimizers.Optimizer
+_Optimizer.finalize_variable_values = _finalize(_Optimizer.finalize_variable_values)
