@@ -99,5 +99,4 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
             axis=self.axis,
             strides=self.strides,
             groups=self.groups,
-            climbs=3,  # between the grid's frequencies
         )

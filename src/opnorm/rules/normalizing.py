@@ -28,7 +28,7 @@ class Normalizer(NamedTuple):
     axis: Axis = -1
     strides: Strides = 1
     groups: int = 1
-    climbs: int = 1
+    climbs: int = 4  # between the grid's frequencies: the gradient needs the peak itself
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
         """Return the first vectors for a kernel of `shape`: `(count, *columns)`, isotropic, unit length, float32."""

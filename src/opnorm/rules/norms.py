@@ -35,7 +35,7 @@ class Question(NamedTuple):
 
     operator: Operator
     search: Search
-    climbs: int = 1  # searches between the grid's frequencies, for a convolution: 1 to 3
+    climbs: int = 1  # searches between the grid's frequencies, for a convolution: 1 to 4
     blockwise: bool = False  # whether each block's norm counts by itself
 
 
