@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if "```python" in page.read_text("utf-8") and page.name != "tf1.md"  # graph code: tests/legacy runs it
+    if "```python" in page.read_text("utf-8") and page.name != "tf1.md"  # graph code: tests/tf1 runs it
 ]
 
 

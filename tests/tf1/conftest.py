@@ -1,4 +1,4 @@
-"""The legacy tests need a process of their own: `TF_USE_LEGACY_KERAS=1 pytest tests/legacy`."""
+"""The legacy tests need a process of their own: `TF_USE_LEGACY_KERAS=1 pytest tests/tf1`."""
 
 import os
 

@@ -75,7 +75,7 @@ def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor) -> Tensor:
     pairs = _transposed(u) @ cotangent @ v
     even, odd = 0.5 * (pairs + _transposed(pairs)), 0.5 * (pairs - _transposed(pairs))
     gaps, sums = s[:, None] - r, s[:, None] + r
-    slopes = xp.where(abs(gaps) > _NEAR * sums, (g[:, None] - g[None, :]) / xp.where(gaps == 0, 1.0, gaps), kept)
+    slopes = xp.where(abs(gaps) > _NEAR * sums, (g[:, None] - g[None, :]) / xp.where(abs(gaps) > 0, gaps, 1.0), kept)
     ratios = xp.where(sums > 0, (g[:, None] + g[None, :]) / (sums + TINY), 1.0)
     single = xp.where(r > 0, g[None, :] / (r + TINY), 1.0)
     rest = (cotangent - u @ (_transposed(u) @ cotangent)) @ v * single
