@@ -269,8 +269,10 @@ def test_without_a_list_it_still_measures_at_the_epochs_end(mlp, data):
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is traced with PyTorch")
 def test_the_estimate_is_traced_once_for_each_shape(mlp, data, monkeypatch):
     traced = []
-    search = watch._SEARCH
-    monkeypatch.setattr(watch, "_SEARCH", lambda maps, vectors: traced.append(vectors.shape) or search(maps, vectors))
+    find = watch.find_norms
+    monkeypatch.setattr(
+        watch, "find_norms", lambda asked, kernels, *args: traced.extend(kernels) or find(asked, kernels, *args)
+    )
     fit(mlp(constrained=False, width=17), data, SpectralMonitor(every=1), epochs=2)
     assert len(traced) == 2
 
