@@ -17,6 +17,7 @@ from opnorm.iterations.maps import Maps, Part, only, unstacked
 
 # A settled vector's gain is noise of up to four float32 roundings: the norm is above by < sqrt(1e-6 / 2) = 7e-4.
 _LEAST_GAIN = 1e-6
+_SMALLEST = 1e3 * TINY  # of a vector's length: its direction is lost in numbers that are not normal any more
 _ROUNDING = 1e-5  # of a vector, relative: what is left of it below that is float32 rounding
 _FAR, _NEAR = 5.0, 0.01  # kernels that start orthogonal, Adam 1e-3: at most 7e-4 above their target
 _MOST_STEPS = 2000  # more would not help: only singular values equal to the first digits need as many
@@ -58,9 +59,10 @@ def settled_power_iteration(maps: Maps, vectors: Tensor, search: Search) -> Esti
 
 def first_steps(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
     """Return the estimate after `search.steps` power iterations."""
-    estimate = power_iteration(maps, perturbed(maps, vectors, search.perturbation))
+    further = search.extra_steps > 0
+    estimate = power_iteration(maps, perturbed(maps, vectors, search.perturbation), further)
     for _ in range(search.steps - 1):
-        estimate = power_iteration(maps, estimate.vectors)
+        estimate = power_iteration(maps, estimate.vectors, further)
     return estimate
 
 
@@ -147,10 +149,10 @@ def perturbed(maps: Maps, vectors: Tensor, size: float) -> Tensor:
     return unit(vectors) + fixed_directions(vectors.shape[0], maps.parts, vectors, size)
 
 
-def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
+def power_iteration(maps: Maps, vectors: Tensor, further: bool = False) -> Estimate:
     """Return the estimate one power iteration after `vectors`: one `times` and one `transposed`.
 
-    A companion takes part in it; then a third half step follows, of `u` alone.
+    A companion takes part in it; if `further`, a third half step follows, of `u` alone.
     """
     xp = of(vectors)
     vectors = _orthonormal(vectors)
@@ -160,7 +162,10 @@ def power_iteration(maps: Maps, vectors: Tensor) -> Estimate:
     if vectors.shape[0] == 1:
         return _half_step(maps, vectors, images, scale)
     c, s = _ritz(images[:1], images[1:])
-    return _two_half_steps(maps, vectors, c * vectors + s * _turned(vectors), c * images + s * _turned(images), scale)
+    basis, images = c * vectors + s * _turned(vectors), c * images + s * _turned(images)
+    if further and not exact(maps):
+        return _two_half_steps(maps, vectors, basis, images, scale)
+    return _half_step(maps, basis, images, scale)
 
 
 def _turned(pair: Tensor) -> Tensor:
@@ -202,10 +207,11 @@ def _half_step(maps: Maps, start: Tensor, images: Tensor, scale: Tensor) -> Esti
     images = images / lengths
     z = maps.transposed(images) / scale
     sizes = xp.length(z)
-    sound = (sizes > 0) & (sizes < float("inf"))  # False for NaN too
+    sound = (sizes > _SMALLEST) & (sizes < float("inf"))  # False for NaN too
     vectors = xp.where(sound, z / (sizes + TINY), start)
     sigma = xp.where(sound, sizes * scale, 0.0)
-    return Estimate(vectors, sigma, sizes / lengths - 1, start, images, lengths * scale, 0 * sizes + 1)
+    rotation = (sizes / lengths)[:1] - 1
+    return Estimate(vectors, sigma[:1], rotation, start[:1], images[:1], (lengths * scale)[:1], weight(lengths))
 
 
 def _two_half_steps(maps: Maps, former: Tensor, basis: Tensor, images: Tensor, scale: Tensor) -> Estimate:
@@ -220,9 +226,10 @@ def _two_half_steps(maps: Maps, former: Tensor, basis: Tensor, images: Tensor, s
     c, s = _ritz(image, images[1:])
     start, image = c * start + s * basis[1:], c * image + s * images[1:]
     size = xp.length(image)
-    sound = (size > 0) & (size < float("inf"))  # False for NaN too
+    both = xp.concatenate([size, sizes[1:]])
+    sound = (both > _SMALLEST) & (both < float("inf"))  # False for NaN too
     vectors = xp.where(sound, xp.concatenate([start, z[1:] / (sizes[1:] + TINY)]), former)
-    sigma, rotation = xp.where(sound, size * scale, 0.0), size / (sizes[:1] + TINY) - 1
+    sigma, rotation = xp.where(sound[:1], size * scale, 0.0), size / (sizes[:1] + TINY) - 1
     return Estimate(vectors, sigma, rotation, start, image / (size + TINY), size * scale, weight(lengths))
 
 

@@ -73,7 +73,9 @@ def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Es
         vectors=xp.concatenate([estimate.vectors, others]), rotation=xp.where(cold, float("inf"), still)
     )
     found = moved(maps, lambda some, last: _iteration(some, last.vectors), wide, search)
-    return chosen(cold, seen(maps, found._replace(vectors=found.vectors[:count])), estimate)
+    leading = found.vectors[:count]  # of a rank-one kernel the second is rounding, and shorter than 1
+    leading = xp.where(xp.length(leading) > 0, unit(leading), estimate.vectors)
+    return chosen(cold, seen(maps, found._replace(vectors=leading)), estimate)
 
 
 def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
