@@ -101,7 +101,7 @@ def test_the_first_error_ends_the_work(jobs):
 
     with pytest.raises(ArithmeticError):
         parallel(work, range(1000), jobs)
-    assert len(begun) < 1000
+    assert len(begun) <= jobs
 
 
 def test_batches_cover_everything_once():

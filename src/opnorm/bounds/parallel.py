@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from opnorm.bounds.threads import one_blas_thread
 
@@ -20,17 +20,26 @@ def parallel(
     """
     if jobs == 1:
         return [_told(function(item), done, count) for count, item in enumerate(items, 1)]
-    results: dict[int, Result] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+    errors: list[BaseException] = []
+
+    def unless_failed(item: Item) -> Result | None:  # asked where the work is done: no item waits for the caller to look
         try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                done(len(results))
+            return None if errors else function(item)
+        except BaseException as error:
+            errors.append(error)
+            return None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(unless_failed, item) for item in items]
+        try:
+            for count, _ in enumerate(as_completed(futures), 1):
+                if errors:
+                    raise errors[0]
+                done(count)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [results[index] for index in range(len(items))]
+    return [cast(Result, future.result()) for future in futures]
 
 
 def _told(result: Result, done: Callable[[int], object], count: int) -> Result:
