@@ -166,6 +166,32 @@ def test_fit_holds_the_singular_values_after_real_updates_only(mlp, data, policy
         assert 0.65 <= dense.norm(layer.kernel) <= 0.7 * (1 + EXACT)  # nine steps of 1e-3 may also shrink it
 
 
+def test_with_a_margin_most_updates_find_nothing_to_do_and_none_leaves_the_ball(mlp, data):
+    model = mlp(opnorm.SpectralClip(0.7, margin=0.1))
+    optimizer = keras.optimizers.Adam(1e-3)
+    model.compile(optimizer, "mse")
+    highest, low = [], 0
+    for _ in range(60):
+        before = [dense.norm(layer.kernel) for layer in model.layers]
+        model.train_on_batch(*data)
+        after = [dense.norm(layer.kernel) for layer in model.layers]
+        highest.append(max(after))
+        low += sum(now <= 0.63 * (1 + EXACT) < then for now, then in zip(after, before, strict=True))
+    assert max(highest) <= 0.7
+    assert max(highest[20:]) > 0.64  # it moves between clips ...
+    assert 0 < low < 60  # ... of which there are some in 60 updates of several kernels
+    assert state_of(optimizer, model.layers[0].kernel) is not None
+
+
+def test_with_a_margin_a_kernel_inside_the_ball_is_left_bit_for_bit():
+    u, s, vt = np.linalg.svd(gaussian(30, 20), full_matrices=False)
+    kernel = ((u * np.minimum(s / s[0], 0.9)) @ vt * 0.98 / 0.9).astype("float32")  # a crowd between 1 - margin and 1
+    constraint = opnorm.SpectralClip(1.0, margin=0.05)
+    assert np.array_equal(dense.array(constraint.project(kernel)), kernel)
+    projected = dense.array(constraint.project(kernel * 1.1))
+    assert error(projected, clipped(kernel * 1.1, 0.95)) <= EXACT
+
+
 def test_fit_keeps_a_kernel_orthogonal(mlp, data):
     model = mlp(opnorm.Orthogonal())
     model.compile(keras.optimizers.Adam(1e-2), "mse")
@@ -219,7 +245,15 @@ def test_a_saved_model_continues_as_if_never_interrupted(mlp, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_value", 0), ("max_value", float("nan")), ("operator", "sliding"), ("groups", 0), ("axis", ())],
+    [
+        ("max_value", 0),
+        ("max_value", float("nan")),
+        ("operator", "sliding"),
+        ("groups", 0),
+        ("axis", ()),
+        ("margin", 1),
+        ("margin", -0.1),
+    ],
 )
 def test_wrong_argument_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"Argument `{name}` must .*\. Received: {name}="):

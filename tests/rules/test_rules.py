@@ -69,6 +69,10 @@ def clipped(s):
     return np.minimum(s, C)
 
 
+def clipped_below(s):
+    return np.where(s[:, :1] > C, np.minimum(s, 0.9 * C), s)
+
+
 def scale(cap=False, blockwise=False, **operator):
     return Scale(C, cap, Operator(**operator), SEARCH, blockwise=blockwise)
 
@@ -98,6 +102,14 @@ CASES = {
     "clipped": Case(Clip(C, Operator()), gaussian(20, 12), whole, clipped),
     "clipped, clustered": Case(Clip(C, Operator()), clustered(30, 20), whole, clipped),
     "clipped stack": Case(Clip(C, Operator(**STACK)), gaussian(3, 8, 5), stacked, clipped),
+    "clipped, margin": Case(Clip(C, Operator(), 0.1), gaussian(20, 12), whole, clipped_below),
+    "clipped, margin, inside": Case(Clip(C, Operator(), 0.1), 0.08 * gaussian(20, 12), whole, clipped_below),
+    "clipped stack, margin": Case(
+        Clip(C, Operator(**STACK), 0.1),
+        gaussian(3, 8, 5) * np.r_[0.01, 0.125, 9][:, None, None],
+        stacked,
+        clipped_below,
+    ),
     "orthogonal": Case(Orthogonalize(Operator()), gaussian(12, 20), whole, np.ones_like),
     "orthogonal stack": Case(Orthogonalize(Operator(**STACK)), gaussian(3, 8, 5), stacked, np.ones_like),
 }

@@ -22,7 +22,9 @@ def parallel(
         return [_told(function(item), done, count) for count, item in enumerate(items, 1)]
     errors: list[BaseException] = []
 
-    def unless_failed(item: Item) -> Result | None:  # asked where the work is done: no item waits for the caller to look
+    def unless_failed(
+        item: Item,
+    ) -> Result | None:  # asked where the work is done: no item waits for the caller to look
         try:
             return None if errors else function(item)
         except BaseException as error:

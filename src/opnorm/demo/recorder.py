@@ -49,8 +49,8 @@ class Recorder(keras.callbacks.Callback):
 
     @property
     def milliseconds(self) -> float:
-        """The median duration of a step; the first one compiles and is left out."""
-        return 1e3 * float(np.median(self._seconds[1:]))
+        """The mean duration of a step; the first one compiles and is left out."""
+        return 1e3 * float(np.mean(self._seconds[1:]))
 
     def on_train_begin(self, logs: object = None) -> None:
         """Record step 0."""

@@ -68,7 +68,7 @@ def notes() -> str:
     return (
         f"accuracy: on {TEST_SIZE} digits kept for the test; noisy: the same with Gaussian noise, standard deviation "
         f"{NOISE:g} of the pixel range. norm: of each layer as predict uses it, by float64 SVD. product: of these. "
-        "ms/step: median training step."
+        "ms/step: mean training step."
     )
 
 

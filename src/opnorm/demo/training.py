@@ -62,7 +62,11 @@ VARIANTS = (
     ),
     Variant("opnorm SpectralNorm", "W / sigma after every update", partial(SpectralNorm, TARGET)),
     Variant("opnorm MaxSpectralNorm", "W / max(1, sigma) after every update", partial(MaxSpectralNorm, TARGET)),
-    Variant("opnorm SpectralClip", "U min(S, 1) V^T after every update", partial(SpectralClip, TARGET)),
+    Variant(
+        "opnorm SpectralClip",
+        "U min(S, 0.9) V^T after an update that left a norm above 1",
+        partial(SpectralClip, TARGET, margin=0.1),
+    ),
 )
 
 
@@ -88,7 +92,7 @@ class Outcome:
         after: The same after it.
         steps: The training steps after which norms were recorded, from 0.
         norms: The spectral norm of each layer (columns) after each of `steps` (rows).
-        milliseconds: Median duration of a training step after the first.
+        milliseconds: Mean duration of a training step after the first.
     """
 
     variant: Variant

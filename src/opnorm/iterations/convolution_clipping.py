@@ -23,7 +23,7 @@ from opnorm.iterations.power import Search, settled_power_iteration
 
 _FREQUENCIES = 16  # clipped in a round: more cost more, and few rounds are saved
 _ROUNDS = 12  # from 4 times the bound it took 5 to 8, in training 1 or 2
-_MARGIN = 0.01  # clipped values lie so far below the bound: the rounds come to an end, and the next updates need none
+_MARGIN = 0.01  # clipped values lie so far below the bound at least: rounds end, and the next updates need none
 _REACH = 4.0  # a norm beyond this times the bound is scaled down to it: float32 would lose what is left of the kernel
 
 
@@ -33,6 +33,7 @@ class Ball(NamedTuple):
     max_value: float
     strides: Strides
     groups: int
+    margin: float  # clipped values lie so far below it, relative
 
 
 class _Round(NamedTuple):
@@ -91,7 +92,9 @@ def _clipped(kernel: Tensor, found: Survey, ball: Ball) -> Tensor:
     *spatial, inputs, outputs = xp.shape(kernel)
     split = (-1, inputs, ball.groups, outputs // ball.groups)
     blocks = xp.transpose(xp.reshape(xp.cast(kernel, xp.dtype(found.sigma)), split), (2, 0, 1, 3))
-    change = _half_space_step(blocks, *_waves(tuple(spatial), found, ball), (1 - _MARGIN) * ball.max_value)
+    change = _half_space_step(
+        blocks, *_waves(tuple(spatial), found, ball), (1 - max(ball.margin, _MARGIN)) * ball.max_value
+    )
     change = xp.where(xp.reshape(found.sigma > ball.max_value, (-1, 1, 1, 1)), change, 0.0)
     change = xp.reshape(xp.transpose(change, (1, 2, 0, 3)), xp.shape(kernel))
     return kernel + xp.cast(change, xp.dtype(kernel))

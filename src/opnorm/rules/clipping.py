@@ -8,10 +8,12 @@ import numpy as np
 from opnorm.backends import Tensor, of
 from opnorm.iterations.clipping import clip
 from opnorm.iterations.convolution_clipping import Ball, clip_convolution
+from opnorm.iterations.matrices import spread
 from opnorm.iterations.power import Search, converged
-from opnorm.rules.norms import Operator, first_vectors
+from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.projecting import projected, wide
 
+_UNSEEN = 0.1  # of the margin: what a search from below may miss; it ends where no more is to be gained
 # What `SpectralNorm` does by default.
 _USUAL = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
 
@@ -23,44 +25,78 @@ class Clip:
     Args:
         max_value: The largest singular value allowed, positive.
         operator: What the singular values are of.
-        search: How far the norm of a convolution is looked for ...
+        margin: How far below `max_value`, relative, a norm that exceeds it is clipped; at least 0, below 1.
+        search: How far the norm of a convolution, or of any kernel if there is a margin, is looked for ...
         climbs: ... and how often between the grid's frequencies.
     """
 
     max_value: float
     operator: Operator
+    margin: float = 0.0
     search: Search = _USUAL
     climbs: int = 1
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray | None:
-        """Return None, for a convolution the first vectors; raise if the operator does not fit the shape."""
-        vectors = first_vectors(self.operator, shape, 1, seed[1:])  # the same in every run: nothing is drawn for it
-        return vectors if self.operator.operator == "convolution" else None
+        """Return None, for a convolution or with a margin the first vectors; raise if the operator does not fit."""
+        vectors = first_vectors(self.operator, shape, 2, seed[1:])  # the same in every run: nothing is drawn for it
+        return vectors if self._slides or self.margin else None
 
     @property
     def converged(self) -> "Clip":
-        """The same rule, with the norm of a convolution found to convergence."""
+        """The same rule, with norms found to convergence."""
         return replace(self, search=converged(self.search), climbs=3)
 
     @staticmethod
     def find(
         rules: Sequence["Clip"], kernels: Sequence[Tensor], states: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the clipped kernel of each convolution, None for a matrix, and the next states."""
-        found = [rule._slid(*one) for rule, *one in zip(rules, kernels, states, strict=True)]
-        return [kernel for kernel, _ in found], [state for _, state in found]
+        """Return the clipped kernel of each convolution, which blocks of a matrix to clip, and the next states.
+
+        None stands for all blocks, where there is no margin.
+        """
+        found: list[Tensor] = [None] * len(rules)
+        following = list(states)
+        watched = [i for i, rule in enumerate(rules) if rule.margin and not rule._slides]
+        questions = [Question(rules[i].operator, rules[i]._watch, blockwise=True) for i in watched]
+        norms = find_norms(questions, [kernels[i] for i in watched], [states[i] for i in watched])
+        for i, norm, state in zip(watched, *norms, strict=True):
+            found[i], following[i] = norm > (1 - _UNSEEN * rules[i].margin) * rules[i].max_value, state
+        for i, rule in enumerate(rules):
+            if rule._slides:
+                found[i], following[i] = rule._slid(kernels[i], states[i])
+        return found, following
 
     def act(self, kernel: Tensor, found: Tensor) -> Tensor:
         """Return the clipped kernel."""
-        if found is not None:
+        if self._slides:
             return found
-        return projected(kernel, self.operator, clip, self.max_value)
+        if found is None:
+            return projected(kernel, self.operator, clip, self.max_value)
+        return of(kernel).compiled(_clipped_where)(self, (kernel, found))
+
+    @property
+    def _slides(self) -> bool:
+        return self.operator.operator == "convolution"
+
+    @property
+    def _watch(self) -> Search:
+        return self.search._replace(tolerance=max(self.search.tolerance, _UNSEEN * self.margin))
 
     def _slid(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        if self.operator.operator == "matrix":
-            return None, None
-        xp = of(kernel)
-        shape, ball = xp.shape(kernel), Ball(self.max_value, self.operator.strides, self.operator.groups)
-        slides = xp.reshape(wide(kernel), self.operator.slides(shape))
+        xp, operator = of(kernel), self.operator
+        shape, ball = xp.shape(kernel), Ball(self.max_value, operator.strides, operator.groups, self.margin)
+        slides = xp.reshape(wide(kernel), operator.slides(shape))
         clipped, state = clip_convolution(slides, state, ball, self.search, self.climbs)
         return xp.cast(xp.reshape(clipped, shape), xp.dtype(kernel)), state
+
+
+def _clipped_where(rule: Clip, tensors: tuple[Tensor, Tensor]) -> Tensor:
+    kernel, blocks = tensors
+    xp = of(kernel)
+
+    def lowered() -> Tensor:
+        inside = projected(kernel, rule.operator, clip, (1 - rule.margin) * rule.max_value)
+        which = spread(xp.cast(blocks, "float32"), xp.shape(kernel), rule.operator.axis)
+        return xp.where(which > 0, inside, kernel)
+
+    return xp.cond(xp.any_of(blocks), lowered, lambda: kernel)
