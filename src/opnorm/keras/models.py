@@ -1,5 +1,7 @@
 """Whole models: every constraint of a model applied at once."""
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
 
@@ -19,8 +21,13 @@ def project(model: keras.Model) -> None:
     """
     if not model.built:
         raise ValueError(f"Argument `model` must be built before it is projected. Received: model={model!r}")
+    project_variables(model.trainable_variables)
+
+
+def project_variables(variables: Iterable[keras.Variable]) -> None:
+    """Apply the constraint of every variable that has one, opnorm's together, to convergence."""
     ours = []
-    for variable in model.trainable_variables:
+    for variable in variables:
         constraint = variable.constraint
         if isinstance(constraint, OperatorConstraint) and type(constraint).__call__ is OperatorConstraint.__call__:
             ours.append(variable)

@@ -16,6 +16,7 @@ from keras.optimizers import LossScaleOptimizer, Optimizer
 
 from opnorm.backends import Tensor
 from opnorm.keras.base import OperatorConstraint, current, real_tensor
+from opnorm.keras.models import project_variables
 from opnorm.keras.writing import write
 from opnorm.rules import Rule, find, updated
 
@@ -191,9 +192,7 @@ def _finalize(original: Callable[..., Any]) -> Callable[..., Any]:
     def finalize_variable_values(self: Optimizer, var_list: list[keras.Variable]) -> None:
         original(self, var_list)
         if self.use_ema:  # the averages that replaced the kernels were taken before the constraint acted
-            for variable in var_list:
-                if isinstance(variable.constraint, OperatorConstraint):
-                    variable.assign(variable.constraint.project(variable))
+            project_variables(v for v in var_list if isinstance(v.constraint, OperatorConstraint))
 
     return finalize_variable_values
 
