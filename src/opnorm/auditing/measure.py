@@ -40,7 +40,7 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
         weight.dtype,
         weight.geometry.text,
         weight.geometry.assumed,
-        status="failed" if weight.geometry.operator else "skipped",
+        status="failed" if weight.geometry.operator or weight.geometry.unknown else "skipped",
         reason=weight.geometry.reason,
     )
     spectrum = np.zeros(0)

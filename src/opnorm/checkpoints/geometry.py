@@ -40,6 +40,11 @@ def nothing(kind: str, reason: str, *, assumed: bool = False) -> Geometry:
     return Geometry(kind, "no linear map", None, reason, assumed)
 
 
+def unknown(kind: str, reason: str, *, assumed: bool = False) -> Geometry:
+    """Return the geometry of a tensor that may be a map, whose norm is not known, and why."""
+    return Geometry(kind, "unknown", None, reason, assumed, unknown=True)
+
+
 def columns(kind: str, text: str = "matrix (in, out)", *, assumed: bool = False) -> Geometry:
     """Return the geometry of `y = x @ kernel`."""
     return Geometry(kind, text, lambda kernel: aslinearoperator(kernel.T), assumed=assumed)

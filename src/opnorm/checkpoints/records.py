@@ -21,6 +21,8 @@ class Geometry(NamedTuple):
     operator: Callable[[Array], LinearOperator] | None = None  # of the weight's values in float64; None: no linear map
     reason: str = ""  # why there is no linear map: "a bias is added, not multiplied"
     assumed: bool = False  # guessed from shape and name; nothing in the file says it
+    unknown: bool = False  # with no operator: there may be a norm, which is not known, and a check must not pass
+    readings: tuple["Geometry", ...] = ()  # where it is assumed: what else the layer may do with the weight
 
 
 class Weight(NamedTuple):
