@@ -6,6 +6,8 @@ vectors now and then settle on the second singular value. docs/decisions.md has 
 the first axis, as in `iterations.power`.
 """
 
+import numpy as np
+
 from opnorm.backends import TINY, Tensor, of
 from opnorm.iterations.maps import Maps
 from opnorm.iterations.power import (
@@ -51,10 +53,23 @@ def settled_pair_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estim
 
 def settled_subspace_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
     """Return the estimate after `search.steps` subspace iterations, and further ones while it still moves."""
-    estimate = _plain(maps, perturbed(maps, vectors, search.perturbation))
-    for _ in range(search.steps - 1):
+    estimate = _unsearched(maps, perturbed(maps, vectors, search.perturbation))
+    loops = search.extra_steps > 0
+    for _ in range(search.steps - loops):
         estimate = _plain(maps, estimate.vectors)
-    return moved(maps, lambda some, last: _plain(some, last.vectors), estimate, search)
+    if not loops:
+        return estimate
+    # The last of the steps is the loop's first: a step written out once more costs XLA seconds for every ten kernels.
+    restless = estimate._replace(sigma=0 * estimate.sigma + 1, rotation=0 * estimate.rotation + float("inf"))
+    further = search._replace(extra_steps=search.extra_steps + 1)
+    return moved(maps, lambda some, last: _plain(some, last.vectors), restless, further)
+
+
+def _unsearched(maps: Maps, vectors: Tensor) -> Estimate:
+    """Return an estimate that nothing is known of but its vectors."""
+    one = 0 * vectors[:1, :, :1] + 1
+    image = of(vectors).table(vectors, np.zeros, (1, maps.blocks, maps.rows))
+    return Estimate(vectors, one, one, vectors[:1], image, one, one)
 
 
 def _plain(maps: Maps, vectors: Tensor) -> Estimate:
