@@ -119,9 +119,17 @@ def _multiply(questions: Sequence[Question], kernels: Sequence[Tensor], vectors:
 
 
 def _matrix(question: Question, kernel: Tensor, vectors: Tensor) -> Maps:
-    xp, operator = of(kernel), question.operator
-    wide = xp.cast(kernel, xp.dtype(vectors))
-    return matrix_maps(to_matrix(wide, operator.axis, operator.groups), question.blockwise)
+    xp, operator, dtype = of(kernel), question.operator, of(vectors).dtype(vectors)
+
+    def wide() -> Maps:
+        matrix = to_matrix(xp.cast(kernel, dtype), operator.axis, operator.groups)
+        return matrix_maps(matrix, question.blockwise)
+
+    if xp.dtype(kernel) == dtype:
+        return wide()
+    parts = matrix_maps(to_matrix(kernel, operator.axis, operator.groups), question.blockwise).parts
+    # Widened for each product, one kernel at a time: no copy of all of them in float32 is held.
+    return Maps(lambda u: wide().times(u), lambda v: wide().transposed(v), parts)
 
 
 def _padded(maps: Sequence[Maps]) -> list[list[int]]:

@@ -58,10 +58,12 @@ def updated(
 def overwrite(rule: Rule, kernel: Tensor, found: Any) -> None:
     """Change a PyTorch tensor to what the rule makes of it, in place where it is only multiplied.
 
-    A half-precision kernel is multiplied in float32.
+    A half-precision kernel is multiplied in float32, in one copy of it.
     """
     if isinstance(rule, Scale) and kernel.dtype.itemsize >= 4:
         kernel.mul_(found)
+    elif isinstance(rule, Scale):
+        kernel.copy_(kernel.float().mul_(found))
     else:
         kernel.copy_(rule.act(kernel, found))
 
