@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, to_count, to_fraction, to_positive
+from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import Axis, from_matrix, to_matrix
 from opnorm.iterations.power import Search
@@ -34,7 +34,7 @@ except (AttributeError, ImportError) as error:
         "With Keras 3, use `opnorm.SpectralNorm`."
     ) from error
 
-_ATTRIBUTE = "_opnorm_u"  # of a kernel: its vector, which so lives exactly as long as the kernel does
+_ATTRIBUTE = "_opnorm_u"  # of a kernel: its vectors by axis, which so live exactly as long as the kernel does
 
 
 class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
@@ -136,8 +136,8 @@ class _Scaling(_Constraint):
 
     def _vector(self, kernel: Any, size: int, dtype: Any) -> Any:
         """Return the variable `u` of `kernel`, making it on the first call."""
-        vector = getattr(kernel, _ATTRIBUTE, None)
-        if vector is None:
+        vectors = getattr(kernel, _ATTRIBUTE, {})
+        if self.axis not in vectors:
             # init_scope: out of the traced function or the branch of control flow in which the optimizer may run.
             # tf.compat.v1.Variable, not get_variable: no variable scope and no `reuse` has a say in it.
             with tf.init_scope(), tf.name_scope(kernel.name.partition(":")[0] + "/"):
@@ -145,8 +145,9 @@ class _Scaling(_Constraint):
                 vector = tf.compat.v1.Variable(start, trainable=False, name="u", use_resource=True)
                 if tf.executing_eagerly():  # tracked by order and size: a file of another model can never clash
                     setattr(self, f"u{self._drawn - 1}_{size}", vector)
-            setattr(kernel, _ATTRIBUTE, vector)
-        return vector
+            vectors = {**vectors, self.axis: vector}
+            setattr(kernel, _ATTRIBUTE, vectors)
+        return vectors[self.axis]
 
     def _draw(self, size: int, dtype: Any) -> Any:
         """Return an isotropic random unit vector, another one at each call."""
@@ -206,7 +207,7 @@ class SpectralNorm(_Scaling):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            axis=axis if isinstance(axis, int) else tuple(axis),
+            axis=to_axis("axis", axis),
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
@@ -245,7 +246,7 @@ class MaxSpectralNorm(_Scaling):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            axis=axis if isinstance(axis, int) else tuple(axis),
+            axis=to_axis("axis", axis),
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
@@ -275,7 +276,7 @@ class SpectralClip(_Constraint):
     def __init__(self, max_value: float = 1.0, *, axis: int | Sequence[int] = -1) -> None:
         super().__init__()
         self.max_value = to_positive("max_value", max_value)
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
+        self.axis = to_axis("axis", axis)
 
     @property
     def _rule(self) -> Clip:

@@ -266,3 +266,27 @@ def test_option_that_does_not_fit_the_kernel_is_refused(name, value):
     for use in (constraint.initial_state, constraint.project):
         with pytest.raises(ValueError, match=rf"Argument `{name}` must .*\. Received: {name}={value}"):
             use(gaussian(6, 8))
+
+
+@pytest.mark.parametrize(("seed", "margin"), [(29, 0.1), (19, 0.1), (3, 0.3)])
+def test_with_a_margin_a_kernel_just_outside_the_ball_is_brought_inside(seed, margin):
+    random = np.random.default_rng(seed)
+    kernel = random.standard_normal(random.integers(8, 200, 2))
+    kernel *= random.uniform(1, 1.05) / np.linalg.norm(kernel, 2)
+    result = applied(opnorm.SpectralClip(1.0, margin=margin), kernel.astype("float32"))
+    assert error(result, clipped(kernel, 1 - margin)) <= EXACT
+
+
+def test_with_a_margin_fast_training_does_not_leave_the_ball():
+    keras.utils.set_random_seed(1)
+    random = np.random.default_rng(1)
+    hidden = [layers.Dense(32, "relu", kernel_constraint=opnorm.SpectralClip(0.95, margin=0.05)) for _ in range(2)]
+    model = keras.Sequential([keras.Input((20,)), *hidden, layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    highest = []
+    for _ in range(150):  # a crowd of singular values at the last cut, and large steps
+        x = random.standard_normal((32, 20))
+        model.train_on_batch(x, 3 * x[:, :1] * x[:, 1:2])
+        highest.append(max(dense.norm(layer.kernel) for layer in hidden))
+    assert max(highest) <= 0.95 * (1 + 1e-3)
+    assert max(highest[50:]) > 0.92

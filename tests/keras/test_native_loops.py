@@ -1,5 +1,7 @@
 """Training loops of the backends' own: by `project` after a step, or by a state carried along."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -44,6 +46,64 @@ def test_project_leaves_frozen_layers_alone(mlp):
     opnorm.project(model)
     assert np.array_equal(array(model.layers[0].kernel), before)
     assert norms(model)[1] == pytest.approx(1, abs=EXACT)
+
+
+def test_projecting_a_model_whose_kernels_are_all_frozen_says_that_nothing_was_done(mlp):
+    model = mlp()
+    model.trainable = False
+    with pytest.warns(UserWarning, match=r"left all \d constrained kernels .* frozen. Remedy: set `trainable = True`"):
+        opnorm.project(model)
+
+
+def test_an_update_without_a_state_starts_afresh_and_a_wrong_one_is_refused():
+    kernel = np.random.default_rng(0).standard_normal((6, 4)).astype("float32")
+    for constraint in opnorm.SpectralNorm(), opnorm.SpectralClip(margin=0.1), opnorm.Orthogonal():
+        result, _ = constraint.update(kernel)
+        assert 0.89 <= norm(result) <= 1 + EXACT
+    with pytest.raises(ValueError, match=r"Argument `state` must have the shape .*\(2, 4\). Received: state=\(3, 3\)"):
+        opnorm.SpectralNorm().update(kernel, np.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"Argument `kernel` must be an array, a tensor .* Received: kernel='abc'"):
+        opnorm.SpectralNorm().project("abc")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "target", "told"),
+    [
+        (opnorm.SpectralNorm(), opnorm.Orthogonal(), 1.0, False),
+        (opnorm.SpectralNorm(), opnorm.SpectralClip(0.9), 0.9, False),
+        (opnorm.SpectralNorm(), opnorm.SpectralNorm(0.9), 0.9, False),
+        (opnorm.SpectralNorm(), opnorm.SpectralNorm(0.9, axis=0), 0.9, True),
+        (opnorm.SpectralClip(0.9), opnorm.MaxSpectralNorm(0.8), 0.8, True),
+    ],
+    ids=repr,
+)
+def test_a_constraint_put_in_place_of_another_acts_and_says_where_it_has_no_state(first, then, target, told):
+    layer = keras.layers.Dense(8, kernel_constraint=first)
+    layer.build((None, 4))
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([layer.kernel])
+    optimizer.apply([ops.zeros((4, 8))])
+    layer.kernel.constraint = then
+    layer.kernel.assign(3 * layer.kernel)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        optimizer.apply([ops.zeros((4, 8))])
+    assert bool([w for w in record if "Remedy" in str(w.message)]) == told
+    assert norm(layer.kernel) == pytest.approx(target, rel=EXACT)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.autocast")
+def test_automatic_mixed_precision_around_an_update_does_not_reach_the_constraints():
+    import torch
+
+    for constraint in opnorm.SpectralNorm(), opnorm.SpectralClip(), opnorm.Orthogonal():
+        layer = keras.layers.Dense(300, kernel_constraint=constraint)
+        layer.build((None, 200))
+        optimizer = keras.optimizers.Adam(1e-3)
+        optimizer.build([layer.kernel])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            optimizer.apply([torch.randn(200, 300)])
+        assert norm(layer.kernel) == pytest.approx(1.0, rel=EXACT)
 
 
 def test_a_carried_state_is_as_good_as_an_optimizer_variable(mlp):

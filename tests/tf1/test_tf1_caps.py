@@ -238,3 +238,22 @@ def test_a_bound_that_is_not_positive_and_finite_is_refused(name, value):
         ValueError, match=rf"`max_value` must be a positive finite number\. Received: max_value={value!r}"
     ):
         CAPS[name](value)
+
+
+@pytest.mark.parametrize("axis", ["x", (0, 0), None, 1.5, ()])
+@every_constraint
+def test_an_axis_that_is_no_integer_or_tuple_of_different_ones_is_refused(name, axis):
+    with pytest.raises(
+        ValueError, match=r"`axis` must be an integer or a tuple of different integers. Received: axis="
+    ):
+        CONSTRAINTS[name](axis=axis)
+
+
+def test_constraints_of_several_axes_may_act_on_one_variable():
+    kernel = tf.Variable(gaussian(3, 6, 4))
+    for axis in -1, 0, (1, -1), np.int64(-1):
+        made = opnorm.tf1.SpectralNorm(axis=axis)(kernel).numpy()
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        assert sigma(
+            np.moveaxis(made, axes, range(-len(axes), 0)).reshape(-1, np.prod([made.shape[a] for a in axes]))
+        ) == (pytest.approx(1, rel=1e-3))

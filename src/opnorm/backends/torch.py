@@ -170,5 +170,22 @@ def cond(condition: Tensor, yes: Callable[[], Any], no: Callable[[], Any]) -> An
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function(static, tensors)`, compiled once for each hashable `static` and set of shapes where it pays."""
-    return function
+    """Return `function(static, tensors)`, compiled once for each hashable `static` and set of shapes where it pays.
+
+    Here it is never compiled, but kept out of `torch.autocast`, which would make its products in half precision.
+    """
+
+    def run(static: Any, tensors: Any) -> Any:
+        device = _device_type(tensors)
+        if not torch.is_autocast_enabled(device):
+            return function(static, tensors)
+        with torch.autocast(device, enabled=False):
+            return function(static, tensors)
+
+    return run
+
+
+def _device_type(tensors: Any) -> str:
+    while not isinstance(tensors, torch.Tensor):
+        tensors = tensors[0]
+    return str(tensors.device.type)

@@ -3,7 +3,7 @@
 An operator is a pair of functions on stacks of vectors, `Maps`; it may have many diagonal blocks, each with vectors of
 its own. A v = sigma u: `u` lives on the output side, `v` on the input side. Vectors are stacked along a first axis:
 `u`, and its companion, which follows the second singular vector so that a singular value that overtakes the first one
-in training is seen at once. Everything is in the vectors' dtype, float32 in training.
+in training is seen in the same update or the next. Everything is in the vectors' dtype, float32 in training.
 """
 
 from collections.abc import Callable, Sequence

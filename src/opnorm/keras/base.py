@@ -7,6 +7,7 @@ Keras applies a constraint after each optimizer update. Its state is an optimize
 import warnings
 from abc import abstractmethod
 from contextvars import ContextVar
+from functools import lru_cache
 from inspect import signature
 from typing import Any, Protocol
 
@@ -59,17 +60,25 @@ class OperatorConstraint(keras.constraints.Constraint):
 
         Args:
             kernel: A tensor or variable, after the optimizer's update.
-            state: What `initial_state` or the last `update` returned.
+            state: What `initial_state` or the last `update` returned; None starts afresh.
         """
-        state = None if state is None else ops.convert_to_tensor(state, dtype="float32")
-        (kernel,), (state,) = updated([self.rule], [real_tensor(kernel)], [state])
+        kernel = real_tensor(kernel)
+        wanted = state_shape(self.rule, tuple(kernel.shape))
+        if wanted is None:
+            state = None
+        else:
+            state = ops.convert_to_tensor(self.initial_state(kernel) if state is None else state, dtype="float32")
+            shape = tuple(state.shape)
+            require(shape == wanted, "state", f"must have the shape of `initial_state`, {wanted}", shape)
+        (kernel,), (state,) = updated([self.rule], [kernel], [state])
         return kernel, state
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
+        kernel = real_tensor(kernel)
         start = self.initial_state(kernel)
         start = None if start is None else ops.convert_to_tensor(start)
-        return updated([self.rule.converged], [real_tensor(kernel)], [start])[0][0]
+        return updated([self.rule.converged], [kernel], [start])[0][0]
 
     def __call__(self, w: Any) -> Tensor:
         """Return the constrained kernel, and advance its state where an optimizer holds one.
@@ -109,8 +118,16 @@ class OperatorConstraint(keras.constraints.Constraint):
         )
 
 
+@lru_cache(maxsize=1024)
+def state_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of the state that `rule` keeps for a kernel of `shape`, None where it keeps none."""
+    start = rule.start(shape, (0, 0))
+    return None if start is None else start.shape
+
+
 def real_tensor(kernel: Any) -> Tensor:
     """Return a kernel as a tensor; raise unless it is real and floating point."""
+    require(hasattr(kernel, "shape"), "kernel", "must be an array, a tensor or a variable", kernel)
     dtype = keras.backend.standardize_dtype(kernel.dtype) if hasattr(kernel, "dtype") else "float32"
     require("float" in dtype, "kernel", "must be real and floating point", dtype)
     return ops.convert_to_tensor(kernel)

@@ -92,7 +92,7 @@ class SpectralNorm(SpectralConstraint):
         perturbation: Relative size of a fixed random vector that is mixed into `u`, so that a `u` orthogonal to the
             leading singular vector escapes; it costs about its square in sigma. 0 switches it off.
         companion: Whether a second vector follows the second singular value, so that one that overtakes the first is
-            seen at once, not many updates later.
+            seen in the same update or the next, not many later.
         seed: Seeds the first `u`. By default it follows `keras.utils.set_random_seed`.
 
     Example:

@@ -1,5 +1,6 @@
 """Whole models: every constraint of a model applied at once."""
 
+import warnings
 from collections.abc import Iterable
 
 import keras
@@ -21,6 +22,13 @@ def project(model: keras.Model) -> None:
     """
     if not model.built:
         raise ValueError(f"Argument `model` must be built before it is projected. Received: model={model!r}")
+    held = [variable for variable in model.variables if variable.constraint is not None]
+    if held and not any(variable.trainable for variable in held):
+        warnings.warn(
+            f"`project` left all {len(held)} constrained kernels of '{model.name}' alone, since they are frozen. "
+            "Remedy: set `trainable = True` while they are projected.",
+            stacklevel=2,
+        )
     project_variables(model.trainable_variables)
 
 

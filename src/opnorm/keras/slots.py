@@ -15,7 +15,7 @@ from keras import ops
 from keras.optimizers import LossScaleOptimizer, Optimizer
 
 from opnorm.backends import Tensor
-from opnorm.keras.base import OperatorConstraint, current, real_tensor
+from opnorm.keras.base import OperatorConstraint, current, real_tensor, state_shape
 from opnorm.keras.models import project_variables
 from opnorm.keras.writing import write
 from opnorm.rules import Rule, find, updated
@@ -39,14 +39,14 @@ class OptimizerUpdate:
 
     def later(self, constraint: OperatorConstraint, kernel: Any) -> bool:
         """Note that `constraint` is to act on `kernel`; return False where the optimizer keeps no place for it."""
-        slot = _find(self._optimizer, kernel)
+        slot = _fitting(self._optimizer, kernel, constraint.rule)
         if slot is not None:
             self._due.append(_Due(kernel, constraint.rule, slot.state))
         return slot is not None
 
     def now(self, constraint: OperatorConstraint, kernel: Any) -> Tensor | None:
         """Return the constrained kernel, its state advanced; None where the optimizer keeps no place for it."""
-        slot = _find(self._optimizer, kernel)
+        slot = _fitting(self._optimizer, kernel, constraint.rule)
         if slot is None:
             return None
         one = _Due(kernel, constraint.rule, slot.state)
@@ -128,6 +128,14 @@ def optimizers_of(variable: keras.Variable) -> list[Optimizer]:
 
 def _find(optimizer: Optimizer, kernel: keras.Variable) -> _Slot | None:
     return _slots.get(optimizer, {}).get(id(kernel))
+
+
+def _fitting(optimizer: Optimizer, kernel: keras.Variable, rule: Rule) -> _Slot | None:
+    """Return the place of `kernel` as `rule` needs it, None where there is none: it may have had another constraint."""
+    slot, wanted = _find(optimizer, kernel), state_shape(rule, tuple(kernel.shape))
+    if slot is None or wanted is None:
+        return slot and _Slot(None)
+    return slot if slot.state is not None and tuple(slot.state.shape) == wanted else None
 
 
 def _add_slots(optimizer: Optimizer, variables: Iterable[keras.Variable]) -> None:

@@ -13,7 +13,8 @@ from opnorm.iterations.power import Search, converged
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.projecting import projected, wide
 
-_UNSEEN = 0.1  # of the margin: what a search from below may miss; it ends where no more is to be gained
+_UNSEEN = 0.1  # of the margin: what a search from below may miss
+_VECTORS = 8  # dozens of singular values stand at the last cut: any of them may be the next to leave the ball
 # What `SpectralNorm` does by default.
 _USUAL = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
 
@@ -38,7 +39,8 @@ class Clip:
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray | None:
         """Return None, for a convolution or with a margin the first vectors; raise if the operator does not fit."""
-        vectors = first_vectors(self.operator, shape, 2, seed[1:])  # the same in every run: nothing is drawn for it
+        # The same in every run: nothing is drawn for it.
+        vectors = first_vectors(self.operator, shape, _VECTORS, seed[1:])
         return vectors if self._slides or self.margin else None
 
     @property
@@ -57,7 +59,7 @@ class Clip:
         found: list[Tensor] = [None] * len(rules)
         following = list(states)
         watched = [i for i, rule in enumerate(rules) if rule.margin and not rule._slides]
-        questions = [Question(rules[i].operator, rules[i]._watch, blockwise=True) for i in watched]
+        questions = [Question(rules[i].operator, rules[i].search, blockwise=True) for i in watched]
         norms = find_norms(questions, [kernels[i] for i in watched], [states[i] for i in watched])
         for i, norm, state in zip(watched, *norms, strict=True):
             found[i], following[i] = norm > (1 - _UNSEEN * rules[i].margin) * rules[i].max_value, state
@@ -77,10 +79,6 @@ class Clip:
     @property
     def _slides(self) -> bool:
         return self.operator.operator == "convolution"
-
-    @property
-    def _watch(self) -> Search:
-        return self.search._replace(tolerance=max(self.search.tolerance, _UNSEEN * self.margin))
 
     def _slid(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         xp, operator = of(kernel), self.operator

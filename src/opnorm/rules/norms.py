@@ -12,7 +12,7 @@ from opnorm.iterations.frequencies import Strides, convolution_shape, sliding, s
 from opnorm.iterations.maps import Maps, joined, stacked, unstacked
 from opnorm.iterations.matrices import Axis, matrix_maps, output_shape, to_matrix
 from opnorm.iterations.power import Search, random_directions, settled_power_iteration
-from opnorm.iterations.subspace import settled_pair_iteration
+from opnorm.iterations.subspace import settled_pair_iteration, settled_subspace_iteration
 
 _SPARE = 2**16  # entries of padding that cost nothing: 256 KiB of float32
 
@@ -109,7 +109,8 @@ def _multiply(questions: Sequence[Question], kernels: Sequence[Tensor], vectors:
     for places in _padded(maps):
         together = joined([maps[i] for i in places])
         start = stacked([starts[i] for i in places], together.columns)
-        found = settled_pair_iteration(together, start, questions[0].search)
+        iterate = settled_pair_iteration if start.shape[0] <= 2 else settled_subspace_iteration
+        found = iterate(together, start, questions[0].search)
         several = [maps[i] for i in places]
         pieces = unstacked(found.sigma, several, [1] * len(several)), unstacked(found.vectors, several)
         for i, sigma, following in zip(places, *pieces, strict=True):

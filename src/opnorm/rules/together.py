@@ -20,6 +20,9 @@ class Rule(Protocol):
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray | None:
         """Return the state for the first update of a kernel of `shape`, None where no state is needed."""
 
+    def __hash__(self) -> int:
+        """Rules are told apart, and compiled for, by what they are."""
+
     @property
     def converged(self) -> "Rule":
         """The rule for a single use from a fresh start."""
