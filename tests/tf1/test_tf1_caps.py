@@ -243,9 +243,7 @@ def test_a_bound_that_is_not_positive_and_finite_is_refused(name, value):
 @pytest.mark.parametrize("axis", ["x", (0, 0), None, 1.5, ()])
 @every_constraint
 def test_an_axis_that_is_no_integer_or_tuple_of_different_ones_is_refused(name, axis):
-    with pytest.raises(
-        ValueError, match=r"`axis` must be an integer or a tuple of different integers. Received: axis="
-    ):
+    with pytest.raises(ValueError, match=r"`axis` must be an integer or a tuple of different integers\. Received: "):
         CONSTRAINTS[name](axis=axis)
 
 
