@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opnorm.auditing.measure import reason_of
 from opnorm.auditing.report import Row
 from opnorm.bounds.brackets import Bounds, bracket
 from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Graph, Weight
 from opnorm.checks import real_array
-from opnorm.networks.bound import Apply, NetworkBound, network_bound
+from opnorm.networks.bound import Apply, NetworkBound, Step, network_bound
 from opnorm.networks.effects import Unbounded
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
@@ -23,7 +24,10 @@ def report_network(
     def bounds(weight: Weight) -> Bounds:
         return known.get(_key(weight)) or _bracketed(weight, _SECONDS if time_limit is None else time_limit)
 
-    return _as_dict(network_bound(graph, bounds, apply))
+    try:
+        return _as_dict(network_bound(graph, bounds, apply))
+    except Exception as error:  # graphs come from files; the rows stand without the network
+        return _as_dict(NetworkBound(None, None, "none", (Step("the whole", "graph", None, reason_of(error)),)))
 
 
 def _key(weight: Weight) -> tuple[str, int]:
