@@ -16,8 +16,8 @@ import numpy as np
 from opnorm.auditing.audits import opened, report_on
 from opnorm.auditing.differences import compare
 from opnorm.auditing.measure import reason_of
-from opnorm.auditing.memory import machine_memory
 from opnorm.auditing.settings import Options
+from opnorm.bounds.memory import machine_memory
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
 
 try:
@@ -51,7 +51,7 @@ def _end_with_the_other_side() -> None:
 
 def _answer(request: Mapping[str, Any], tell: "_Teller") -> dict[str, Any]:
     options, patience = Options(**request["options"]), float(request["patience"])
-    memory_limit = options.memory_limit or machine_memory()
+    memory_limit = int(options.memory_limit or machine_memory())
     options.checked()
     _limit("RLIMIT_CORE", 0)
     before = _address_space()

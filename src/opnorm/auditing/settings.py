@@ -6,7 +6,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from opnorm.auditing.memory import machine_memory
+from opnorm.bounds.memory import machine_memory
 from opnorm.checks import check_tolerance, require
 
 Globs = str | Sequence[str] | None

@@ -28,6 +28,7 @@ def _how(row: Mapping[str, Any]) -> str:
     if row["status"] == "failed":
         return f"not bounded: {row['reason']}"
     parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
+    parts += [f"or {number(lower)} to {number(upper)} as {text}" for text, lower, upper in row["readings"]]
     if row["constraint"]:
         parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
     return "; ".join(parts)

@@ -31,16 +31,20 @@ def parallel(
             errors.append(error)
             return None
 
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(unless_failed, item) for item in items]
-        try:
-            for count, _ in enumerate(as_completed(futures), 1):
-                if errors:
-                    raise errors[0]
-                done(count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(unless_failed, item) for item in items]
+    try:
+        for count, _ in enumerate(as_completed(futures), 1):
+            if errors:
+                raise errors[0]
+            done(count)
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    except BaseException:  # Ctrl-C: what works on may take long, and nobody waits for it
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     return [cast(Result, future.result()) for future in futures]
 
 
