@@ -212,10 +212,21 @@ def test_names_of_the_languages_own_objects_are_names(browser, tmp_path):
 def test_twenty_thousand_tensors_are_all_there_and_sorted(browser, tmp_path):
     count = 20_000
     shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}", 1.0 + i) for i in range(count)))
-    assert browser.execute_script("return document.querySelectorAll('#rows tbody tr').length") == count
+    assert find(browser, "#shown")[0].text == f"{count} of {count} tensors"
     assert browser.execute_script("return document.querySelectorAll('#norms .bracket').length") == count
     browser.execute_script("document.querySelector('#rows thead button[data-key=upper]').click()")
     assert browser.execute_script("return document.querySelector('#rows tbody th').textContent") == f"layer.{count - 1}"
+    find(browser, "#filter")[0].send_keys(f"layer.{count // 2}")
+    assert names(browser) == [f"layer.{count // 2}"]
+
+
+def test_many_lines_are_listed_on_request(browser, tmp_path):
+    shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}") for i in range(1_100)))
+    count = "return document.querySelectorAll('#rows tbody tr').length"
+    assert browser.execute_script(count) == 1_000
+    find(browser, "#more")[0].click()
+    assert browser.execute_script(count) == 1_100
+    assert not find(browser, "#more")[0].is_displayed()
 
 
 def test_the_table_stands_although_a_plot_fails(browser, tmp_path):

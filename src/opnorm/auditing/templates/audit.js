@@ -52,13 +52,20 @@ function cell(column, row) {
 }
 
 const OPTIMIZER = "optimizer state";
-const entries = report.rows.map((row, index) => {
-  const line = element("tr", {class: row.status});
-  for (const column of columns) line.append(cell(column, row));
-  return {row, index, line, folded: row.reason === OPTIMIZER, text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...row.flags].join(" ").toLowerCase()};
-});
+const entries = report.rows.map((row, index) => ({row, index, folded: row.reason === OPTIMIZER,
+  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...row.flags].join(" ").toLowerCase()}));
 
+function lineOf(entry) {
+  if (!entry.line) {
+    entry.line = element("tr", {class: entry.row.status});
+    for (const column of columns) entry.line.append(cell(column, entry.row));
+  }
+  return entry.line;
+}
+
+const LISTED = 1000;  // lines at first: a browser takes seconds to lay out many more
 const collator = new Intl.Collator(undefined, {numeric: true});
+let everything = false;  // whether all lines are listed
 let order = {column: null, sign: 1};
 
 function compare(a, b) {
@@ -73,9 +80,11 @@ function list() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean), status = byId("status").value;
   const kept = entries.filter(e => (!e.folded || byId("optimizer").checked)
     && (!status || e.row.status === status) && words.every(word => e.text.includes(word)));
-  const lines = document.createDocumentFragment();  // no spread: an engine takes some ten thousand arguments at most
-  for (const entry of kept.sort(compare)) lines.append(entry.line);
+  const listed = kept.sort(compare).slice(0, everything ? kept.length : LISTED), lines = document.createDocumentFragment();
+  for (const entry of listed) lines.append(lineOf(entry));  // no spread: an engine takes some ten thousand arguments
   byId("rows").tBodies[0].replaceChildren(lines);
+  byId("more").hidden = listed.length === kept.length;
+  byId("more").textContent = `List all ${kept.length}, not the first ${LISTED} alone`;
   byId("shown").textContent = `${kept.length} of ${entries.length} tensors`;
 }
 
@@ -96,6 +105,7 @@ for (const column of columns) {
 byId("filter").addEventListener("input", list);
 byId("status").addEventListener("change", list);
 byId("optimizer").addEventListener("change", list);
+byId("more").addEventListener("click", () => { everything = true; list(); });
 byId("filters").addEventListener("submit", event => event.preventDefault());
 const folded = entries.filter(entry => entry.folded).length;
 byId("optimizer").parentNode.hidden = folded === 0;
