@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
 from network_files import norm, tensors, write
-from samples import FILES
+from samples import keras_file
 from typer.testing import CliRunner
 
 from opnorm.auditing.report import Report, Row
@@ -321,8 +322,9 @@ def test_a_signal_ends_the_work_at_once(unit, number, jobs):
 def test_a_signal_leaves_no_temporary_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    path = FILES["a.keras"](tmp_path / "a.keras")
+    path = keras_file(tmp_path / "a.keras", compression=zipfile.ZIP_DEFLATED)  # unpacked into a file
     process = started("audit", path, "--no-sandbox", "--jobs", 2)
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert list((tmp_path / "temporary").iterdir()) == []

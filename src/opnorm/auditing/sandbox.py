@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -65,8 +65,7 @@ def diff_in_child(
 
 def _ask(request: Message, progress: Progress | None) -> Message:
     path = " and ".join(map(repr, request["paths"]))
-    with _child(request) as child:
-        lines = _lines(child)
+    with _child(request) as (child, lines):
         running: dict[int, tuple[float, str]] = {}  # what its readers are at: until when, and what
         while True:
             try:
@@ -87,40 +86,41 @@ def _ask(request: Message, progress: Progress | None) -> Message:
 
 
 @contextmanager
-def _child(request: Message) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a child with a folder for its temporary files; both are gone at the end."""
+def _child(request: Message) -> Iterator[tuple["subprocess.Popen[bytes]", "SimpleQueue[bytes | None]"]]:
+    """Start a child with a folder for its temporary files, and hand out its lines; all is gone at the end."""
     with tempfile.TemporaryDirectory(prefix="opnorm-") as folder:
         arguments = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path)]
         environment = {**os.environ, "TMPDIR": folder, "TEMP": folder, "TMP": folder}
         child = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
+        lines: SimpleQueue[bytes | None] = SimpleQueue()
+        copying = Thread(target=_copy, args=(child.stdout, lines), daemon=True)
+        copying.start()
         try:
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(request).encode() + b"\n")
-            child.stdin.flush()  # it stays open: its end tells the child that nobody waits any more
-            yield child
+            with suppress(OSError):  # it may have ended already, which its status tells
+                _write(child.stdin, request)
+            yield child, lines
         finally:
             child.kill()
             child.wait()
+            copying.join(timeout=5)
+            with suppress(OSError):
+                child.stdin.close()  # type: ignore[union-attr]
 
 
-def _lines(child: "subprocess.Popen[bytes]") -> "SimpleQueue[bytes | None]":
-    """Return a queue of the child's lines, None after the last."""
-    queue: SimpleQueue[bytes | None] = SimpleQueue()
+def _write(stdin: Any, request: Message) -> None:
+    """Send the request; the pipe stays open, for its end tells the child that nobody waits any more."""
+    stdin.write(json.dumps(request).encode() + b"\n")
+    stdin.flush()
 
-    def copy() -> None:
-        assert child.stdout is not None
-        for line in child.stdout:
-            queue.put(line)
-        queue.put(None)
 
-    Thread(target=copy, daemon=True).start()
-    return queue
+def _copy(stdout: Any, lines: "SimpleQueue[bytes | None]") -> None:
+    """Put the child's lines into the queue, and None after the last."""
+    with stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
 
 
 def _message(line: bytes) -> Message:
