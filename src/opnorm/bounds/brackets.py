@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 from opnorm.bounds.convolutions import bracket_convolution
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.matrices import bracket_matrix
-from opnorm.checks import Array, check_tolerance, real_array
+from opnorm.checks import Array, check_tolerance, real_array, to_axes
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal, is_registered, linear_operator
 from opnorm.operators.sizes import Adjoint
@@ -37,7 +37,7 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
         x: A matrix (array, tensor, variable, SciPy sparse), a kernel of more axes, which is read as the matrix of
             its axes `axis` against the others; a vector, whose norm is Euclidean; a built layer that
             `opnorm.linear_operator` knows; or a LinearOperator, `opnorm.Convolution` among them.
-        axis: The output axes of a kernel with more than two axes.
+        axis: The output axes of a kernel; of a matrix either one gives the same.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
 
     Raises:
@@ -66,9 +66,9 @@ def _entries(x: Any) -> Array:
 def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
     if array.ndim == 0:
         raise ValueError(f"Argument `x` must be a vector, a matrix or a kernel. Received: a number, x={array}")
-    if array.ndim <= 2:
-        return array.reshape(len(array), -1)
-    outputs = np.atleast_1d(axis) % array.ndim
+    outputs = to_axes("axis", axis, array.ndim)
+    if array.ndim == 1:
+        return array.reshape(-1, 1)
     last = np.moveaxis(array, outputs, range(-len(outputs), 0))
     return last.reshape(-1, int(np.prod([array.shape[i] for i in outputs])))
 
@@ -117,6 +117,8 @@ def _(operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEV
 @bracket.register
 def _(operator: Diagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
     largest = float(np.max(np.abs(operator.factors)))
+    if 2**53 <= largest <= 2**64:  # an integer of 64 bits may have been rounded
+        return float(np.nextafter(largest, 0.0)), float(np.nextafter(largest, np.inf))
     return largest, largest
 
 

@@ -79,7 +79,10 @@ def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[f
     lower = 0.0
     # Ritz values err by the square of the residual, but for a cluster at the top only by the residual itself.
     for accuracy in (1e-5, 1e-8, 1e-12):
-        lower = max(lower, norm_below(tall, top_eigenvector(gram.lower, accuracy, deadline), gram.frobenius))
+        lower = max(
+            lower,
+            norm_below(tall, top_eigenvector(np.asarray(gram.lower, np.float64), accuracy, deadline), gram.frobenius),
+        )
         upper = up(lower * (1 + 0.9 * tolerance))  # a tenth of the tolerance is left for the roundings of both ends
         if gram.proves(upper):
             return lower, upper

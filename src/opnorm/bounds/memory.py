@@ -1,6 +1,7 @@
 """How much memory a proof may take, so that a wider bracket, just as true, is given where it would need more."""
 
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,8 +34,6 @@ def of_machine() -> int:
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # no POSIX system
         found = _UNKNOWN
-    try:
+    with suppress(OSError, ValueError):  # no container, or "max"
         found = min(found, int(_GROUP.read_text()))
-    except (OSError, ValueError):  # no container, or "max"
-        pass
     return int(_SHARE * found)

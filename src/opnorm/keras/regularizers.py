@@ -10,7 +10,7 @@ from opnorm.backends import Tensor
 from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
-from opnorm.keras.base import real_tensor
+from opnorm.keras.base import is_empty, real_tensor
 from opnorm.keras.showing import written
 from opnorm.rules import Normalizer
 
@@ -73,6 +73,8 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
     def __call__(self, x: Any) -> Tensor:
         """Return the penalty, a number of the kernel's dtype; differentiable on every backend."""
         kernel = real_tensor(x)
+        if is_empty(kernel):
+            return ops.zeros((), kernel.dtype)
         normalizer = self._normalizer
         start = ops.convert_to_tensor(normalizer.start(tuple(kernel.shape), (self.seed,)))
         sigma, _ = normalizer.norm(kernel, start)

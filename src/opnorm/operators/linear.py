@@ -53,11 +53,11 @@ class Diagonal(LinearOperator):
     """The operator that multiplies each entry of a vector with its own number; its norm is the largest magnitude.
 
     Args:
-        factors: (n,), real.
+        factors: (n,), real. Integers beyond 2**53 are rounded to float64; their bracket allows for it.
     """
 
     def __init__(self, factors: Any):
-        self.factors = real_array(factors, "factors").ravel()
+        self.factors = real_array(factors, "factors", exact=False).ravel()
         super().__init__(np.float64, (self.factors.size, self.factors.size))  # type: ignore[call-arg]
 
     def _matmat(self, X: Array) -> Array:
