@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate would speak of another matrix
 _TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that is of use may miss
+_LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
 _LONG = 120  # characters of a received value in an error
 
 
@@ -90,12 +91,12 @@ def positive_integers(value: int | Sequence[int], count: int, name: str) -> tupl
     Raises:
         ValueError: When `value` is anything else, with its name and what was received.
     """
-    numbers: Sequence[int] = value if isinstance(value, Sequence) else (value,) * count
+    several: Sequence[int] = value if isinstance(value, Sequence) else (value,) * count
     try:
-        result = tuple(index(number) for number in numbers)
+        result = () if any(isinstance(one, bool) for one in several) else tuple(map(index, several))
     except TypeError:
         result = ()
-    if len(result) != count or min(result) < 1:
+    if len(result) != count or not 1 <= min(result) <= max(result) <= _LARGEST_INTEGER:
         raise ValueError(
             f"Argument `{name}` must be a positive integer or {count} of them. Received: {name}={value!r}"
         ) from None
@@ -112,18 +113,6 @@ def check_tolerance(tolerance: float) -> float:
     must = f"must be a positive finite number from {least:g} to {most:g}"
     require(_is_real(tolerance) and least <= float(tolerance) <= most, "tolerance", must, tolerance)
     return float(tolerance)
-
-
-def check_seconds(name: str, value: Any) -> float | None:
-    """Return `value`, seconds, as a float; None stays None.
-
-    Raises:
-        ValueError: Unless it is None or a number, zero or positive.
-    """
-    if value is None:
-        return None
-    require(_is_real(value) and float(value) >= 0, name, "must be a number of seconds >= 0 or None", value)
-    return float(value)
 
 
 def to_axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
@@ -150,7 +139,8 @@ def require(holds: bool, name: str, must: str, value: Any) -> None:
 
 def to_count(name: str, value: Any, least: int) -> int:
     """Return `value` as an int; raise unless it is an integer that is at least `least`."""
-    require(_is_integer(value) and int(value) >= least, name, f"must be an integer >= {least}", value)
+    sound = _is_integer(value) and least <= int(value) <= _LARGEST_INTEGER
+    require(sound, name, f"must be an integer >= {least} of at most 64 bits", value)
     return int(value)
 
 
@@ -159,7 +149,7 @@ def to_counts(name: str, value: Any, least: int) -> int | tuple[int, ...]:
     if _is_integer(value):
         return to_count(name, value, least)
     counts = _listed(value)
-    sound = bool(counts) and all(_is_integer(count) and int(count) >= least for count in counts)
+    sound = bool(counts) and all(_is_integer(count) and least <= int(count) <= _LARGEST_INTEGER for count in counts)
     require(sound, name, f"must be an integer >= {least} or a tuple of them", value)
     return tuple(map(int, counts))
 
@@ -210,7 +200,7 @@ def to_operator(operator: Any, axis: int | tuple[int, ...]) -> str:
 def _listed(value: Any) -> tuple[Any, ...]:
     """Return the members of a collection; nothing for anything else."""
     try:
-        return tuple(value) if isinstance(value, Iterable) else ()
+        return tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes) else ()
     except TypeError:  # an array without axes
         return ()
 
@@ -220,4 +210,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Return whether a value is a number that is finite as a float."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

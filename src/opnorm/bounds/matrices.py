@@ -4,6 +4,7 @@ A Lanczos estimate gives a vector; the vector proves the lower end, one Cholesky
 """
 
 from contextlib import nullcontext
+from typing import cast
 
 import numpy as np
 
@@ -79,10 +80,8 @@ def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[f
     lower = 0.0
     # Ritz values err by the square of the residual, but for a cluster at the top only by the residual itself.
     for accuracy in (1e-5, 1e-8, 1e-12):
-        lower = max(
-            lower,
-            norm_below(tall, top_eigenvector(np.asarray(gram.lower, np.float64), accuracy, deadline), gram.frobenius),
-        )
+        v = top_eigenvector(cast(Array, gram.lower), accuracy, deadline)
+        lower = max(lower, norm_below(tall, v, gram.frobenius))
         upper = up(lower * (1 + 0.9 * tolerance))  # a tenth of the tolerance is left for the roundings of both ends
         if gram.proves(upper):
             return lower, upper

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from opnorm.checks import to_count, to_flag, to_operator
-from opnorm.keras.selection import Selection
+from opnorm.keras.selection import Selection, to_selection
 from opnorm.keras.showing import written
 from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
@@ -66,7 +66,7 @@ class SpectralMonitor(keras.callbacks.Callback):
         self.every = to_count("every", every, 1)
         to_operator(operator, -1)
         self.operator = operator
-        self.include, self.exclude = include, exclude
+        self.include, self.exclude = to_selection("include", include), to_selection("exclude", exclude)
         self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
         self.per_kernel = per_kernel if per_kernel is None else to_flag("per_kernel", per_kernel)
         self.history: list[tuple[int, dict[str, float]]] = []

@@ -79,6 +79,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        require(isinstance(layer, keras.layers.Layer), "layer", "must be a Keras layer", layer)
         # No autocasting: `call` has to see the kernels as they are stored. The wrapped layer casts by its own policy.
         # No rematerialization, which takes `training` for a tensor: the wrapped layer has it if made in a `RematScope`.
         with keras.RematScope(mode=None):
