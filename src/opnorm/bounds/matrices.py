@@ -44,6 +44,42 @@ def bracket_matrix(
     return rescale(lower, upper, -exponent)
 
 
+def bracket_blocks(
+    blocks: Array, tolerance: float, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    """Return `(lower, upper)` around the largest norm of several matrices, as `bracket_matrix` does.
+
+    A block whose Frobenius norm cannot exceed what is known is not looked at.
+
+    Args:
+        blocks: (count, m, n), finite float64.
+        tolerance: As for one matrix.
+        deadline: After it the blocks that are left count with their Frobenius norm.
+        memory: As for one matrix.
+    """
+    if len(blocks) == 1:
+        return bracket_matrix(blocks[0], tolerance, deadline, memory)
+    above = np.array([_frobenius_of_any(block) for block in blocks])
+    lower = upper = 0.0
+    for block in np.argsort(-above):
+        if above[block] <= lower:
+            break
+        if upper > 0 and deadline.passed:
+            return lower, max(upper, float(above[block]))
+        low, high = bracket_matrix(blocks[block], tolerance, deadline, memory)
+        lower, upper = max(lower, low), max(upper, high)
+    return lower, upper
+
+
+def _frobenius_of_any(A: Array) -> float:
+    """Return an upper bound of the Frobenius norm of a matrix of any scale."""
+    peak = max(float(np.max(A)), -float(np.min(A)))
+    if peak == 0:
+        return 0.0
+    exponent = int(np.frexp(peak)[1])
+    return rescale(0.0, frobenius_above(np.ldexp(A, -exponent)), exponent)[1]
+
+
 def rescale(lower: float, upper: float, exponent: int) -> tuple[float, float]:
     """Return the bracket times `2**exponent`, rounded outwards where the result is subnormal or overflows."""
     with np.errstate(over="ignore", under="ignore"):

@@ -66,10 +66,6 @@ class Symbol:
         """The taps in float32, for estimates."""
         return self.taps.astype(np.float32)
 
-    def split(self) -> list["Symbol"]:
-        """Return one symbol for each group."""
-        return [Symbol(self.taps[g : g + 1], self.exponents) for g in range(len(self.taps))]
-
 
 def own_strides(spatial: tuple[int, ...], strides: tuple[int, ...], dilation_rate: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides that give the same norm with dilation 1, none larger than the taps of its axis.
