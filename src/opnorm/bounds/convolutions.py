@@ -141,7 +141,8 @@ def _from_below(operator: Convolution, exponent: int, deadline: Deadline, memory
     """Return a proved lower bound of the norm of an operator with a size, its kernel scaled by `2**exponent`."""
     corner = _corner(operator, exponent)
     vectors = 8.0 * (2 * _STEPS + 6) * sum(corner.shape)
-    if corner.work > _LONGEST or not memory.holds(vectors) or not deadline.affords(2 * corner.work):
+    few = min(corner.shape) <= _STEPS  # too few steps to forget where they began
+    if few or corner.work > _LONGEST or not memory.holds(vectors) or not deadline.affords(2 * corner.work):
         return _from_window(operator, exponent, deadline, memory)
     return _from_products(corner, deadline)
 
