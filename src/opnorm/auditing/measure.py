@@ -117,7 +117,7 @@ def _bounded(row: Row, weight: Weight, operator: LinearOperator, found: Norms) -
         reason="" if isfinite(found.upper) else "no upper end is known for an operator of this kind and size",
         status="bounded" if isfinite(found.upper) else "failed",
         method=found.method,
-        flags=(*row.flags, "time limit") if found.limited else row.flags,
+        flags=(*row.flags, *found.limits),
     )
     if weight.constraint is not None:
         known = Known(operator, weight.shape, (found.lower, found.upper), found.matrix)

@@ -52,7 +52,7 @@ class OperatorConstraint(keras.constraints.Constraint):
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different states.
         """
-        return self.rule.start(tuple(kernel.shape), (self._start, index))
+        return None if is_empty(kernel) else self.rule.start(tuple(kernel.shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
@@ -61,15 +61,21 @@ class OperatorConstraint(keras.constraints.Constraint):
             kernel: A tensor or variable, after the optimizer's update.
             state: What `initial_state` or the last `update` returned.
         """
+        tensor = real_tensor(kernel)
         state = None if state is None else ops.convert_to_tensor(state, dtype="float32")
-        (kernel,), (state,) = updated([self.rule], [real_tensor(kernel)], [state])
-        return kernel, state
+        if is_empty(tensor):
+            return tensor, state
+        (changed,), (state,) = updated([self.rule], [tensor], [state])
+        return changed, state
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
-        start = self.initial_state(kernel)
+        tensor = real_tensor(kernel)
+        if is_empty(tensor):
+            return tensor
+        start = self.initial_state(tensor)
         start = None if start is None else ops.convert_to_tensor(start)
-        return updated([self.rule.converged], [real_tensor(kernel)], [start])[0][0]
+        return updated([self.rule.converged], [tensor], [start])[0][0]
 
     def __call__(self, w: Any) -> Tensor:
         """Return the constrained kernel, and advance its state where an optimizer holds one.
@@ -77,7 +83,7 @@ class OperatorConstraint(keras.constraints.Constraint):
         While an optimizer applies an update the kernel is returned as it is: all kernels are changed at its end.
         """
         update = current.get()
-        if update is not None:
+        if update is not None and not is_empty(w):
             ours = (
                 type(self).__call__ is OperatorConstraint.__call__
             )  # what a subclass does with the result comes after
@@ -109,8 +115,19 @@ class OperatorConstraint(keras.constraints.Constraint):
         )
 
 
+def is_empty(kernel: Any) -> bool:
+    """Return whether a kernel has no entries, and so no norm: every rule leaves it as it is.
+
+    Raises:
+        ValueError: When it is no array, tensor or variable.
+    """
+    require(hasattr(kernel, "shape"), "kernel", "must be an array, tensor or variable", kernel)
+    return 0 in tuple(kernel.shape)
+
+
 def real_tensor(kernel: Any) -> Tensor:
     """Return a kernel as a tensor; raise unless it is real and floating point."""
-    dtype = keras.backend.standardize_dtype(kernel.dtype) if hasattr(kernel, "dtype") else "float32"
+    require(hasattr(kernel, "dtype"), "kernel", "must be an array, tensor or variable", kernel)
+    dtype = keras.backend.standardize_dtype(kernel.dtype)
     require("float" in dtype, "kernel", "must be real and floating point", dtype)
     return ops.convert_to_tensor(kernel)
