@@ -98,7 +98,7 @@ def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Pro
         measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
         rows = tuple(row for row, _ in measured)
         pairs = zip(chosen, rows, strict=True)
-        whole = report_network(graph, pairs, settings.time_limit, partial(_bounded, jobs, count)) if graph else None
+        whole = report_network(graph, pairs, settings, partial(_bounded, jobs, count)) if graph else None
     return Report(
         file,
         checkpoint.format,

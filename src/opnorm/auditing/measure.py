@@ -43,7 +43,7 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
         row = row._replace(**_summary(values))
         if weight.geometry.operator is not None and not row.reason:
             operator = weight.geometry.operator(values)
-            row = _bounded(row, weight, operator, norms(operator, settings.tolerance, settings.time_limit))
+            row = _bounded(row, weight, operator, _norms(operator, values, settings))
             row = row._replace(readings=tuple(_reading(one, values, settings) for one in weight.geometry.readings))
             spectrum = _spectrum(operator) if settings.spectra else spectrum
     except Exception as error:  # tensors come from files, and libraries raise anything
@@ -60,6 +60,11 @@ def afford(shape: tuple[int, ...], memory_limit: float) -> None:
         )
 
 
+def _norms(operator: LinearOperator, values: Array, settings: Settings) -> Norms:
+    room = settings.memory_limit - values.nbytes  # what the values leave
+    return norms(operator, settings.tolerance, settings.time_limit, room)
+
+
 def _spectrum(operator: LinearOperator) -> Array:
     """Return the singular values for the plot, none where they are not to be had: the bracket stands without them."""
     try:
@@ -73,7 +78,7 @@ def _reading(geometry: Geometry, values: Array, settings: Settings) -> Reading:
     if geometry.operator is None:
         return geometry.text, None, None
     try:
-        found = norms(geometry.operator(values), settings.tolerance, settings.time_limit)
+        found = _norms(geometry.operator(values), values, settings)
     except Exception:  # as above: what is not known under one reading is not proved
         return geometry.text, None, None
     return geometry.text, found.lower, found.upper if isfinite(found.upper) else None
