@@ -276,6 +276,22 @@ def test_what_an_adapter_leaves_as_it_is_is_one_line(tmp_path):
     assert [note for note in found.notes if "49 other tensors of the base" in note]
 
 
+def test_two_adapters_in_one_file_are_not_mixed(tmp_path):
+    parts = {f"q.lora_{side}.{which}.weight": normal(i, 4, 4) for i, (side, which) in enumerate(PAIRS)}
+    found = diff(
+        write(tmp_path / "b.safetensors", {"q.weight": normal(9, 4, 4)}), write(tmp_path / "t.safetensors", parts)
+    )
+    row = next(row for row in found.rows if row.name == "q.weight")
+    own = [name for name in parts if name not in {row.name for row in found.rows}]
+    B, A = (wide(parts[name]) for name in sorted(own, reverse=True))
+    assert len({name.split(".")[2] for name in own}) == 1
+    assert_matrix(row.difference, norm(B @ A))
+    assert sum(row.status == "failed" and "not the only one" in row.reason for row in found.rows) == 2
+
+
+PAIRS = [("A", "first"), ("B", "second"), ("A", "second"), ("B", "first")]
+
+
 def test_a_product_says_how_far_it_may_be_from_the_exact_one():
     a, b = (np.random.default_rng(seed).standard_normal((8, 8)) for seed in (0, 1))
     found = (Product(a) @ Product(b)) * Product(a)

@@ -236,11 +236,23 @@ def test_an_output_that_is_the_input_is_refused_before_anything_is_read(tmp_path
 
 
 def test_an_output_never_replaces_another_checkpoint_or_what_is_read_beside_it(unit, tmp_path):
-    other = write(tmp_path / "shard.safetensors")
-    assert_fails_in_one_line(invoke("audit", unit, "--json", other), "replace a checkpoint")
+    write(tmp_path / "shard.safetensors")
+    (tmp_path / "model.onnx_data").write_bytes(np.random.default_rng(0).standard_normal(99).tobytes())
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    for other in list(tmp_path.iterdir()):
+        content = other.read_bytes()
+        assert_fails_in_one_line(invoke("audit", unit, "--json", other), "no report")
+        assert other.read_bytes() == content
     base, config = write(tmp_path / "base.safetensors"), tmp_path / "adapter_config.json"
     config.write_text("{}")
     assert_fails_in_one_line(invoke("diff", base, base, "--json", config), "would be lost")
+
+
+def test_a_report_of_before_is_replaced(unit, tmp_path):
+    for _ in range(2):
+        outputs = [tmp_path / "a.json", tmp_path / "a.csv", tmp_path / "a.html"]
+        result = invoke("audit", unit, "--json", outputs[0], "--csv", outputs[1], "--html", outputs[2])
+        assert result.exit_code == 0, result.stderr
 
 
 def test_two_outputs_with_one_name_are_refused(unit, tmp_path):

@@ -15,7 +15,7 @@ from opnorm.auditing.measure import values_of
 from opnorm.checkpoints.records import CheckpointError, Weight
 from opnorm.checks import Array
 
-_WHICH = r"(\.(?!weight$)\w+)?"  # PEFT's name of one of several adapters
+_WHICH = r"(\.(?P<which>(?!weight$)\w+))?"  # PEFT's name of one of several adapters
 _KRONECKER = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 _NAMES = {  # what follows the name of the layer, by role
     "down": rf"(lora_A|lora_down|lora\.down|lora_linear_layer\.down){_WHICH}\.weight",
@@ -122,31 +122,33 @@ def find_updates(weights: Mapping[str, Weight], path: str) -> list[Update]:
     Raises:
         CheckpointError: When the configuration beside the file is not JSON of the right form.
     """
-    layers: dict[str, dict[str, Weight]] = {}
+    layers: dict[tuple[str, str], dict[str, Weight]] = {}
     for name, weight in weights.items():
-        layer, role = _parsed(name)
+        layer, role, which = _parsed(name)
         if role:
-            layers.setdefault(layer, {})[role] = weight
+            layers.setdefault((layer, which), {})[role] = weight
     config = _adapter_config(path) if layers else None
-    found = (_update(layer, parts, config) for layer, parts in layers.items())
+    found = (_update(layer, parts, config) for (layer, _), parts in layers.items())
     return [update for update in found if update is not None]
 
 
 def reason_against(name: str) -> str:
     """Return why a tensor that no update is made of is none, or "" when it belongs to no adapter by its name."""
-    layer, role = _parsed(name)
+    layer, role, _ = _parsed(name)
     if role in ("up", "down", "mid") or role.startswith(("hada", "lokr")):
-        return f"a part of an adapter of {layer} whose other parts are missing"
+        return f"a part of an adapter of {layer} whose other parts are missing, or that is not the only one"
     return "an adapter of a kind that is not multiplied out" if _OTHERS.search(name) else ""
 
 
-def _parsed(name: str) -> tuple[str, str]:
-    """Return the layer and the role of an adapter's tensor; no role for other tensors."""
+def _parsed(name: str) -> tuple[str, str, str]:
+    """Return the layer and the role of an adapter's tensor, and which adapter; no role for other tensors."""
     old = _PROCESSOR.match(name)
     if old:
-        return f"{old['of']}.{'to_out.0' if old['to'] == 'to_out' else old['to']}", old["role"]
-    found = ((match["layer"], role) for role, pattern in _PATTERNS.items() if (match := pattern.match(name)))
-    return next(found, ("", ""))
+        return f"{old['of']}.{'to_out.0' if old['to'] == 'to_out' else old['to']}", old["role"], ""
+    for role, pattern in _PATTERNS.items():
+        if match := pattern.match(name):
+            return match["layer"], role, match.groupdict().get("which") or ""
+    return "", "", ""
 
 
 def _update(layer: str, parts: Mapping[str, Weight], config: Mapping[str, Any] | None) -> Update | None:

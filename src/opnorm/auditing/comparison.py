@@ -23,6 +23,7 @@ class DiffRow(NamedTuple):
     difference: Bracket | None = None
     relative: float | None = None  # upper end of the difference / lower end of the base
     reason: str = ""
+    geometry: str = ""  # what the layer does with the weight, and where that is assumed
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,19 @@ class Difference:
         """Return the comparison as JSON, ASCII."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-    def to_text(self) -> str:
-        """Return the rows as aligned columns, names in full."""
+    def to_text(self, *, all_rows: bool = False) -> str:
+        """Return the rows as aligned columns, names in full; with `all_rows` an optimizer's state too."""
         from opnorm.auditing.text import plain_diff
 
-        return plain_diff(self.to_dict())
+        return plain_diff(self.to_dict(), all_rows=all_rows)
 
-    def __rich__(self) -> Any:
+    def drawn(self, *, all_rows: bool = False) -> Any:
         """Return the comparison as Rich draws it."""
         from opnorm.auditing.text import diff_table
 
-        return diff_table(self.to_dict())
+        return diff_table(self.to_dict(), all_rows=all_rows)
+
+    __rich__ = drawn
 
 
 def _ends(bracket: Bracket | None) -> dict[str, float] | None:

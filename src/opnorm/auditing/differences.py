@@ -70,17 +70,24 @@ def compare(
     updates = _targets(find_updates(new, tuned_file), old)
     kept = new.keys() | {name for name, _ in updates} if updates else old.keys()
     left = {name: weight for name, weight in old.items() if name in kept}
-    folded = len(old) - len(left)
     jobs = [job for name, job in _jobs(left, new, updates, options.checked()) if options.chooses(name)]
     rows = []
     for job in jobs:
         rows.append(job())
         if progress is not None:
             progress(len(rows), len(jobs))
-    more = (f"{folded} other tensors of the base are as they were: the adapter has none for them",) if folded else ()
-    notes = dict.fromkeys((*first.notes, *second.notes, *(u.note for _, u in updates if u.note), *more))
+    notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, len(old) - len(left))])
     common = len(old.keys() & new.keys()) + sum(name in old for name, _ in updates)
     return Difference(base_file, tuned_file, tuple(rows), tuple(notes), common)
+
+
+def _notes(kept: Weights, updates: list[tuple[str, Update]], folded: int) -> Iterator[str]:
+    yield from (update.note for _, update in updates if update.note)
+    if folded:
+        yield f"{folded} other tensors of the base are as they were: the adapter has none for them"
+    doubtful = sum(bool(weight.geometry.readings) for weight in kept.values())
+    if doubtful:
+        yield f"{doubtful} tensors may be of more than one kind of layer: the JSON says what each was taken for"
 
 
 def _targets(updates: list[Update], base: Weights) -> list[tuple[str, Update]]:
@@ -199,11 +206,18 @@ def _row(
     failed = [row for row in measured if row.status != "bounded"]
     brackets: dict[str, Any] = dict(zip(BRACKETS, found, strict=False))
     brackets |= {"difference": difference} if difference else {}
-    row = DiffRow(weight.name, weight.shape, failed[0].status if failed else status, **brackets)
+    text = _described(several[0].geometry)
+    row = DiffRow(weight.name, weight.shape, failed[0].status if failed else status, geometry=text, **brackets)
     reason = failed[0].reason if failed else ""
     if row.base and row.difference and row.base[0] > 0:
         row = row._replace(relative=row.difference[1] / row.base[0])
     return row._replace(reason=reason)
+
+
+def _described(geometry: Geometry) -> str:
+    others = "; ".join(reading.text for reading in geometry.readings)
+    assumed = f" (assumed{f', it may be: {others}' if others else ''})" if geometry.assumed else ""
+    return f"{geometry.text}{assumed}"
 
 
 def _main(geometry: Geometry) -> Geometry:

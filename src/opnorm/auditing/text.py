@@ -90,11 +90,11 @@ def _network(network: Mapping[str, Any] | None) -> str:
     return f"\nnetwork: Lipschitz constant unknown: {'; '.join(unknown[:_NAMED])}{more}"
 
 
-def plain_diff(document: Mapping[str, Any]) -> str:
+def plain_diff(document: Mapping[str, Any], *, all_rows: bool = False) -> str:
     """Return a comparison as text, one line a tensor."""
-    rows = [_diff_cells(row) for row in document["rows"]]
-    notes = "".join(f"note: {printable(note)}\n" for note in document["notes"])
-    return f"{aligned(DIFF_HEADINGS, rows)}{notes}"
+    rows, folded = shown(document, all_rows)
+    lines = [*folded, *(f"note: {printable(note)}" for note in document["notes"])]
+    return aligned(DIFF_HEADINGS, [_diff_cells(row) for row in rows]) + "".join(f"{line}\n" for line in lines)
 
 
 def _diff_cells(row: Mapping[str, Any]) -> list[str]:
@@ -115,10 +115,11 @@ def table(document: Mapping[str, Any], *, all_rows: bool = False) -> Any:
     )
 
 
-def diff_table(document: Mapping[str, Any]) -> Any:
+def diff_table(document: Mapping[str, Any], *, all_rows: bool = False) -> Any:
     """Return a comparison as a Rich renderable."""
-    rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in document["rows"]]
-    return _drawn(DIFF_HEADINGS, rows, [f"note: {note}" for note in document["notes"]])
+    chosen, folded = shown(document, all_rows)
+    rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in chosen]
+    return _drawn(DIFF_HEADINGS, rows, [*folded, *(f"note: {note}" for note in document["notes"])])
 
 
 def _shortened(text: str) -> str:

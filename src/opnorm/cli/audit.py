@@ -8,6 +8,7 @@ import typer
 
 from opnorm.cli import frameworks as backends
 from opnorm.cli.options import (
+    All,
     Exclude,
     File,
     Include,
@@ -38,7 +39,7 @@ def run_audit(
     memory_limit: Memory = None,
     tolerance: Tolerance = None,
     sandbox: Sandbox = None,
-    all_rows: Annotated[bool, typer.Option("--all", help="Show optimizer state too, a line a tensor.")] = False,
+    all_rows: All = False,
 ) -> None:
     """Show a certified bracket of the norm of every tensor in a checkpoint, or why there is none."""
     outputs = [output for output in (json, csv, html) if output is not None]
@@ -90,6 +91,7 @@ def run_diff(
     memory_limit: Memory = None,
     tolerance: Tolerance = None,
     sandbox: Sandbox = None,
+    all_rows: All = False,
 ) -> None:
     """Show the norms of two checkpoints and of their difference, tensor by tensor; adapters are multiplied out."""
     options = {
@@ -115,4 +117,4 @@ def run_diff(
         if json is not None:
             emit(found.to_json(), json)
         else:
-            show(found.to_text, found.__rich__)
+            show(lambda: found.to_text(all_rows=all_rows), lambda: found.drawn(all_rows=all_rows))

@@ -44,6 +44,7 @@ def _leave(status: int) -> NoReturn:
 def _settle_stdout() -> None:
     """Forget what could not be written to stdout: Python would try once more at its end, and change the status."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed: `opnorm ... >&-`
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

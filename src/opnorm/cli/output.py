@@ -1,5 +1,6 @@
 """What the commands share: failure in one line, files that are whole or not there, progress on stderr."""
 
+import codecs
 import errno
 import os
 import stat
@@ -16,6 +17,7 @@ from opnorm.cli.frameworks import MissingError
 BAD_INPUT = 2  # Click's own exit status for it
 STDOUT = "-"
 _DEVICES = ("/dev/", "/proc/")  # names of what is open already, and of no file that could be replaced
+_INDEXES = (".index.json", ".weights.json")  # endings of text that belongs to a checkpoint
 _READ_TOO = ("config.json", "adapter_config.json")  # what readers look for beside a file
 
 
@@ -52,14 +54,26 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
             fail(f"the output {str(output)!r} is a file that is read; it would be lost")
         if any(_is_one_file(output, other) for other in files[:place]):
             fail(f"two outputs have one name: {str(output)!r}")
-        if output.exists() and output.name.lower().endswith(_CHECKPOINTS):
-            fail(f"the output {str(output)!r} would replace a checkpoint; choose another name")
+        if _is_precious(output):
+            fail(f"the output {str(output)!r} would replace a file that is no report; choose another name")
 
 
-_CHECKPOINTS = (
-    *(".safetensors", ".safetensors.index.json", ".weights.json", ".keras", ".h5", ".hdf5", ".onnx"),
-    *(".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".data"),
-)
+def _is_precious(path: Path) -> bool:
+    """Return whether a file that is there already is no text, or an index of shards: no report of before."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return path.name.lower().endswith(_INDEXES) or b"\0" in start or not _is_utf8(start)
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Return whether bytes are text as far as they go: the last letter may be cut off."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_one_file(one: Path, other: Path) -> bool:
