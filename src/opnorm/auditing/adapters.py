@@ -122,14 +122,21 @@ def find_updates(weights: Mapping[str, Weight], path: str) -> list[Update]:
     Raises:
         CheckpointError: When the configuration beside the file is not JSON of the right form.
     """
-    layers: dict[tuple[str, str], dict[str, Weight]] = {}
+    layers: dict[str, dict[str, dict[str, Weight]]] = {}
     for name, weight in weights.items():
         layer, role, which = _parsed(name)
         if role:
-            layers.setdefault((layer, which), {})[role] = weight
+            layers.setdefault(layer, {}).setdefault(which, {})[role] = weight
     config = _adapter_config(path) if layers else None
-    found = (_update(layer, parts, config) for (layer, _), parts in layers.items())
+    found = (_update(layer, parts, config) for layer, several in layers.items() for parts in _together(several))
     return [update for update in found if update is not None]
+
+
+def _together(several: Mapping[str, Mapping[str, Weight]]) -> list[Mapping[str, Weight]]:
+    """Return the tensors of a layer's adapters: of one, however they are named, or of each where there are several."""
+    roles = [role for parts in several.values() for role in parts]
+    joined = {role: part for parts in several.values() for role, part in parts.items()}
+    return [joined] if len(joined) == len(roles) else list(several.values())
 
 
 def reason_against(name: str) -> str:
