@@ -276,6 +276,40 @@ def test_what_an_adapter_leaves_as_it_is_is_one_line(tmp_path):
     assert [note for note in found.notes if "49 other tensors of the base" in note]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"q.alpha": alpha(np.nan)},
+        {"q.alpha": np.array(1, dtype=np.int64)[None][:0]},
+        {"q.lora_A.weight": np.zeros((0, 4), np.float32)},
+        {"q.lora_A.weight": alpha(1)},
+        {"q.lora_B.weight": np.full((4, 2), np.inf, np.float32)},
+        {"q.diff": alpha(1)},
+        {
+            "q.hada_w1_a": alpha(1),
+            "q.hada_w1_b": normal(0, 3),
+            "q.hada_w2_a": normal(0, 3),
+            "q.hada_w2_b": normal(0, 3),
+        },
+        {"q.lokr_w1": alpha(1), "q.lokr_w2": normal(0, 2)},
+    ],
+)
+@pytest.mark.parametrize(
+    "config", [{}, {"lora_alpha": 10**400}, {"alpha": 1, "r": "x", "alpha_pattern": {"q": 10**400}}]
+)
+def test_an_adapter_that_makes_no_sense_leaves_the_other_rows(tmp_path, parts, config):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    sound = {"q.lora_A.weight": normal(1, 2, 4), "q.lora_B.weight": normal(2, 4, 2)} if "q.alpha" in parts else {}
+    if "q.lora_A.weight" in parts or "q.lora_B.weight" in parts:
+        sound = {"q.lora_A.weight": normal(1, 2, 4), "q.lora_B.weight": normal(2, 4, 2)}
+    found = diff(
+        write(tmp_path / "b.safetensors", {"q.weight": normal(0, 4, 4), "p.weight": normal(0, 4, 4)}),
+        write(tmp_path / "t.safetensors", sound | parts | {"p.weight": normal(1, 4, 4)}),
+    )
+    assert next(row for row in found.rows if row.name == "p.weight").status == "compared"
+    assert all(row.reason for row in found.rows if row.name != "p.weight")
+
+
 def test_two_adapters_in_one_file_are_not_mixed(tmp_path):
     parts = {f"q.lora_{side}.{which}.weight": normal(i, 4, 4) for i, (side, which) in enumerate(PAIRS)}
     found = diff(

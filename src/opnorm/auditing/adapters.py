@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from math import prod, sqrt
+from math import isfinite, nan, prod, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,9 @@ _PATTERNS = {role: re.compile(rf"^(?P<layer>.+?)\.{tail}$") for role, tail in _N
 _PROCESSOR = re.compile(r"^(?P<of>.+)\.processor\.(?P<to>to_\w+)_lora\.(?P<role>up|down)\.weight$")  # of diffusers
 _OTHERS = re.compile(r"\.(b?oft_\w+|vera_\w+|ia3_\w+|lora_\w+|hada_\w+|lokr_\w+|dora_scale|glora_\w+|hra_\w+)(\.|$)")
 _PREFIX = re.compile(  # that adapters put before the names of the model's weights
-    r"^(base_model\.model\.|base_model\.|lora_(unet|te\d?|transformer)_|unet\.|text_encoder(_2)?\.|transformer\.)"
+    r"^(base_model\.model\.|base_model\.|lora_(unet|te\d?|transformer)_|unet\.|text_encoder(_2)?\.|transformer\.)+"
 )
+_LARGEST = 1e300
 _DIRECTED = {"magnitude", "dora_scale"}
 
 
@@ -59,7 +60,7 @@ class Update(NamedTuple):
         """Return the weight's shape as far as the adapter tells it: the taps may be in the inputs."""
         try:
             shape = self.form.shape({role: part.shape for role, part in self.parts.items()})
-        except IndexError:  # a factor with too few axes
+        except LookupError:  # a factor with too few axes
             return ()
         return shape[::-1] if self.turned else shape
 
@@ -101,8 +102,8 @@ class Update(NamedTuple):
 
     def _values(self) -> dict[str, Array]:
         found = {role: values_of(part) for role, part in self.parts.items()}
-        if not all(np.isfinite(part).all() for part in found.values()):
-            raise ValueError(f"the {self.kind} has entries that are not finite")
+        if not (isfinite(self.scale) and all(np.isfinite(part).all() for part in found.values())):
+            raise ValueError(f"the {self.kind} has entries, or a scale, that are not finite")
         return found
 
     def _directed(self, weight: Product) -> Product:
@@ -177,7 +178,11 @@ def _adapter_config(path: str) -> Mapping[str, Any] | None:
         config = json.loads(beside.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"Cannot read {str(beside)!r}: {error}") from error
-    return config if isinstance(config, dict) and isinstance(_alpha(config), int | float) else None
+    return config if isinstance(config, dict) and _is_number(_alpha(config)) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST  # JSON's integers may be larger than floats
 
 
 def _alpha(config: Mapping[str, Any]) -> Any:
@@ -185,20 +190,27 @@ def _alpha(config: Mapping[str, Any]) -> Any:
 
 
 def _scale(layer: str, form: Form, parts: Mapping[str, Weight], config: Mapping[str, Any] | None) -> tuple[float, str]:
-    """Return the factor before the product, and a note where it is a guess."""
+    """Return the factor before the product, NaN where it cannot be read, and a note where it is a guess."""
     ranks = [parts[role].shape[0] for role in form.ranked if role in parts and parts[role].shape]
     if form.kind == "whole" or (not ranks and config is None):
         return 1.0, ""  # of two whole factors LyCORIS stores an alpha that stands for nothing
     alpha = parts.get("alpha")
     if alpha is not None and prod(alpha.shape) == 1 and ranks:
-        return float(values_of(alpha).ravel()[0]) / max(1, ranks[0]), ""
+        try:
+            return float(values_of(alpha).ravel()[0]) / max(1, ranks[0]), ""
+        except (ValueError, OSError, MemoryError) as error:
+            return nan, f"the scale of {layer} cannot be read: {error}"
     if config is None:
         return 1.0, "no alpha and no adapter_config.json: the scale is taken as 1"
-    rank = max(1, ranks[0] if ranks else int(config.get("r") or 1))
+    rank = max(1, ranks[0] if ranks else _integer(config.get("r")))
     pattern = config.get("alpha_pattern")
     pattern = pattern if isinstance(pattern, dict) else {}
-    own = [value for key, value in pattern.items() if layer.endswith(key) and isinstance(value, int | float)]
-    return float(own[0] if own else _alpha(config)) / (sqrt(rank) if config.get("use_rslora") else rank), ""
+    own = [value for key, value in pattern.items() if layer.endswith(key) and _is_number(value)]
+    return (own[0] if own else _alpha(config)) / (sqrt(rank) if config.get("use_rslora") else rank), ""
+
+
+def _integer(value: Any) -> int:
+    return value if isinstance(value, int) else 1
 
 
 def by_layer(base: Mapping[str, Weight]) -> dict[str, list[str]]:
@@ -211,6 +223,4 @@ def by_layer(base: Mapping[str, Weight]) -> dict[str, list[str]]:
 
 def called(layer: str) -> str:
     """Return a layer's name without prefixes, and with one kind of separator: kohya writes underscores for dots."""
-    while (bare := _PREFIX.sub("", layer)) != layer:
-        layer = bare
-    return layer.replace(".", "_")
+    return _PREFIX.sub("", layer).replace(".", "_")

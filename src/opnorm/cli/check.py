@@ -31,7 +31,7 @@ def run_check(
     """Prove that no norm exceeds a number: exit 0 holds, 1 violated or not proved, 2 nothing could be checked."""
     if not 0 < max_norm < float("inf"):
         fail(f"--max-norm must be a positive finite number. Received: {max_norm}")
-    with one_line_errors():
+    with one_line_errors(Exception):  # as for an audit; and a traceback would exit as if violated
         with progress_bar("checking") as progress:
             report = audited(
                 file,

@@ -28,18 +28,24 @@ def fail(message: object) -> NoReturn:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn every error into one line on stderr, and into the exit status of what could not be done."""
+def one_line_errors(*more: type[Exception]) -> Iterator[None]:
+    """Turn what a user can mend, and `more`, into one line on stderr, and the exit status of what could not be done."""
+    errors: tuple[type[Exception], ...] = (MissingError, OSError, *more)
     try:
         yield
     except (BrokenPipeError, typer.Exit, typer.Abort):
         raise  # Click's: whoever read us has seen enough
-    except (MissingError, OSError, ValueError) as error:
-        fail(error)
-    except MemoryError as error:
-        fail(str(error) or "there is not enough memory")
-    except Exception as error:
-        fail(f"{type(error).__name__}: {error}")
+    except errors as error:
+        fail(_told(error))
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says; of one that says nothing of itself its type too."""
+    if isinstance(error, MissingError | OSError | ValueError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return str(error) or "there is not enough memory"
+    return f"{type(error).__name__}: {error}"
 
 
 def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
