@@ -101,6 +101,12 @@ def test_a_file_that_cannot_be_read_fails_in_one_line(tmp_path, command, content
     assert_fails_in_one_line(invoke(*command, path))
 
 
+def test_a_folder_is_no_file_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", "/", str(tmp_path), ""):
+        assert_fails_in_one_line(invoke("audit", name), f"Cannot read {name or '.'!r}: it is a folder")
+
+
 def test_options_that_make_no_sense_fail(model):
     assert_fails_in_one_line(invoke("audit", model, "--tolerance", "-1"), "tolerance")
     assert_fails_in_one_line(invoke("check", model, "--max-norm", "nan"), "--max-norm")

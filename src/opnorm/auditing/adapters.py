@@ -171,7 +171,7 @@ def _update(layer: str, parts: Mapping[str, Weight], config: Mapping[str, Any] |
 
 
 def _adapter_config(path: str) -> Mapping[str, Any] | None:
-    beside = Path(path).with_name("adapter_config.json") if path else None
+    beside = Path(path).parent / "adapter_config.json" if path else None
     if beside is None or not beside.is_file():
         return None
     try:

@@ -83,7 +83,7 @@ def verdict(row: Row, max_norm: float) -> str:
     if not row.readings:
         return f"not proved: the norm is {_between(readings[0])}"
     texts = [f"{_between(one)} as {one[0]}" for one in readings]
-    return f"not proved: what it is is not in the file; the norm is {'; '.join(texts)}"
+    return f"not proved: the file does not say what it is; the norm is {'; '.join(texts)}"
 
 
 def _between(reading: Reading) -> str:

@@ -51,7 +51,7 @@ def _told(error: Exception) -> str:
 def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
     """Fail before anything is read when an output would replace an input or another output, or has no folder."""
     files = [Path(output) for output in outputs if output is not None and output != STDOUT and not is_special(output)]
-    beside = [str(Path(name).with_name(other)) for name in inputs for other in _READ_TOO]
+    beside = [str(Path(name).parent / other) for name in inputs for other in _READ_TOO]
     read = [Path(name) for name in (*inputs, *beside)]
     for place, output in enumerate(files):
         if not output.resolve().parent.is_dir():
