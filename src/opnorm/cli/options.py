@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from typing import Annotated
 
 import typer
@@ -45,4 +46,4 @@ def reads_apart(sandbox: bool | None, *files: str) -> bool:
         return sandbox
     from opnorm.auditing.sandbox import is_native
 
-    return os.name == "posix" and any(is_native(file) for file in files)
+    return os.name == "posix" and bool(sys.executable) and any(is_native(file) for file in files)
