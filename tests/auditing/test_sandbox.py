@@ -41,7 +41,7 @@ def child(monkeypatch, text):
     program(monkeypatch, f"{start}\n{text}\nchild.main()")
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.weights.h5", "a.onnx", "a.safetensors", "a.pt"])
+@pytest.mark.parametrize("name", ["a.keras", "a.onnx", "a.pt"])
 def test_the_report_is_the_one_that_this_process_would_have_made(tmp_path, name):
     path = str(FILES[name](tmp_path / name))
     apart, here = audit(path, sandbox=True, spectra=True), audit(path, spectra=True)
@@ -54,6 +54,11 @@ def test_numbers_survive_the_way(tmp_path):
     values = {"w.weight": np.full((2, 2), 1 / 3), "x.weight": np.full((2, 2), np.nan, np.float32)}
     path = str(write(tmp_path / "m.safetensors", values))
     assert timeless(audit_in_child(path, {})) == timeless(audit(path))
+
+
+def test_numbers_of_numpy_are_numbers(keras):
+    options = {"tolerance": np.float32(0.5), "jobs": np.int64(2), "time_limit": np.float64(9), "include": ("first*",)}
+    assert timeless(audit(str(keras), sandbox=True, **options)) == timeless(audit(str(keras), **options))
 
 
 def test_a_comparison_is_the_same_too(tmp_path):
@@ -93,11 +98,16 @@ def test_what_the_file_or_the_arguments_are_refused_for_is_the_same_error(keras)
 )
 def test_a_crash_is_one_line(monkeypatch, keras, text, words):
     program(monkeypatch, text)
-    for ask in (lambda: audit_in_child(str(keras), {}), lambda: diff_in_child(str(keras), str(keras), {})):
-        with pytest.raises(CheckpointError, match=words) as error:
-            ask()
-        assert "\n" not in str(error.value)
-        assert repr(str(keras)) in str(error.value)
+    with pytest.raises(CheckpointError, match=words) as error:
+        audit_in_child(str(keras), {})
+    assert "\n" not in str(error.value)
+    assert repr(str(keras)) in str(error.value)
+
+
+def test_a_crash_in_a_comparison_names_both_files(monkeypatch):
+    program(monkeypatch, "os.abort()")
+    with pytest.raises(CheckpointError, match=r"'a\.keras' and 'b\.keras': .*SIGABRT"):
+        diff_in_child("a.keras", "b.keras", {})
 
 
 def begun(seconds):

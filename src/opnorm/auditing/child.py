@@ -27,7 +27,7 @@ except ImportError:  # Windows: the clock on the other side remains
 
 _BYTES_A_SECOND = 20e6  # that any disk reads, and any reader unpacks
 _OPENING = 2 * 2**30  # bytes that a table of contents may take
-_SLACK = 2 * 2**30  # of address space, for stacks and pools of threads: they reserve more than they use
+_SLACK = 2 * 2**30 + 2**28 * (os.cpu_count() or 1)  # of address space: each thread's stack and pool reserve far more
 
 
 def main() -> None:

@@ -111,8 +111,12 @@ def _child(request: Message) -> Iterator[tuple["subprocess.Popen[bytes]", "Simpl
 
 def _write(stdin: Any, request: Message) -> None:
     """Send the request; the pipe stays open, for its end tells the child that nobody waits any more."""
-    stdin.write(json.dumps(request).encode() + b"\n")
+    stdin.write(json.dumps(request, default=_plain).encode() + b"\n")
     stdin.flush()
+
+
+def _plain(number: Any) -> Any:
+    return number.item()  # of NumPy's, which are numbers as well
 
 
 def _copy(stdout: Any, lines: "SimpleQueue[bytes | None]") -> None:
