@@ -60,8 +60,8 @@ def audit(
         exclude: Glob patterns of tensor names to leave out.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
         jobs: Tensors measured at the same time, each with its share of the processors; memory grows with it.
-        time_limit: Seconds for each tensor, after which its bracket is what is known by then, wider and as true. A
-            step that has begun is finished, so a large tensor may take longer.
+        time_limit: Seconds for each tensor, and each other reading of it, after which its bracket is what is known by
+            then, wider and as true. A step that has begun is finished, so a large tensor may take longer.
         memory_limit: Bytes that all jobs together may take for their tensors; a tensor that needs more gets the reason,
             or the wider bracket that fits. By default most of what the machine has free.
         spectra: Also compute singular values, for the plot of `Report.to_html`.
