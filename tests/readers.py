@@ -23,4 +23,4 @@ def refused(path, match):
     with pytest.raises(CheckpointError, match=match) as error:
         [weight.read() for weight in open_checkpoint(path).weights]
     assert "\n" not in str(error.value)
-    assert repr(path.name) in str(error.value)
+    assert repr(str(path)) in str(error.value)

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate would speak of another matrix
+_TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that is of use may miss
+_LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
+_LONG = 120  # characters of a received value in an error
 
 
-def real_array(value: Any, name: str, *, copy: bool = True) -> Array:
+def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) -> Array:
     """Return `value` as a float64 array with exactly the same entries.
 
     Args:
@@ -25,23 +28,45 @@ def real_array(value: Any, name: str, *, copy: bool = True) -> Array:
             variables, nested lists. Real floating point up to 64 bits, or integers up to 2**53 in magnitude.
         name: The argument's name, for the error.
         copy: Whether a float64 array is copied too; without it the result is only to be read.
+        exact: Whether integers beyond 2**53 are refused; else they are rounded to the nearest float64.
 
     Raises:
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
     """
-    array = np.asarray(_host(value))
+    array = numbers(value, name)
     kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
     if kind not in "fiu" or array.dtype.itemsize > 8:
-        raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: dtype={array.dtype}")
+        what = f"dtype={array.dtype}" if hasattr(value, "dtype") else f"{name}={_shown(value)}"
+        raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: {what}")
     if array.size == 0:
         raise ValueError(f"Argument `{name}` must not be empty. Received: shape={array.shape}")
     with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
         result = array.astype(np.float64, copy=copy)
     if not np.all(np.isfinite(result)):
         raise ValueError(f"Argument `{name}` must be finite. Received: {_first_not_finite(result)} among its entries")
-    if kind in "iu" and np.max(np.abs(result)) > _EXACT_INTEGERS:
-        raise ValueError(f"Argument `{name}` must hold integers up to 2**53. Received: {np.max(np.abs(result)):.17g}")
+    if exact and kind in "iu" and (largest := max(int(array.max()), -int(array.min()))) > _EXACT_INTEGERS:
+        raise ValueError(f"Argument `{name}` must hold integers up to 2**53. Received: {largest} among its entries")
     return result
+
+
+def numbers(value: Any, name: str) -> NDArray[Any]:
+    """Return `value` as NumPy reads it.
+
+    Raises:
+        ValueError: When NumPy cannot: ragged lists, sparse tensors, objects of no kind it knows.
+    """
+    try:
+        return np.asarray(_host(value))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        must = f"Argument `{name}` must be an array of numbers"
+        raise ValueError(f"{must}; NumPy says: {reason}. Received: {name}={_shown(value)}") from error
+
+
+def _shown(value: Any) -> str:
+    """Return what a value looks like, in a few dozen characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def _host(value: Any) -> Any:
@@ -66,12 +91,12 @@ def positive_integers(value: int | Sequence[int], count: int, name: str) -> tupl
     Raises:
         ValueError: When `value` is anything else, with its name and what was received.
     """
-    numbers: Sequence[int] = value if isinstance(value, Sequence) else (value,) * count
+    several: Sequence[int] = value if isinstance(value, Sequence) else (value,) * count
     try:
-        result = tuple(index(number) for number in numbers)
+        result = () if any(isinstance(one, bool) for one in several) else tuple(map(index, several))
     except TypeError:
         result = ()
-    if len(result) != count or min(result) < 1:
+    if len(result) != count or not 1 <= min(result) <= max(result) <= _LARGEST_INTEGER:
         raise ValueError(
             f"Argument `{name}` must be a positive integer or {count} of them. Received: {name}={value!r}"
         ) from None
@@ -82,22 +107,40 @@ def check_tolerance(tolerance: float) -> float:
     """Return `tolerance`.
 
     Raises:
-        ValueError: Unless it is a positive finite number.
+        ValueError: Unless it is a number from 1e-15 to 1e3.
     """
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"Argument `tolerance` must be a positive finite number. Received: tolerance={tolerance}")
+    least, most = _TOLERANCES
+    must = f"must be a positive finite number from {least:g} to {most:g}"
+    require(_is_real(tolerance) and least <= float(tolerance) <= most, "tolerance", must, tolerance)
     return float(tolerance)
+
+
+def to_axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """Return the axes `value` of an array of `rank` axes, counted from 0; raise unless they are its own, all different.
+
+    Args:
+        name: The argument's name.
+        value: An integer or several; negative ones count from the last axis.
+        rank: At least 1.
+    """
+    axes = to_axis(name, value)
+    several = (axes,) if isinstance(axes, int) else axes
+    inside = all(-rank <= axis < rank for axis in several)
+    distinct = inside and len({axis % rank for axis in several}) == len(several)
+    require(distinct, name, f"must be one or more different axes of the {rank} that there are", value)
+    return tuple(axis % rank for axis in several)
 
 
 def require(holds: bool, name: str, must: str, value: Any) -> None:
     """Raise a `ValueError` that names the argument, the rule and the value received, unless the rule holds."""
     if not holds:
-        raise ValueError(f"Argument `{name}` {must}. Received: {name}={value!r}")
+        raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}")
 
 
 def to_count(name: str, value: Any, least: int) -> int:
     """Return `value` as an int; raise unless it is an integer that is at least `least`."""
-    require(_is_integer(value) and int(value) >= least, name, f"must be an integer >= {least}", value)
+    sound = _is_integer(value) and least <= int(value) <= _LARGEST_INTEGER
+    require(sound, name, f"must be an integer >= {least} of at most 64 bits", value)
     return int(value)
 
 
@@ -105,8 +148,8 @@ def to_counts(name: str, value: Any, least: int) -> int | tuple[int, ...]:
     """Return `value` as an int or a tuple of ints; raise unless all are integers that are at least `least`."""
     if _is_integer(value):
         return to_count(name, value, least)
-    counts = tuple(value) if isinstance(value, Iterable) else ()
-    sound = bool(counts) and all(_is_integer(count) and int(count) >= least for count in counts)
+    counts = _listed(value)
+    sound = bool(counts) and all(_is_integer(count) and least <= int(count) <= _LARGEST_INTEGER for count in counts)
     require(sound, name, f"must be an integer >= {least} or a tuple of them", value)
     return tuple(map(int, counts))
 
@@ -139,7 +182,7 @@ def to_axis(name: str, value: Any) -> int | tuple[int, ...]:
     """Return `value` as an int or a tuple of ints; raise unless it is an integer or several of them, all different."""
     if _is_integer(value):
         return int(value)
-    axes = tuple(value) if isinstance(value, Iterable) else ()
+    axes = _listed(value)
     distinct = bool(axes) and all(map(_is_integer, axes)) and len(set(axes)) == len(axes)
     require(distinct, name, "must be an integer or a tuple of different integers", value)
     return tuple(map(int, axes))
@@ -148,10 +191,18 @@ def to_axis(name: str, value: Any) -> int | tuple[int, ...]:
 def to_operator(operator: Any, axis: int | tuple[int, ...]) -> str:
     """Return `operator`; raise unless it is "matrix", or "convolution" with the last axes for the outputs."""
     operators = "matrix", "convolution"
-    require(operator in operators, "operator", f"must be one of {operators}", operator)
+    require(isinstance(operator, str) and operator in operators, "operator", f"must be one of {operators}", operator)
     last = operator == "matrix" or axis in (-1, (-1,), (-2, -1))
     require(last, "axis", "must be -1 (if depthwise, (-2, -1)) with operator='convolution'", axis)
     return str(operator)
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    """Return the members of a collection; nothing for anything else."""
+    try:
+        return tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes) else ()
+    except TypeError:  # an array without axes
+        return ()
 
 
 def _is_integer(value: Any) -> bool:
@@ -159,4 +210,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Return whether a value is a number that is finite as a float."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

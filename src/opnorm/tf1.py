@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
 from opnorm.iterations.clipping import clip_gradient
-from opnorm.iterations.matrices import Axis, from_matrix, to_matrix
+from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
 from opnorm.rules import Clip, Operator, Rule, Scale, find, updated
 
@@ -56,11 +56,15 @@ class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
     def __call__(self, w: Any) -> Any:
         """Return the constrained kernel, a tensor of `w`'s shape and dtype."""
         value = _value(w)
+        if 0 in value.shape.as_list():  # no entries, no norm
+            return value
         return tf.cast(self._constrained(w, _wide(value)), value.dtype)
 
     def _projected(self, w: Any) -> Any:
         """Return the kernel constrained from a fresh start and to convergence; no `u` is read or moved."""
         value, rule = _value(w), self._rule.converged
+        if 0 in value.shape.as_list():
+            return value
         kernel = _wide(value)
         start = rule.start(tuple(value.shape.as_list()), (0,))
         (result,), _ = updated([rule], [kernel], [None if start is None else tf.cast(start, kernel.dtype)])
@@ -88,7 +92,7 @@ class _Scaling(_Constraint):
     def __init__(
         self,
         *,
-        axis: Axis,
+        axis: int | Sequence[int],
         power_iterations: int,
         warmup_iterations: int,
         tolerance: float,
@@ -96,7 +100,7 @@ class _Scaling(_Constraint):
         seed: int | None,
     ) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis = to_axis("axis", axis)
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
         self.tolerance = to_positive("tolerance", tolerance)
@@ -207,7 +211,7 @@ class SpectralNorm(_Scaling):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            axis=to_axis("axis", axis),
+            axis=axis,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,
@@ -246,7 +250,7 @@ class MaxSpectralNorm(_Scaling):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            axis=to_axis("axis", axis),
+            axis=axis,
             power_iterations=power_iterations,
             warmup_iterations=warmup_iterations,
             tolerance=tolerance,

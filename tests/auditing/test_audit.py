@@ -1,3 +1,6 @@
+import csv
+import io
+import json
 import threading
 
 import numpy as np
@@ -6,13 +9,17 @@ from network_files import grid_norm, norm, tensors, write
 from samples import FILES
 from scipy.sparse.linalg import aslinearoperator
 
-from opnorm.auditing.audits import audit
-from opnorm.auditing.measure import Settings, measure
+from opnorm.auditing.audits import audit, report_on
+from opnorm.auditing.measure import measure
 from opnorm.auditing.norms import norms
+from opnorm.auditing.report import Report
+from opnorm.auditing.settings import Options, Settings
 from opnorm.bounds.brackets import bracket
 from opnorm.bounds.deadlines import Deadline
 from opnorm.bounds.matrices import bracket_matrix
-from opnorm.checkpoints.records import CheckpointError, Geometry, Weight
+from opnorm.checkpoints import geometry
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Geometry, Weight
+from opnorm.networks.effects import RULES
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal
 from opnorm.operators.sizes import Adjoint
@@ -365,3 +372,124 @@ def test_a_norm_within_the_width_of_its_bracket_is_not_judged():
     config = keras_config("MaxSpectralNorm", max_value=value, operator="convolution")
     row = row_of(kernel, Convolution, constraint=config, settings=Settings(time_limit=0))
     assert row.constraint["met"] == "unknown"
+
+
+# ---- several readings of one tensor ----
+
+
+DEPTHWISE = np.zeros((32, 1, 3, 3), dtype=np.float32)  # as PyTorch stores it: (channels, 1, *spatial)
+DEPTHWISE[:, 0, 1, 1] = 1  # each channel as it is
+
+
+def as_one_group(kernel):
+    return Convolution(kernel.transpose(2, 3, 1, 0))
+
+
+def as_channels(kernel):
+    return Convolution(kernel.transpose(2, 3, 1, 0), groups=32)
+
+
+def ambiguous(*readings, operator=as_one_group):
+    found = weight(DEPTHWISE, operator)
+    return found._replace(geometry=found.geometry._replace(assumed=True, readings=readings))
+
+
+def test_every_reading_is_bracketed_and_the_row_says_which_one_it_took():
+    row = measure(ambiguous(Geometry("Conv", "depthwise", as_channels)), Settings())[0]
+    assert row.geometry == "matrix"
+    assert row.lower * (1 - 1e-9) <= np.sqrt(32) <= row.upper * (1 + 1e-9)  # one input channel, 32 copies of it
+    ((text, lower, upper),) = row.readings
+    assert text == "depthwise"
+    assert lower <= 1 <= upper <= 1.02
+
+
+@pytest.mark.parametrize("reading", [Geometry("Conv", "no idea", None, "unknown", unknown=True), "raises"])
+def test_a_reading_without_a_bracket_is_a_reading_all_the_same(reading):
+    if reading == "raises":
+        reading = Geometry("Conv", "no idea", raising(KeyError("groups")))
+    row = measure(ambiguous(reading), Settings())[0]
+    assert row.status == "bounded"
+    assert row.readings == (("no idea", None, None),)
+
+
+def test_the_readings_are_in_every_form_of_the_report():
+    row = measure(ambiguous(Geometry("Conv", "depthwise", as_channels)), Settings())[0]
+    report = Report("f", "npz", (row,))
+    ((text, lower, upper),) = json.loads(report.to_json())["rows"][0]["readings"]
+    assert (text, lower, upper) == row.readings[0]
+    assert "as depthwise" in report.to_text()
+    (line,) = csv.DictReader(io.StringIO(report.to_csv()))
+    assert json.loads(line["readings"]) == [["depthwise", lower, upper]]
+
+
+def test_a_norm_that_is_not_known_is_a_failure_and_no_absence():
+    found = weight(np.eye(3))._replace(geometry=geometry.unknown("Quantized", "no scale was found"))
+    row = measure(found, Settings())[0]
+    assert (row.status, row.lower, row.upper, row.reason) == ("failed", None, None, "no scale was found")
+
+
+# ---- nothing falls ----
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), AttributeError("x"), RecursionError("x"), IndexError(), MemoryError(), OverflowError("x")]
+)
+@pytest.mark.parametrize("where", ["read", "operator"])
+def test_whatever_one_tensor_raises_is_its_own_rows_reason(error, where):
+    good = weight(np.eye(2))
+    bad = good._replace(name="bad", **{"read": raising(error)} if where == "read" else {})
+    if where == "operator":
+        bad = bad._replace(geometry=bad.geometry._replace(operator=raising(error)))
+    report = report_on("f", Checkpoint("npz", (bad, good)), Options())
+    assert [row.status for row in report.rows] == ["failed", "bounded"]
+    assert report.rows[0].reason
+
+
+def test_what_one_node_raises_is_why_it_is_unbounded(tmp_path, monkeypatch):
+    monkeypatch.setitem(RULES, "Conv2D", raising(AttributeError("no such thing")))
+    report = audit(FILES["a.keras"](tmp_path / "a.keras"))
+    assert any("no such thing" in text for text in report.network["unknown"])
+    assert any(row.status == "bounded" for row in report.rows)
+
+
+@pytest.mark.parametrize("error", [KeyError("depthwise_kernel"), MemoryError()])
+def test_what_the_network_raises_leaves_the_rows(tmp_path, monkeypatch, error):
+    monkeypatch.setattr("opnorm.auditing.network_report.network_bound", raising(error))
+    report = audit(FILES["a.keras"](tmp_path / "a.keras"))
+    assert report.network["upper"] is None
+    assert report.network["unknown"]
+    assert any(row.status == "bounded" for row in report.rows)
+    assert "unknown" in report.to_text()
+
+
+# ---- memory ----
+
+
+def test_a_tensor_beyond_the_memory_limit_has_the_reason_and_the_others_their_brackets(tmp_path):
+    values = {"big.weight": np.ones((300, 300), np.float32), "small.weight": np.eye(3, dtype=np.float32)}
+    report = audit(write(tmp_path / "m.safetensors", values), memory_limit=100_000)
+    assert [row.status for row in report.rows] == ["failed", "bounded"]
+    assert "720000 bytes" in report.rows[0].reason
+
+
+def test_the_memory_is_shared_by_the_jobs(tmp_path):
+    path = write(tmp_path / "m.safetensors", {"w.weight": np.ones((100, 100), np.float32)})
+    assert audit(path, memory_limit=100_000).rows[0].status == "bounded"
+    assert audit(path, memory_limit=100_000, jobs=2).rows[0].status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"jobs": "2"}, "jobs"),
+        ({"jobs": True}, "jobs"),
+        ({"time_limit": "1"}, "time_limit"),
+        ({"memory_limit": 0}, "memory_limit"),
+        ({"memory_limit": 1e9}, "memory_limit"),
+        ({"include": 3}, "include"),
+        ({"exclude": [3]}, "exclude"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(tmp_path, options, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        audit(write(tmp_path / "m.safetensors"), **options)

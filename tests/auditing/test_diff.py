@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from network_files import norm, write
 
+from opnorm.auditing.differences import compare as compare_opened
 from opnorm.auditing.differences import diff
 from opnorm.auditing.lora import bracket_product
-from opnorm.checkpoints.records import CheckpointError
+from opnorm.auditing.settings import Options
+from opnorm.checkpoints import geometry
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
 
 
 def normal(seed, *shape):
@@ -166,10 +169,30 @@ def test_the_json_has_both_ends_of_each_bracket(tmp_path):
     assert document["schema"] == 1
     (row,) = document["rows"]
     assert row["base"] == {"lower": found.rows[0].base[0], "upper": found.rows[0].base[1]}
-    assert set(row) == {"name", "shape", "status", "base", "tuned", "difference", "relative", "reason"}
+    assert set(row) == {"name", "shape", "status", "base", "tuned", "difference", "relative", "reason", "geometry"}
 
 
 def test_globs_choose_rows(tmp_path):
     base = {"a.weight": normal(0, 3, 3), "b.weight": normal(0, 3, 3)}
     rows, _ = compare(tmp_path, base, base, include=["a*"])
     assert list(rows) == ["a.weight"]
+
+
+def test_a_row_says_what_the_weight_was_taken_for_and_what_else_it_may_be():
+    kernel = np.zeros((32, 1, 3, 3))
+    kernel[:, 0, 1, 1] = 1
+    other = geometry.channels_first("Conv", kernel.shape, geometry.Sliding(groups=32), assumed=True)
+    main = geometry.channels_first("Conv", kernel.shape, geometry.Sliding(), assumed=True)
+    weight = Weight("w", kernel.shape, "float64", lambda: kernel, main._replace(readings=(other,)))
+    opened = "f", Checkpoint("npz", (weight,))
+    found = compare_opened(opened, opened, Options())
+    assert found.rows[0].geometry == f"{main.text} (assumed, it may be: {other.text})"
+    assert any("1 tensors may be" in note for note in found.notes)
+
+
+def test_optimizer_state_is_one_line_of_a_comparison_too(tmp_path):
+    values = {"w.weight": normal(0, 3, 3), "optimizer.m": normal(1, 3, 3)}
+    _, found = compare(tmp_path, values, values)
+    assert "optimizer.m" not in found.to_text()
+    assert "1 tensors of optimizer state" in found.to_text()
+    assert "optimizer.m" in found.to_text(all_rows=True)

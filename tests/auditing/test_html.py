@@ -7,6 +7,8 @@ import pytest
 from network_files import HOSTILE, tensors, write
 
 from opnorm.auditing.audits import audit
+from opnorm.auditing.report import Report, Row
+from opnorm.auditing.text import OPTIMIZER
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
@@ -187,3 +189,64 @@ def test_a_report_without_bounded_rows_is_drawn(browser, report, tmp_path):
     browser.get(path.as_uri())
     assert find(browser, "#norms")[0].text == "Nothing to draw."
     assert browser.get_log("browser") == []
+
+
+def shown(browser, path, rows, spectra=()):
+    path.write_text(Report("f", "npz", tuple(rows), spectra=dict(spectra)).to_html(), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+
+
+def bounded(name, norm=1.0):
+    row = Row(name, "Dense", (2, 2), "float32", "matrix", False, "bounded", norm, norm, "", "certificate")
+    return row._replace(matrix_norm=norm, frobenius=norm, stable_rank=1.0, rms_norm=norm)
+
+
+def test_names_of_the_languages_own_objects_are_names(browser, tmp_path):
+    hostile = ["toString", "constructor", "__proto__", "hasOwnProperty"]
+    shown(browser, tmp_path / "a.html", map(bounded, hostile), {"toString": ((1, 2.0), (2, 1.0))})
+    assert names(browser) == hostile
+    assert len(find(browser, "#spectra .line")) == 1
+
+
+def test_twenty_thousand_tensors_are_all_there_and_sorted(browser, tmp_path):
+    count = 20_000
+    shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}", 1.0 + i) for i in range(count)))
+    assert find(browser, "#shown")[0].text == f"{count} of {count} tensors"
+    assert browser.execute_script("return document.querySelectorAll('#norms .bracket').length") == count
+    browser.execute_script("document.querySelector('#rows thead button[data-key=upper]').click()")
+    assert browser.execute_script("return document.querySelector('#rows tbody th').textContent") == f"layer.{count - 1}"
+    find(browser, "#filter")[0].send_keys(f"layer.{count // 2}")
+    assert names(browser) == [f"layer.{count // 2}"]
+
+
+def test_many_lines_are_listed_on_request(browser, tmp_path):
+    shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}") for i in range(1_100)))
+    count = "return document.querySelectorAll('#rows tbody tr').length"
+    assert browser.execute_script(count) == 1_000
+    find(browser, "#more")[0].click()
+    assert browser.execute_script(count) == 1_100
+    assert not find(browser, "#more")[0].is_displayed()
+
+
+def test_the_table_stands_although_a_plot_fails(browser, tmp_path):
+    page = Report("f", "npz", (bounded("w"),)).to_html()
+    (tmp_path / "a.html").write_text(page.replace("function logScale(", "function unused("), encoding="utf-8")
+    browser.get((tmp_path / "a.html").as_uri())
+    assert names(browser) == ["w"]
+    assert "logScale" in browser.get_log("browser")[0]["message"]
+
+
+def test_the_state_of_an_optimizer_is_shown_on_request(browser, tmp_path):
+    state = Row("optimizer.m", "unknown", (2, 2), "float32", "", True, "skipped", reason=OPTIMIZER)
+    shown(browser, tmp_path / "a.html", [bounded("w"), state])
+    assert names(browser) == ["w"]
+    box = find(browser, "#optimizer")[0]
+    assert "1 tensors of optimizer state" in box.find_element("xpath", "..").text
+    box.click()
+    assert names(browser) == ["w", "optimizer.m"]
+
+
+def test_other_readings_of_a_tensor_are_named(browser, tmp_path):
+    shown(browser, tmp_path / "a.html", [bounded("w")._replace(readings=(("depthwise", 0.5, 0.75),))])
+    assert "or 0.5 to 0.75 as depthwise" in column(browser, "how")[0].text

@@ -79,7 +79,9 @@ def test_the_csv_has_one_line_a_row_and_the_same_numbers(report):
         assert line["upper"] == ("" if row.upper is None else repr(row.upper))
 
 
-@pytest.mark.parametrize("name", [FORMULA, "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize(
+    "name", [FORMULA, "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff201", " =1"]
+)
 def test_no_text_in_the_csv_is_a_formula(name):
     (line,) = csv.DictReader(io.StringIO(of_one(name=name).to_csv(), newline=""))
     assert line["name"] == "'" + name

@@ -239,7 +239,7 @@ def test_external_data_is_read_at_its_place(tmp_path):
     for name, array in tensors.items():
         np.testing.assert_array_equal(weight(found, name).read(), array)
     (tmp_path / "data.bin").rename(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"Cannot read 'a\.onnx'"):
+    with pytest.raises(ValueError, match=r"Cannot read '.*a\.onnx'"):
         weight(found).read()
 
 

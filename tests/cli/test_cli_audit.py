@@ -1,16 +1,25 @@
 import csv
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
 from network_files import norm, tensors, write
+from samples import keras_file
 from typer.testing import CliRunner
 
+from opnorm.auditing.report import Report, Row
+from opnorm.auditing.text import OPTIMIZER
+from opnorm.checkpoints import geometry
 from opnorm.cli import main as cli
+from opnorm.cli.check import verdict
 
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 
@@ -92,6 +101,12 @@ def test_a_file_that_cannot_be_read_fails_in_one_line(tmp_path, command, content
     assert_fails_in_one_line(invoke(*command, path))
 
 
+def test_a_folder_is_no_file_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", "/", str(tmp_path), ""):
+        assert_fails_in_one_line(invoke("audit", name), f"Cannot read {name or '.'!r}: it is a folder")
+
+
 def test_options_that_make_no_sense_fail(model):
     assert_fails_in_one_line(invoke("audit", model, "--tolerance", "-1"), "tolerance")
     assert_fails_in_one_line(invoke("check", model, "--max-norm", "nan"), "--max-norm")
@@ -141,6 +156,218 @@ def test_a_check_of_nothing_exits_with_two(unit):
     assert_fails_in_one_line(invoke("check", unit, "--max-norm", "1", "--include", "no such"), "nothing to check")
 
 
+READ = Row("w", "Conv", (32, 1, 3, 3), "float32", "groups 1", True, "bounded", 5.6, 5.7)
+
+
+@pytest.mark.parametrize(
+    ("readings", "max_norm", "word"),
+    [
+        ((("groups 32", 1.0, 1.0),), 1.0, "not proved"),  # violated under one reading alone
+        ((("groups 32", 1.0, 1.0),), 0.9, "violated"),
+        ((("groups 32", 1.0, 1.0),), 5.7, ""),
+        ((("groups 32", None, None),), 5.7, "not proved"),
+        ((("groups 32", None, None),), 1.0, "not proved"),
+        ((("groups 32", 1.0, 1.0), ("transposed", 9.0, 9.1)), 5.7, "not proved"),
+        ((("groups 32", 8.0, None), ("transposed", 9.0, 9.1)), 5.0, "violated"),
+        ((), 5.0, "violated"),
+        ((), 6.0, ""),
+    ],
+)
+def test_what_is_read_in_several_ways_is_judged_by_all_of_them(readings, max_norm, word):
+    text = verdict(READ._replace(readings=readings), max_norm)
+    assert text.startswith(word) if word else text == ""
+    if word == "not proved":
+        assert all(name in text for name, _, _ in readings)
+
+
+def checked(monkeypatch, *rows, notes=()):
+    monkeypatch.setattr("opnorm.auditing.audits.audit", lambda *_, **__: Report("f", "npz", rows, notes))
+    return invoke("check", "f.npz", "--max-norm", "6")
+
+
+def test_a_norm_that_is_not_known_does_not_pass_and_the_notes_of_the_file_are_printed(monkeypatch):
+    failed = READ._replace(status="failed", lower=None, upper=None, reason="no scale was found")
+    result = checked(monkeypatch, READ, failed, notes=("2 sparse tensors are not read",))
+    assert result.exit_code == 1
+    assert "w: not proved: no scale was found" in result.stdout
+    assert "1 of 2 norms" in result.stdout
+    assert "note: 2 sparse tensors are not read" in result.stdout
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("deep"), AttributeError("x")])
+@pytest.mark.parametrize("command", [["audit"], ["check", "--max-norm", "1"]])
+def test_what_nobody_expected_is_one_line_and_no_verdict(unit, monkeypatch, error, command):
+    def raise_error(*_, **__):
+        raise error
+
+    monkeypatch.setattr("opnorm.auditing.audits.audit", raise_error)
+    assert_fails_in_one_line(invoke(*command, unit))
+
+
+def test_the_memory_limit_takes_units(tmp_path):
+    path = write(tmp_path / "m.safetensors", {"w.weight": np.ones((300, 300), np.float32)})
+    assert invoke("check", path, "--max-norm", "301", "--memory-limit", "1M").exit_code == 0
+    result = invoke("check", path, "--max-norm", "301", "--memory-limit", "100K")
+    assert result.exit_code == 1
+    assert "720000 bytes" in result.stdout
+    assert invoke("audit", path, "--memory-limit", "much").exit_code == 2
+
+
+# ---- outputs ----
+
+
+@pytest.mark.parametrize("way", ["same", "symlink", "hard link", "relative", "folder link"])
+def test_an_output_that_is_the_input_is_refused_before_anything_is_read(tmp_path, monkeypatch, way):
+    model = write(tmp_path / "m.safetensors")
+    content = model.read_bytes()
+    output = tmp_path / "out.json"
+    if way == "symlink":
+        output.symlink_to(model)
+    elif way == "hard link":
+        output.hardlink_to(model)
+    elif way == "relative":
+        monkeypatch.chdir(tmp_path)
+        output = "m.safetensors"
+    elif way == "folder link":
+        (tmp_path / "link").symlink_to(tmp_path)
+        output = tmp_path / "link" / "m.safetensors"
+    else:
+        output = model
+    monkeypatch.setattr("opnorm.auditing.audits.audit", lambda *_, **__: pytest.fail("read first"))
+    monkeypatch.setattr("opnorm.auditing.differences.diff", lambda *_, **__: pytest.fail("read first"))
+    assert_fails_in_one_line(invoke("audit", model, "--json", output), "would be lost")
+    assert_fails_in_one_line(invoke("diff", model, "other.npz", "--json", output), "would be lost")
+    assert_fails_in_one_line(invoke("diff", "other.npz", model, "--json", output), "would be lost")
+    assert model.read_bytes() == content
+
+
+def test_an_output_never_replaces_another_checkpoint_or_what_is_read_beside_it(unit, tmp_path):
+    write(tmp_path / "shard.safetensors")
+    (tmp_path / "model.onnx_data").write_bytes(np.random.default_rng(0).standard_normal(99).tobytes())
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    for other in list(tmp_path.iterdir()):
+        content = other.read_bytes()
+        assert_fails_in_one_line(invoke("audit", unit, "--json", other), "no report")
+        assert other.read_bytes() == content
+    base, config = write(tmp_path / "base.safetensors"), tmp_path / "adapter_config.json"
+    config.write_text("{}")
+    assert_fails_in_one_line(invoke("diff", base, base, "--json", config), "would be lost")
+
+
+def test_a_report_of_before_is_replaced(unit, tmp_path):
+    for _ in range(2):
+        outputs = [tmp_path / "a.json", tmp_path / "a.csv", tmp_path / "a.html"]
+        result = invoke("audit", unit, "--json", outputs[0], "--csv", outputs[1], "--html", outputs[2])
+        assert result.exit_code == 0, result.stderr
+
+
+def test_two_outputs_with_one_name_are_refused(unit, tmp_path):
+    out = tmp_path / "out"
+    assert_fails_in_one_line(invoke("audit", unit, "--json", out, "--csv", tmp_path / "." / "out"), "one name")
+    assert not out.exists()
+
+
+def test_what_is_no_regular_file_is_written_to(unit, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert invoke("audit", unit, "--json", pipe, "--csv", "/dev/null", "--html", "/dev/null").exit_code == 0
+    reader.join(timeout=30)
+    assert len(json.loads(read[0])["rows"]) == 3
+    assert pipe.is_fifo()
+    assert os.path.exists("/dev/null")
+    assert not os.path.isfile("/dev/null")
+
+
+def shell(command):
+    program = f"{sys.executable} -c 'from opnorm.cli.main import main; main()'"
+    return subprocess.run(
+        ["bash", "-c", command.replace("opnorm ", f"{program} ")], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_shells_names_of_open_files_are_written_to(unit, tmp_path):
+    out = tmp_path / "out.json"
+    result = shell(f"opnorm audit {unit} --json /dev/stdout | cat; opnorm audit {unit} --json >(cat > {out}); sleep 1")
+    assert len(json.loads(result.stdout)["rows"]) == 3
+    assert len(json.loads(out.read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize("command", ["audit {}", "check {} --max-norm 1", "audit {} --json -", "diff {} {}"])
+def test_a_full_disk_behind_stdout_is_one_line_and_no_verdict(unit, command):
+    result = shell(f"opnorm {command.replace('{}', str(unit))} > /dev/full")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "No space left" in result.stderr
+
+
+def started(*arguments):
+    """Start a command that works for minutes, and return it when it has begun; it writes its temporary files nearby."""
+    program = """
+import os, sys, time, threading
+from opnorm.auditing import audits
+from opnorm.cli.main import main
+def slow(weight, settings):
+    print("begun", flush=True)
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        time.sleep(0.05)
+audits.measure = slow
+main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", [1, 8])
+def test_a_signal_ends_the_work_at_once(unit, number, jobs):
+    process = started("audit", unit, "--jobs", jobs)
+    begin = time.monotonic()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 10  # not the 100 s of the work; machines here are shared
+    assert (process.returncode, error) == (128 + number, "opnorm: stopped\n")
+
+
+def test_a_signal_leaves_no_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path = keras_file(tmp_path / "a.keras", compression=zipfile.ZIP_DEFLATED)  # unpacked into a file
+    process = started("audit", path, "--no-sandbox", "--jobs", 2)
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_what_a_terminal_would_act_on_is_escaped_in_the_csv_too(tmp_path):
+    path = write(tmp_path / "m.safetensors", {"\x1b[31mred": np.eye(2, dtype=np.float32)})
+    result = invoke("audit", path, "--csv", "-")
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[31mred" in result.stdout
+
+
+def test_optimizer_state_is_one_line_and_shown_on_request(monkeypatch):
+    state = Row("adam.m", "unknown", (2,), "float32", "", True, "skipped", reason=OPTIMIZER)
+    report = Report("f", "npz", (READ, state, state._replace(name="adam.v")))
+    monkeypatch.setattr("opnorm.auditing.audits.audit", lambda *_, **__: report)
+    result = invoke("audit", "f.npz")
+    assert "adam" not in result.stdout
+    assert "2 tensors of optimizer state are not shown; --all shows them" in result.stdout
+    assert "adam.v" in invoke("audit", "f.npz", "--all").stdout
+    assert len(json.loads(invoke("audit", "f.npz", "--json", "-").stdout)["rows"]) == 3
+    assert invoke("audit", "f.npz", "--csv", "-").stdout.count("adam") == 2
+    assert geometry.OPTIMIZER == OPTIMIZER
+
+
 # ---- diff ----
 
 
@@ -153,6 +380,13 @@ def test_a_diff_shows_a_line_a_tensor(unit, model):
 def test_a_diff_on_stdout_is_nothing_but_json(unit):
     document = json.loads(invoke("diff", unit, unit, "--json", "-").stdout)
     assert {row["name"]: row["difference"] for row in document["rows"]}["a.weight"] == {"lower": 0, "upper": 0}
+
+
+def test_files_without_a_common_name_cannot_be_compared(unit, model, tmp_path):
+    result = invoke("diff", unit, model, "--json", tmp_path / "out.json")
+    assert_fails_in_one_line(result, "share no name", "a.bias")
+    assert not (tmp_path / "out.json").exists()
+    assert_fails_in_one_line(invoke("diff", unit, unit, "--include", "no such"), "no tensor was chosen")
 
 
 # ---- the shell ----

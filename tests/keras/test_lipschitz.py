@@ -223,7 +223,7 @@ def test_a_file_is_not_differentiated(tmp_path):
 
 def test_points_are_floating_point_numbers():
     model = model_of([L.Dense(3)], (4,))
-    with pytest.raises(ValueError, match="Argument `x`"):
+    with pytest.raises(ValueError, match="Argument `data`"):
         lipschitz_bound(model, np.zeros((2, 4), "int32"))
 
 

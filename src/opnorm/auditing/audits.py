@@ -2,24 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from fnmatch import fnmatchcase
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opnorm.auditing.measure import Settings, measure
+from opnorm.auditing.measure import measure, reason_of
 from opnorm.auditing.network_report import report_network
 from opnorm.auditing.report import Report
+from opnorm.auditing.sandbox import Progress, audit_in_child
+from opnorm.auditing.settings import Globs, Options
 from opnorm.auditing.spectra import sampled
 from opnorm.bounds.parallel import parallel
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node
-from opnorm.checks import check_tolerance
-
-Globs = str | Sequence[str] | None
-Progress = Callable[[int, int], None]
+from opnorm.networks.effects import Unbounded
 
 
 class _Count(NamedTuple):
@@ -46,8 +44,10 @@ def audit(
     tolerance: float | None = None,
     jobs: int = 1,
     time_limit: float | None = None,
+    memory_limit: int | None = None,
     spectra: bool = False,
     network: bool = True,
+    sandbox: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Return the report on a checkpoint or a model: for every tensor a certified bracket, or why there is none.
@@ -60,10 +60,14 @@ def audit(
         exclude: Glob patterns of tensor names to leave out.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
         jobs: Tensors measured at the same time, each with its share of the processors; memory grows with it.
-        time_limit: Seconds for each tensor, after which its bracket is what is known by then, wider and as true. A
-            step that has begun is finished, so a large tensor may take longer.
+        time_limit: Seconds for each tensor, and each other reading of it, after which its bracket is what is known by
+            then, wider and as true. A step that has begun is finished, so a large tensor may take longer.
+        memory_limit: Bytes that all jobs together may take for their tensors; a tensor that needs more gets the reason,
+            or the wider bracket that fits. By default most of what the machine has free.
         spectra: Also compute singular values, for the plot of `Report.to_html`.
         network: Bound the whole network, where the file tells how its layers are joined.
+        sandbox: Open and measure a file in a process of its own, with limits of memory and time for its reader: a
+            library that crashes or hangs on a hostile file is a CheckpointError then.
         progress: Called with the number of tensors and nodes of the network done and of all, after each.
 
     Raises:
@@ -75,22 +79,26 @@ def audit(
         >>> opnorm.audit("critic.npz").rows[0].lower
         1.0
     """
-    settings = Settings(
-        None if tolerance is None else check_tolerance(tolerance), _check_time_limit(time_limit), spectra
-    )
-    if jobs < 1:
-        raise ValueError(f"Argument `jobs` must be a positive integer. Received: jobs={jobs}")
-    file, checkpoint = opened(model_or_path)
-    chosen = [w for w in checkpoint.weights if is_chosen(w.name, include, exclude)]
+    options = Options(include, exclude, tolerance, time_limit, memory_limit, jobs, spectra, network)
+    options.checked()
+    if sandbox:
+        return audit_in_child(path_of(model_or_path), options._asdict(), progress)
+    return report_on(*opened(model_or_path), options, progress)
+
+
+def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Report:
+    """Return the report on an opened checkpoint, called `file`."""
+    chosen = [weight for weight in checkpoint.weights if options.chooses(weight.name)]
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
+    jobs, settings = options.jobs, options.checked()
     with one_blas_thread(jobs) if jobs > 1 else nullcontext():
-        graph = checkpoint.graph if network else None
+        graph = checkpoint.graph if options.network else None
         count = _Count(progress, len(chosen), len(graph.nodes) if graph else 0)
         measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
         rows = tuple(row for row, _ in measured)
         pairs = zip(chosen, rows, strict=True)
-        whole = report_network(graph, pairs, time_limit, partial(_bounded, jobs, count)) if graph else None
+        whole = report_network(graph, pairs, settings, partial(_bounded, jobs, count)) if graph else None
     return Report(
         file,
         checkpoint.format,
@@ -112,20 +120,20 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     return str(model_or_path.name), read_model(model_or_path)
 
 
-def is_chosen(name: str, include: Globs, exclude: Globs) -> bool:
-    """Return whether a tensor of that name is asked for."""
-    return (not include or _matches(name, include)) and not _matches(name, exclude)
-
-
-def _matches(name: str, globs: Globs) -> bool:
-    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs or ()))
-
-
-def _check_time_limit(seconds: float | None) -> float | None:
-    if seconds is not None and not seconds >= 0:
-        raise ValueError(f"Argument `time_limit` must not be negative. Received: time_limit={seconds}")
-    return seconds
+def path_of(model_or_path: Any) -> str:
+    """Return the path of a file for another process, which no model reaches."""
+    if not isinstance(model_or_path, str | PathLike):
+        raise TypeError(f"Argument `sandbox` needs the path of a file. Received: {model_or_path!r}")
+    return str(fspath(model_or_path))
 
 
 def _bounded(jobs: int, count: _Count, function: Callable[[Node], Any], nodes: Sequence[Node]) -> list[Any]:
-    return parallel(function, nodes, jobs, lambda done: count.nodes(done, len(nodes)))
+    """Return `function` of each node; what one of them raises is why it is unbounded."""
+
+    def guarded(node: Node) -> Any:
+        try:
+            return function(node)
+        except Exception as error:  # settings and weights come from files
+            return Unbounded(reason_of(error))
+
+    return parallel(guarded, nodes, jobs, lambda done: count.nodes(done, len(nodes)))

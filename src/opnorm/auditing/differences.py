@@ -1,76 +1,24 @@
 """Two checkpoints compared: the norms of both, and of what was added to each weight."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
-from os import fspath
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any
 
 import numpy as np
 
-from opnorm.auditing.audits import Globs, Progress, is_chosen, opened
-from opnorm.auditing.lora import Pair, base_name, bracket_product, factors, find_pairs, update_shape
-from opnorm.auditing.measure import Settings, measure, values_of
-from opnorm.auditing.report import SCHEMA, finite
-from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.auditing.adapters import Update, by_layer, called, find_updates, reason_against
+from opnorm.auditing.audits import opened, path_of
+from opnorm.auditing.comparison import BRACKETS, Bracket, Difference, DiffRow
+from opnorm.auditing.lora import Product, bracket_product, widened
+from opnorm.auditing.measure import afford, measure, reason_of, values_of
+from opnorm.auditing.sandbox import Progress, diff_in_child
+from opnorm.auditing.settings import Globs, Options, Settings
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checks import Array
 
-Bracket = tuple[float, float]
-Job = Callable[[], "DiffRow"]
-
-
-class DiffRow(NamedTuple):
-    """One tensor of either checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-    status: str  # "compared", "LoRA", "only in base", "only in tuned", "shapes differ", "skipped", "failed"
-    base: Bracket | None = None  # brackets of operator norms
-    tuned: Bracket | None = None
-    difference: Bracket | None = None
-    relative: float | None = None  # upper end of the difference / lower end of the base
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The rows of a comparison, in the order of the base."""
-
-    base: str
-    tuned: str
-    rows: tuple[DiffRow, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as `to_json` writes it."""
-        rows = [row._asdict() | {key: _ends(row._asdict()[key]) for key in _BRACKETS} for row in self.rows]
-        tool = f"opnorm {version('opnorm')}"
-        names = {"base": self.base, "tuned": self.tuned, "notes": self.notes}
-        return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows}))
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON, ASCII."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-    def to_text(self) -> str:
-        """Return the rows as aligned columns, names in full."""
-        from opnorm.auditing.text import plain_diff
-
-        return plain_diff(self.to_dict())
-
-    def __rich__(self) -> Any:
-        """Return the comparison as Rich draws it."""
-        from opnorm.auditing.text import diff_table
-
-        return diff_table(self.to_dict())
-
-
-_BRACKETS = ("base", "tuned", "difference")
-
-
-def _ends(bracket: Bracket | None) -> dict[str, float] | None:
-    return None if bracket is None else {"lower": bracket[0], "upper": bracket[1]}
+Job = Callable[[], DiffRow]
+Weights = Mapping[str, Weight]
 
 
 def diff(
@@ -81,12 +29,15 @@ def diff(
     exclude: Globs = None,
     tolerance: float | None = None,
     time_limit: float | None = None,
+    memory_limit: int | None = None,
+    sandbox: bool = False,
     progress: Progress | None = None,
 ) -> Difference:
     """Return the norms of both checkpoints and of their difference, for tensors of the same name and shape.
 
-    Pairs of a LoRA adapter (`X.lora_A.weight` and `X.lora_B.weight`, or `lora_down` and `lora_up`) are the difference
-    of the base's `X.weight`. Tensors are subtracted in float64: exactly, unless they hold float64 themselves.
+    The tensors of an adapter (LoRA, LoCon, LoHa, LoKr, DoRA) are multiplied out: the difference of the base's weight.
+    What an adapter leaves as it is has no row. Tensors are subtracted in float64: exactly, unless they hold float64
+    themselves.
 
     Args:
         base: A path or a Keras model, as for `audit`.
@@ -95,41 +46,76 @@ def diff(
         exclude: Likewise.
         tolerance: Aim for `upper / lower - 1`.
         time_limit: Seconds for each norm.
+        memory_limit: As for `audit`.
+        sandbox: Likewise.
         progress: Called with the number of rows done and of all.
 
     Raises:
         CheckpointError: When a file cannot be read.
+        ValueError: When an argument does not make sense.
     """
-    (base_file, first), (tuned_file, second) = opened(base), opened(tuned)
+    options = Options(include, exclude, tolerance, time_limit, memory_limit)
+    options.checked()
+    if sandbox:
+        return diff_in_child(path_of(base), path_of(tuned), options._asdict(), progress)
+    return compare(opened(base), opened(tuned), options, progress)
+
+
+def compare(
+    base: tuple[str, Checkpoint], tuned: tuple[str, Checkpoint], options: Options, progress: Progress | None = None
+) -> Difference:
+    """Return the comparison of two opened checkpoints, each with its file's name."""
+    (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
-    pairs = find_pairs(new, fspath(tuned) if hasattr(tuned, "__fspath__") or isinstance(tuned, str) else "")
-    settings = Settings(tolerance, time_limit)
-    chosen = [job for name, job in _jobs(old, new, pairs, settings) if is_chosen(name, include, exclude)]
+    updates = _targets(find_updates(new, tuned_file), old)
+    kept = new.keys() | {name for name, _ in updates} if updates else old.keys()
+    left = {name: weight for name, weight in old.items() if name in kept}
+    jobs = [job for name, job in _jobs(left, new, updates, options.checked()) if options.chooses(name)]
     rows = []
-    for job in chosen:
+    for job in jobs:
         rows.append(job())
         if progress is not None:
-            progress(len(rows), len(chosen))
-    notes = dict.fromkeys((*first.notes, *second.notes, *(pair.note for pair in pairs if pair.note)))
-    return Difference(base_file, tuned_file, tuple(rows), tuple(notes))
+            progress(len(rows), len(jobs))
+    notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, len(old) - len(left))])
+    common = len(old.keys() & new.keys()) + sum(name in old for name, _ in updates)
+    return Difference(base_file, tuned_file, tuple(rows), tuple(notes), common)
+
+
+def _notes(kept: Weights, updates: list[tuple[str, Update]], folded: int) -> Iterator[str]:
+    yield from (update.note for _, update in updates if update.note)
+    if folded:
+        yield f"{folded} other tensors of the base are as they were: the adapter has none for them"
+    doubtful = sum(bool(weight.geometry.readings) for weight in kept.values())
+    if doubtful:
+        yield f"{doubtful} tensors may be of more than one kind of layer: the JSON says what each was taken for"
+
+
+def _targets(updates: list[Update], base: Weights) -> list[tuple[str, Update]]:
+    """Return each update with the name of its weight in the base, or with its layer's where there is none that fits."""
+    layers = by_layer(base) if updates else {}
+    result = []
+    for update in updates:
+        fitting = (name for name in layers.get(called(update.layer), ()) if update.fits(base[name].shape))
+        result.append((next(fitting, update.layer), update))
+    return result
 
 
 def _jobs(
-    old: Mapping[str, Weight], new: Mapping[str, Weight], pairs: list[Pair], settings: Settings
+    old: Weights, new: Weights, updates: list[tuple[str, Update]], settings: Settings
 ) -> Iterator[tuple[str, Job]]:
     """Yield for each row its name and what makes it."""
-    targets = {base_name(pair, old): pair for pair in pairs}
-    parts = {name for p in pairs for name in (p.up.name, p.down.name, f"{p.stem}.alpha")}
+    targets = dict(updates)
+    parts = {part.name for update in targets.values() for part in update.parts.values()}
     for name, weight in old.items():
         if name in new:
             yield name, lambda a=weight, b=new[name]: _compared(a, b, settings)  # type: ignore[misc]
         elif name in targets:
-            yield name, lambda a=weight, p=targets[name]: _adapted(a, p, settings)  # type: ignore[misc]
+            yield name, lambda a=weight, u=targets[name]: _adapted(a, u, settings)  # type: ignore[misc]
         else:
             yield name, lambda a=weight: _alone(a, "base", settings)  # type: ignore[misc]
-    for pair in pairs:
-        if base_name(pair, old) is None:
-            yield pair.stem, lambda p=pair: _adapted(None, p, settings)  # type: ignore[misc]
+    for name, update in updates:
+        if name not in old:
+            yield name, lambda u=update: _adapted(None, u, settings)  # type: ignore[misc]
     for name, weight in new.items():
         if name not in old and name not in parts:
             yield name, lambda b=weight: _alone(b, "tuned", settings)  # type: ignore[misc]
@@ -143,42 +129,99 @@ def _compared(a: Weight, b: Weight, settings: Settings) -> DiffRow:
     return _row(a, [w._replace(geometry=geometry) for w in (a, b, delta)], "compared", settings)
 
 
-def _adapted(a: Weight | None, pair: Pair, settings: Settings) -> DiffRow:
-    """Return the row of a LoRA pair: the norm of the update, and with the base's weight that of the sum."""
-    shape, name = update_shape(pair), pair.stem if a is None else a.name
+def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
+    """Return the row of an adapter: the norm of the update, and with the base's weight that of what is applied."""
+    name, shape = (update.layer, update.shape) if a is None else (a.name, a.shape)
     try:
-        B, A = factors(pair)
-        update = bracket_product(B, A)
+        afford(shape, settings.memory_limit)
         if a is None:
-            return DiffRow(
-                name, shape, "LoRA", difference=update, reason="the base has no weight of this name and shape"
-            )
-        merged = a._replace(read=lambda: values_of(a) + (B @ A).reshape(shape))
-        if len(shape) == 2:
-            return _row(a, [a, merged], "LoRA", settings, update)
-        return _row(a, [a, merged, a._replace(read=lambda: (B @ A).reshape(shape))], "LoRA", settings)
-    except (CheckpointError, ValueError) as error:
-        return DiffRow(name, shape, "failed", reason=str(error))
+            return _without_base(update, shape, settings)
+        if not a.dtype.startswith(("float", "bfloat")) or a.dtype.startswith("float8"):
+            return DiffRow(name, shape, "failed", reason=f"the base stores it as {a.dtype}: the sum is not formed")
+        merged, factors = update.merged(values_of(a)), update.factors()
+        if factors is not None and len(shape) == 2:
+            return _row(a, [a, _with(a, merged)], update.kind, settings, [0.0, merged.error], bracket_product(*factors))
+        added = _change(update, merged, a)
+        several = [a, _with(a, merged), _with(a, added)]
+        return _row(a, several, update.kind, settings, [0.0, merged.error, added.error])
+    except Exception as error:  # as in `measure`
+        return DiffRow(name, shape, "failed", reason=reason_of(error))
+
+
+def _change(update: Update, merged: Product, a: Weight) -> Product:
+    """Return what was added to a weight: of DoRA, which scales the weight too, the difference."""
+    return merged.plus(-values_of(a)) if update.kind == "DoRA" else update.added(a.shape)
+
+
+def _without_base(update: Update, shape: tuple[int, ...], settings: Settings) -> DiffRow:
+    """Return the row of an update of a weight that the base does not have."""
+    missing = "the base has no weight of this name and shape"
+    if update.kind == "DoRA":
+        return DiffRow(update.layer, shape, "failed", reason=f"{missing}, which it scales")
+    factors = update.factors()
+    if factors is not None:
+        return DiffRow(update.layer, shape, update.kind, difference=bracket_product(*factors), reason=missing)
+    added = update.added(shape)
+    geometry = g.channels_first("Conv", shape, g.Sliding(), assumed=True) if len(shape) > 2 else g.rows("Linear")
+    weight = Weight(update.layer, shape, "float64", lambda: added.values, geometry)
+    row = _row(weight, [weight], update.kind, settings, [added.error])
+    return row._replace(base=None, difference=row.base, reason=row.reason or missing)
+
+
+def _with(weight: Weight, product: Product) -> Weight:
+    return weight._replace(read=lambda: product.values, dtype="float64")
 
 
 def _alone(weight: Weight, where: str, settings: Settings) -> DiffRow:
+    reason = reason_against(weight.name) if where == "tuned" else ""
+    if reason:
+        return DiffRow(weight.name, weight.shape, "failed", reason=reason)
     row = _row(weight, [weight], f"only in {where}", settings)
     return row if where == "base" else row._replace(base=None, tuned=row.base)
 
 
 def _row(
-    weight: Weight, several: list[Weight], status: str, settings: Settings, difference: Bracket | None = None
+    weight: Weight,
+    several: list[Weight],
+    status: str,
+    settings: Settings,
+    errors: list[float] | None = None,
+    difference: Bracket | None = None,
 ) -> DiffRow:
-    """Return a row with the brackets of `several`: of the base, of the tuned weight, and of their difference."""
-    measured = [measure(one._replace(constraint=None), settings)[0] for one in several]
+    """Return a row with the brackets of `several`: of the base, of the tuned weight, and of their difference.
+
+    Args:
+        weight: The weight that the row is of.
+        several: At most three weights to measure, each its own or the main reading of it.
+        status: What the row says where all of them are bounded.
+        settings: How they are measured.
+        errors: How far each, in the Frobenius norm, may be from what it stands for.
+        difference: The bracket of the difference where it is known already.
+    """
+    measured = [measure(one._replace(constraint=None, geometry=_main(one.geometry)), settings)[0] for one in several]
     found = [None if row.lower is None or row.upper is None else (row.lower, row.upper) for row in measured]
+    if errors:
+        taps = prod(weight.shape[2:])
+        found = [ends and widened(ends, error, taps) for ends, error in zip(found, errors, strict=True)]
     failed = [row for row in measured if row.status != "bounded"]
-    brackets = dict(zip(_BRACKETS, found, strict=False)) | ({"difference": difference} if difference else {})
-    row = DiffRow(weight.name, weight.shape, failed[0].status if failed else status, **brackets)  # type: ignore[arg-type]
+    brackets: dict[str, Any] = dict(zip(BRACKETS, found, strict=False))
+    brackets |= {"difference": difference} if difference else {}
+    text = _described(several[0].geometry)
+    row = DiffRow(weight.name, weight.shape, failed[0].status if failed else status, geometry=text, **brackets)
     reason = failed[0].reason if failed else ""
     if row.base and row.difference and row.base[0] > 0:
         row = row._replace(relative=row.difference[1] / row.base[0])
     return row._replace(reason=reason)
+
+
+def _described(geometry: Geometry) -> str:
+    others = "; ".join(reading.text for reading in geometry.readings)
+    assumed = f" (assumed{f', it may be: {others}' if others else ''})" if geometry.assumed else ""
+    return f"{geometry.text}{assumed}"
+
+
+def _main(geometry: Geometry) -> Geometry:
+    return geometry._replace(readings=())
 
 
 def _subtract(tuned: Array, base: Array) -> Array:

@@ -1,8 +1,8 @@
 """One tensor measured: its row, with a bracket or the reason why there is none."""
 
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, prod, sqrt
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.linalg import blas
@@ -10,21 +10,14 @@ from scipy.sparse.linalg import LinearOperator
 
 from opnorm.auditing.declared import Known, declared
 from opnorm.auditing.norms import Norms, frobenius_norm, norms
-from opnorm.auditing.report import Row
+from opnorm.auditing.report import Reading, Row
+from opnorm.auditing.settings import Settings
 from opnorm.auditing.spectra import singular_values
-from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.checkpoints.records import Geometry, Weight
 from opnorm.checks import Array
 
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers
 _EXTENDED = ("bfloat", "float", "int", "uint")  # how the names of ml_dtypes' real types start
-
-
-class Settings(NamedTuple):
-    """How tensors are measured."""
-
-    tolerance: float | None = None
-    time_limit: float | None = None  # seconds for each tensor
-    spectra: bool = False
 
 
 def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
@@ -45,15 +38,50 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
     )
     spectrum = np.zeros(0)
     try:
+        afford(weight.shape, settings.memory_limit)
         values = values_of(weight)
         row = row._replace(**_summary(values))
         if weight.geometry.operator is not None and not row.reason:
             operator = weight.geometry.operator(values)
-            row = _bounded(row, weight, operator, norms(operator, settings.tolerance, settings.time_limit))
-            spectrum = singular_values(operator) if settings.spectra else spectrum
-    except (CheckpointError, OSError, ValueError, MemoryError) as error:
-        row = row._replace(reason=row.reason or _one_line(error))
+            row = _bounded(row, weight, operator, _norms(operator, values, settings))
+            row = row._replace(readings=tuple(_reading(one, values, settings) for one in weight.geometry.readings))
+            spectrum = _spectrum(operator) if settings.spectra else spectrum
+    except Exception as error:  # tensors come from files, and libraries raise anything
+        row = row._replace(reason=row.reason or reason_of(error))
     return row._replace(seconds=round(perf_counter() - begin, 4)), spectrum
+
+
+def afford(shape: tuple[int, ...], memory_limit: float) -> None:
+    """Raise MemoryError when an array in float64 alone takes more memory than there is for a tensor."""
+    needed = 8 * prod(shape)
+    if needed > memory_limit:
+        raise MemoryError(
+            f"its values take {needed} bytes in float64, more than the limit of {memory_limit:.0f} for a tensor"
+        )
+
+
+def _norms(operator: LinearOperator, values: Array, settings: Settings) -> Norms:
+    room = settings.memory_limit - values.nbytes  # what the values leave
+    return norms(operator, settings.tolerance, settings.time_limit, room)
+
+
+def _spectrum(operator: LinearOperator) -> Array:
+    """Return the singular values for the plot, none where they are not to be had: the bracket stands without them."""
+    try:
+        return singular_values(operator)
+    except Exception:  # LAPACK's, or no memory
+        return np.zeros(0)
+
+
+def _reading(geometry: Geometry, values: Array, settings: Settings) -> Reading:
+    """Return what another reading of the tensor is, and the bracket of its norm; None for an end that is not known."""
+    if geometry.operator is None:
+        return geometry.text, None, None
+    try:
+        found = _norms(geometry.operator(values), values, settings)
+    except Exception:  # as above: what is not known under one reading is not proved
+        return geometry.text, None, None
+    return geometry.text, found.lower, found.upper if isfinite(found.upper) else None
 
 
 def values_of(weight: Weight) -> Array:
@@ -94,7 +122,7 @@ def _bounded(row: Row, weight: Weight, operator: LinearOperator, found: Norms) -
         reason="" if isfinite(found.upper) else "no upper end is known for an operator of this kind and size",
         status="bounded" if isfinite(found.upper) else "failed",
         method=found.method,
-        flags=(*row.flags, "time limit") if found.limited else row.flags,
+        flags=(*row.flags, *found.limits),
     )
     if weight.constraint is not None:
         known = Known(operator, weight.shape, (found.lower, found.upper), found.matrix)
@@ -113,5 +141,11 @@ def _stable_rank(frobenius: float, norm: float) -> float | None:
     return (frobenius / norm) ** 2 if 0 < norm < inf else None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Return what an exception says, in one line; of an unexpected one its type too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return text or "it does not fit into memory"
+    if isinstance(error, ValueError | OSError):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

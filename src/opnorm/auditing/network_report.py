@@ -3,38 +3,46 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opnorm.auditing.measure import afford, reason_of
 from opnorm.auditing.report import Row
+from opnorm.auditing.settings import Settings
 from opnorm.bounds.brackets import Bounds, bracket
 from opnorm.bounds.deadlines import Deadline
+from opnorm.bounds.memory import Memory
 from opnorm.checkpoints.records import Graph, Weight
 from opnorm.checks import real_array
-from opnorm.networks.bound import Apply, NetworkBound, network_bound
+from opnorm.networks.bound import Apply, NetworkBound, Step, network_bound
 from opnorm.networks.effects import Unbounded
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
 
 
 def report_network(
-    graph: Graph, measured: Iterable[tuple[Weight, Row]], time_limit: float | None, apply: Apply
+    graph: Graph, measured: Iterable[tuple[Weight, Row]], settings: Settings, apply: Apply
 ) -> dict[str, Any]:
     """Return the bound of the network, JSON-ready; `apply` as in `network_bound`."""
     known = {_key(w): Bounds(r.lower, r.upper) for w, r in measured if r.lower is not None and r.upper is not None}
 
     def bounds(weight: Weight) -> Bounds:
-        return known.get(_key(weight)) or _bracketed(weight, _SECONDS if time_limit is None else time_limit)
+        return known.get(_key(weight)) or _bracketed(weight, settings)
 
-    return _as_dict(network_bound(graph, bounds, apply))
+    try:
+        return _as_dict(network_bound(graph, bounds, apply))
+    except Exception as error:  # graphs come from files; the rows stand without the network
+        return _as_dict(NetworkBound(None, None, "none", (Step("the whole", "graph", None, reason_of(error)),)))
 
 
 def _key(weight: Weight) -> tuple[str, int]:
     return weight.name, id(weight.geometry.operator)  # one kernel may be used with several strides
 
 
-def _bracketed(weight: Weight, seconds: float) -> Bounds:
+def _bracketed(weight: Weight, settings: Settings) -> Bounds:
     if weight.geometry.operator is None:
         raise Unbounded(weight.geometry.reason or f"what {weight.name} does is not known")
+    afford(weight.shape, settings.memory_limit)
     operator = weight.geometry.operator(real_array(weight.read(), weight.name))
-    return Bounds(*bracket(operator, None, Deadline.after(seconds)))
+    seconds = _SECONDS if settings.time_limit is None else settings.time_limit
+    return Bounds(*bracket(operator, None, Deadline.after(seconds), Memory(settings.memory_limit)))
 
 
 def _as_dict(bound: NetworkBound) -> dict[str, Any]:

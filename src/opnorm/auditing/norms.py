@@ -1,6 +1,6 @@
 """The norms of one operator: its own, and that of its kernel as a matrix, with the name of the method."""
 
-from math import ceil, prod, sqrt
+from math import prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +9,17 @@ from scipy.sparse.linalg import LinearOperator
 
 from opnorm.bounds.brackets import CONVOLUTION_TOLERANCE, MATRIX, MATRIX_TOLERANCE, bracket, is_written_out
 from opnorm.bounds.certificates import up
+from opnorm.bounds.convolutions import overlap
 from opnorm.bounds.deadlines import Deadline
-from opnorm.bounds.matrices import bracket_matrix
+from opnorm.bounds.matrices import bracket_blocks
+from opnorm.bounds.memory import Memory
 from opnorm.checks import Array
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal
 from opnorm.operators.sizes import Adjoint
 
 _CHOLESKY = "Cholesky certificate"
+_BY_MATRIX = "matrix norm times the square root of the overlap"
 _USABLE = 1e-3  # a matrix norm wider than that, for want of time, is not worth a number
 
 
@@ -29,26 +32,48 @@ class Norms(NamedTuple):
     matrix: tuple[float, float] | None = None  # the bracket of the kernel as a matrix
     ratio: float = 1.0  # inputs / outputs
     limited: bool = False  # wider than asked for, for want of time
+    crowded: bool = False  # likewise, for want of memory
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The names of the limits that made the bracket wider."""
+        return _limits(self.limited, self.crowded)
 
 
-def norms(operator: LinearOperator, tolerance: float | None = None, time_limit: float | None = None) -> Norms:
+def norms(
+    operator: LinearOperator,
+    tolerance: float | None = None,
+    time_limit: float | None = None,
+    memory_limit: float | None = None,
+) -> Norms:
     """Return the norms of `operator`.
 
     Args:
         operator: Any LinearOperator, finite.
         tolerance: Aim for `upper / lower - 1`; None: 1e-6 for matrices, 1e-2 for convolutions.
         time_limit: Seconds, after which the bracket is what is known by then.
+        memory_limit: Bytes that the proofs may take beside the operator's own numbers; where they would take more the
+            bracket is a cruder one. None: half of what the machine has free.
+
+    Raises:
+        MemoryError: When not even a cruder bracket fits.
     """
-    deadline = Deadline.after(time_limit)
+    deadline, memory = Deadline.after(time_limit), Memory(memory_limit)
     inner = operator.operator if isinstance(operator, Adjoint) else operator
     if isinstance(inner, Convolution):
-        return _convolution(inner, tolerance, deadline, adjoint=isinstance(operator, Adjoint))
-    lower, upper = bracket(operator, tolerance, deadline)
-    limited = time_limit is not None and upper > lower * (1 + 2 * (tolerance or MATRIX_TOLERANCE))
+        return _convolution(inner, tolerance, deadline, memory, adjoint=isinstance(operator, Adjoint))
+    lower, upper = bracket(operator, tolerance, deadline, memory)
+    wide = upper > lower * (1 + 2 * (tolerance or MATRIX_TOLERANCE))
+    limited, crowded = wide and time_limit is not None and not memory.refused, wide and memory.refused
+    limits = _limits(limited, crowded)
     rows, columns = operator.shape
     usable = upper <= lower * (1 + _USABLE)
-    method = "Frobenius or row and column sums (time limit)" if limited else _method(operator)
-    return Norms(lower, upper, method, (lower, upper) if usable else None, columns / rows, limited)
+    method = f"Frobenius or row and column sums ({limits[0]})" if limits else _method(operator)
+    return Norms(lower, upper, method, (lower, upper) if usable else None, columns / rows, limited, crowded)
+
+
+def _limits(limited: bool, crowded: bool) -> tuple[str, ...]:
+    return tuple(name for name, holds in (("time limit", limited), ("memory limit", crowded)) if holds)
 
 
 def frobenius_norm(operator: LinearOperator) -> float | None:
@@ -76,36 +101,38 @@ def _method(operator: LinearOperator) -> str:
     return _CHOLESKY if isinstance(operator, MATRIX) else f"{_CHOLESKY} where it can be written out"
 
 
-def _convolution(operator: Convolution, tolerance: float | None, deadline: Deadline, *, adjoint: bool) -> Norms:
+def _convolution(
+    operator: Convolution, tolerance: float | None, deadline: Deadline, memory: Memory, *, adjoint: bool
+) -> Norms:
     """Return the norms of a convolution, or of its adjoint; the two brackets narrow each other."""
-    stacked = _matrix_bracket(operator, deadline, adjoint=False)
-    matrix = _matrix_bracket(operator, deadline, adjoint=True) if adjoint else stacked
-    lower, upper = bracket(operator, tolerance, deadline)
+    memory.require(2.0 * operator.kernel.nbytes, "a copy of the kernel")
+    stacked = _matrix_bracket(operator, deadline, memory, adjoint=False)
+    matrix = _matrix_bracket(operator, deadline, memory, adjoint=True) if adjoint else stacked
+    lower, upper = bracket(operator, tolerance, deadline, memory)
     if not operator.has_size:
         lower = max(lower, stacked[0])  # the mean of ||M(w) x||^2 over all frequencies is ||W x||^2
-    crude = up(sqrt(_overlap(operator)) * stacked[1])
-    limited = deadline.passed and min(upper, crude) > lower * (1 + 2 * (tolerance or CONVOLUTION_TOLERANCE))
-    method = _limited_way(crude < upper) if limited else _way(operator)
+    crude = up(sqrt(overlap(operator)) * stacked[1])
+    wide = min(upper, crude) > lower * (1 + 2 * (tolerance or CONVOLUTION_TOLERANCE))
+    limited, crowded = wide and deadline.passed, wide and memory.refused
+    limits = _limits(limited, crowded)
+    method = _limited_way(crude <= upper, limits[0]) if limits else _way(operator, wide and crude <= upper, memory)
     usable = matrix[1] <= matrix[0] * (1 + _USABLE)
     ratio = _ratio(operator)
-    return Norms(lower, min(upper, crude), method, matrix if usable else None, 1 / ratio if adjoint else ratio, limited)
+    return Norms(
+        lower, min(upper, crude), method, matrix if usable else None, 1 / ratio if adjoint else ratio, limited, crowded
+    )
 
 
-def _way(operator: Convolution) -> str:
-    if is_written_out(operator):
+def _way(operator: Convolution, by_matrix: bool, memory: Memory) -> str:
+    if is_written_out(operator, memory):
         return f"{_CHOLESKY} of the explicit matrix"
-    return _CHOLESKY if prod(operator.kernel.shape[:-2]) == 1 else "frequency cells, certified"
+    if overlap(operator) == 1:
+        return _CHOLESKY
+    return _BY_MATRIX if by_matrix else "frequency cells, certified"
 
 
-def _limited_way(by_matrix: bool) -> str:
-    way = "matrix norm times the square root of the overlap" if by_matrix else "frequency cells, larger ones"
-    return f"{way} (time limit)"
-
-
-def _overlap(operator: Convolution) -> int:
-    """Return in how many windows a pixel is seen at most: `||A||` is at most its root times the matrix norm."""
-    steps = zip(operator.kernel.shape[:-2], operator.strides, operator.dilation_rate, strict=True)
-    return prod(ceil(k / s) if d == 1 else k for k, s, d in steps)
+def _limited_way(by_matrix: bool, limit: str) -> str:
+    return f"{_BY_MATRIX if by_matrix else 'frequency cells, larger ones'} ({limit})"
 
 
 def _ratio(operator: Convolution) -> float:
@@ -115,12 +142,8 @@ def _ratio(operator: Convolution) -> float:
     return prod(operator.strides) * operator.channels[0] / operator.channels[1]
 
 
-def _matrix_bracket(operator: Convolution, deadline: Deadline, *, adjoint: bool) -> tuple[float, float]:
+def _matrix_bracket(operator: Convolution, deadline: Deadline, memory: Memory, *, adjoint: bool) -> tuple[float, float]:
     """Return the bracket of the kernel's matrix (-1, channels out), the largest over groups."""
-    brackets = [bracket_matrix(_reshaped(block, adjoint), MATRIX_TOLERANCE, deadline) for block in operator.blocks]
-    return max(low for low, _ in brackets), max(high for _, high in brackets)
-
-
-def _reshaped(block: Array, adjoint: bool) -> Array:
-    last = np.moveaxis(block, -2, -1) if adjoint else block
-    return np.ascontiguousarray(last.reshape(-1, last.shape[-1]))
+    blocks = np.moveaxis(operator.blocks, -2, -1) if adjoint else operator.blocks
+    windows = np.ascontiguousarray(blocks).reshape(len(blocks), -1, blocks.shape[-1])
+    return bracket_blocks(windows, MATRIX_TOLERANCE, deadline, memory)

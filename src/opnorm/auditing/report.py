@@ -10,7 +10,14 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 SCHEMA = 1  # of the JSON; it grows when a key changes its meaning or goes
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a text cell that starts so is a formula to a spreadsheet
+_FORMULA = tuple(
+    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+_BREAKS = tuple(
+    "\t\r\n"
+)  # a text cell that starts with one of these, or with a formula's sign, may be run by a spreadsheet
+
+Reading = tuple[str, float | None, float | None]  # what is done with the tensor, and the ends of the bracket
 
 
 class Row(NamedTuple):
@@ -34,6 +41,7 @@ class Row(NamedTuple):
     flags: tuple[str, ...] = ()  # of "nan", "inf", "zero", "time limit"
     constraint: Mapping[str, Any] | None = None  # name, operator, value, and met: "yes", "no" or "unknown"
     seconds: float = 0.0
+    readings: tuple[Reading, ...] = ()  # where the geometry is assumed: what else the layer may do with the tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,13 @@ class Report:
         }
         return dict(finite(document))
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], spectra: Mapping[str, Any]) -> "Report":
+        """Return the report that `to_dict` wrote, with its spectra."""
+        rows = tuple(Row(**{key: _tuples(value) for key, value in row.items()}) for row in document["rows"])
+        values = {name: _tuples(points) for name, points in spectra.items()}
+        return cls(document["file"], document["format"], rows, tuple(document["notes"]), document["network"], values)
+
     def to_json(self) -> str:
         """Return the report as JSON of schema 1, ASCII."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
@@ -88,17 +103,19 @@ class Report:
 
         return render(self.to_dict(), self.spectra)
 
-    def to_text(self) -> str:
-        """Return the rows as aligned columns, names in full, without colour."""
+    def to_text(self, *, all_rows: bool = False) -> str:
+        """Return the rows as aligned columns, names in full; with `all_rows` an optimizer's state too."""
         from opnorm.auditing.text import plain
 
-        return plain(self.to_dict())
+        return plain(self.to_dict(), all_rows=all_rows)
 
-    def __rich__(self) -> Any:
+    def drawn(self, *, all_rows: bool = False) -> Any:
         """Return the report as Rich draws it."""
         from opnorm.auditing.text import table
 
-        return table(self.to_dict())
+        return table(self.to_dict(), all_rows=all_rows)
+
+    __rich__ = drawn
 
 
 def finite(value: Any) -> Any:
@@ -112,6 +129,10 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def _cell(value: Any) -> str | float:
     if value is None:
         return ""
@@ -120,7 +141,11 @@ def _cell(value: Any) -> str | float:
     if isinstance(value, dict):
         value = json.dumps(value)
     if isinstance(value, list):
-        value = " ".join(str(item) for item in value)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return str(value)
+        value = json.dumps(value) if any(isinstance(item, list) for item in value) else " ".join(map(str, value))
+    text = str(value)
+    return _quiet(f"'{text}" if text.startswith(_BREAKS) or text.lstrip().startswith(_FORMULA) else text)
+
+
+def _quiet(text: str) -> str:
+    """Return `text` with what a terminal would act on escaped: `--csv -` may end on one."""
+    return "".join(c if c.isprintable() or c in _BREAKS else c.encode("unicode_escape").decode() for c in text)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+OPTIMIZER = "optimizer state"  # the reason by which readers skip it: `checkpoints.geometry`, without its imports
 HEADINGS = ("tensor", "shape", "dtype", "lower", "upper", "matrix norm", "stable rank", "how")
 DIFF_HEADINGS = ("tensor", "shape", "base <=", "tuned <=", "difference <=", "relative", "status")
 _NUMBERS = frozenset({"lower", "upper", "matrix norm", "stable rank", *DIFF_HEADINGS[2:6]})
@@ -27,6 +28,7 @@ def _how(row: Mapping[str, Any]) -> str:
     if row["status"] == "failed":
         return f"not bounded: {row['reason']}"
     parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
+    parts += [f"or {number(lower)} to {number(upper)} as {text}" for text, lower, upper in row["readings"]]
     if row["constraint"]:
         parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
     return "; ".join(parts)
@@ -55,11 +57,18 @@ def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line(texts) for texts in lines) + "\n"
 
 
-def plain(document: Mapping[str, Any]) -> str:
+def shown(document: Mapping[str, Any], all_rows: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+    """Return the rows to show, and the line that stands for the others: the state of an optimizer."""
+    rows = [row for row in document["rows"] if all_rows or row["reason"] != OPTIMIZER]
+    folded = len(document["rows"]) - len(rows)
+    return rows, [f"{folded} tensors of {OPTIMIZER} are not shown; --all shows them"] if folded else []
+
+
+def plain(document: Mapping[str, Any], *, all_rows: bool = False) -> str:
     """Return the report as text without colour or frames, one line a tensor."""
-    notes = "".join(f"note: {printable(note)}\n" for note in document["notes"])
-    rows = [cells(row) for row in document["rows"]]
-    return f"{aligned(HEADINGS, rows)}\n{summary(document)}\n{notes}"
+    rows, folded = shown(document, all_rows)
+    lines = [*folded, summary(document), *(f"note: {printable(note)}" for note in document["notes"])]
+    return f"{aligned(HEADINGS, [cells(row) for row in rows])}\n" + "".join(f"{line}\n" for line in lines)
 
 
 def summary(document: Mapping[str, Any]) -> str:
@@ -81,11 +90,11 @@ def _network(network: Mapping[str, Any] | None) -> str:
     return f"\nnetwork: Lipschitz constant unknown: {'; '.join(unknown[:_NAMED])}{more}"
 
 
-def plain_diff(document: Mapping[str, Any]) -> str:
+def plain_diff(document: Mapping[str, Any], *, all_rows: bool = False) -> str:
     """Return a comparison as text, one line a tensor."""
-    rows = [_diff_cells(row) for row in document["rows"]]
-    notes = "".join(f"note: {printable(note)}\n" for note in document["notes"])
-    return f"{aligned(DIFF_HEADINGS, rows)}{notes}"
+    rows, folded = shown(document, all_rows)
+    lines = [*folded, *(f"note: {printable(note)}" for note in document["notes"])]
+    return aligned(DIFF_HEADINGS, [_diff_cells(row) for row in rows]) + "".join(f"{line}\n" for line in lines)
 
 
 def _diff_cells(row: Mapping[str, Any]) -> list[str]:
@@ -96,17 +105,21 @@ def _diff_cells(row: Mapping[str, Any]) -> list[str]:
     return [printable(text) for text in (row["name"], shape, *uppers, number(row["relative"]), what)]
 
 
-def table(document: Mapping[str, Any]) -> Any:
+def table(document: Mapping[str, Any], *, all_rows: bool = False) -> Any:
     """Return a report as a Rich renderable."""
-    rows = [(cells(row), _STYLES[row["status"]]) for row in document["rows"]]
+    chosen, folded = shown(document, all_rows)
+    rows = [(cells(row), _STYLES[row["status"]]) for row in chosen]
     failed = [f"{row['name']}: {row['reason']}" for row in document["rows"] if row["status"] == "failed"]
-    return _drawn(HEADINGS, rows, [summary(document), *failed, *(f"note: {note}" for note in document["notes"])])
+    return _drawn(
+        HEADINGS, rows, [*folded, summary(document), *failed, *(f"note: {note}" for note in document["notes"])]
+    )
 
 
-def diff_table(document: Mapping[str, Any]) -> Any:
+def diff_table(document: Mapping[str, Any], *, all_rows: bool = False) -> Any:
     """Return a comparison as a Rich renderable."""
-    rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in document["rows"]]
-    return _drawn(DIFF_HEADINGS, rows, [f"note: {note}" for note in document["notes"]])
+    chosen, folded = shown(document, all_rows)
+    rows = [(_diff_cells(row), _STYLES.get(row["status"], "")) for row in chosen]
+    return _drawn(DIFF_HEADINGS, rows, [*folded, *(f"note: {note}" for note in document["notes"])])
 
 
 def _shortened(text: str) -> str:

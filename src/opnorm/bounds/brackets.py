@@ -1,22 +1,27 @@
 """The norm of a weight as an interval that contains it."""
 
+from contextlib import suppress
 from functools import singledispatch
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.bounds.convolutions import bracket_convolution
-from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.matrices import bracket_matrix
-from opnorm.checks import Array, check_tolerance, real_array
+from opnorm.bounds.memory import Memory
+from opnorm.bounds.products import can_be_written_out, norm_by_products, written_out
+from opnorm.checks import Array, check_tolerance, real_array, to_axes
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal, is_registered, linear_operator
 from opnorm.operators.sizes import Adjoint
 
 MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, whatever the matrix
 CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
-_DENSE_ENTRIES = 2**24  # 128 MiB in float64: a matrix that may be written out
+_EXPLICIT_SIDE = 2048  # of a convolution's matrix: half a second for its Gram matrix and the proof
+_EXPLICIT_WORK = 1e12  # multiplications that write it out: a minute
 MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
 
 
@@ -37,7 +42,7 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
         x: A matrix (array, tensor, variable, SciPy sparse), a kernel of more axes, which is read as the matrix of
             its axes `axis` against the others; a vector, whose norm is Euclidean; a built layer that
             `opnorm.linear_operator` knows; or a LinearOperator, `opnorm.Convolution` among them.
-        axis: The output axes of a kernel with more than two axes.
+        axis: The output axes of a kernel; of a matrix either one gives the same.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
 
     Raises:
@@ -54,43 +59,52 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
     tolerance = None if tolerance is None else check_tolerance(tolerance)
     if is_registered(x):
         x = linear_operator(x)
+    if hasattr(x, "toarray"):  # a sparse matrix
+        x = aslinearoperator(x)
     if isinstance(x, LinearOperator):
         return Bounds(*bracket(x, tolerance))
     return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or MATRIX_TOLERANCE))
 
 
 def _entries(x: Any) -> Array:
-    return real_array(x.toarray() if hasattr(x, "toarray") else x, "x", copy=False)
+    return real_array(x, "x", copy=False)
 
 
 def _as_matrix(array: Array, axis: int | tuple[int, ...]) -> Array:
     if array.ndim == 0:
         raise ValueError(f"Argument `x` must be a vector, a matrix or a kernel. Received: a number, x={array}")
-    if array.ndim <= 2:
-        return array.reshape(len(array), -1)
-    outputs = np.atleast_1d(axis) % array.ndim
+    outputs = to_axes("axis", axis, array.ndim)
+    if array.ndim == 1:
+        return array.reshape(-1, 1)
     last = np.moveaxis(array, outputs, range(-len(outputs), 0))
     return last.reshape(-1, int(np.prod([array.shape[i] for i in outputs])))
 
 
 @singledispatch
-def bracket(operator: LinearOperator, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+def bracket(
+    operator: LinearOperator, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
     """Return `(lower, upper)` around an operator's norm.
 
     Args:
         operator: Any LinearOperator.
         tolerance: Aim for `upper / lower - 1`; None: the default of its kind.
         deadline: After it the bracket may be wider than the tolerance asks, and is as true.
+        memory: Likewise where a proof would take more; None: half of what the machine has free.
     """
-    if operator.shape[0] * operator.shape[1] <= _DENSE_ENTRIES:
-        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
-    start = np.random.default_rng(0).standard_normal(min(operator.shape))
-    singular = svds(operator, k=1, v0=start, return_singular_vectors=False)
-    return float(singular[0]) * (1 - 1e-6), float("inf")  # svds iterates to roundoff; its products are unknown code
+    memory = memory or Memory()
+    if can_be_written_out(operator.shape, memory):
+        try:
+            return _bracket_dense(written_out(operator, deadline), tolerance, deadline, memory)
+        except OutOfTimeError:
+            return 0.0, inf
+    return norm_by_products(operator, deadline), inf
 
 
-def _bracket_dense(matrix: Any, tolerance: float | None, deadline: Deadline) -> tuple[float, float]:
-    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or MATRIX_TOLERANCE, deadline)
+def _bracket_dense(
+    matrix: Any, tolerance: float | None, deadline: Deadline, memory: Memory | None
+) -> tuple[float, float]:
+    return bracket_matrix(_as_matrix(_entries(matrix), -1), tolerance or MATRIX_TOLERANCE, deadline, memory)
 
 
 def matrix_of(operator: LinearOperator) -> Array | None:
@@ -99,35 +113,56 @@ def matrix_of(operator: LinearOperator) -> Array | None:
 
 
 @bracket.register(MATRIX)
-def _(operator: Any, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
-    return _bracket_dense(operator.A, tolerance, deadline)
+def _(
+    operator: Any, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    if not hasattr(operator.A, "toarray"):
+        return _bracket_dense(operator.A, tolerance, deadline, memory)
+    memory = memory or Memory()
+    if memory.holds(8.0 * prod(operator.shape)):
+        return _bracket_dense(operator.A.toarray(), tolerance, deadline, memory)
+    return norm_by_products(operator, deadline), inf
 
 
 @bracket.register
-def _(operator: Adjoint, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
-    return bracket(operator.operator, tolerance, deadline)
+def _(
+    operator: Adjoint, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    return bracket(operator.operator, tolerance, deadline, memory)
 
 
 @bracket.register
-def _(operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
-    brackets = [bracket(block, tolerance, deadline) for block in operator.blocks]
+def _(
+    operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    brackets = [bracket(block, tolerance, deadline, memory) for block in operator.blocks]
     return max(low for low, _ in brackets), max(high for _, high in brackets)
 
 
 @bracket.register
-def _(operator: Diagonal, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
+def _(
+    operator: Diagonal, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
     largest = float(np.max(np.abs(operator.factors)))
+    if 2**53 <= largest <= 2**64:  # an integer of 64 bits may have been rounded
+        return float(np.nextafter(largest, 0.0)), float(np.nextafter(largest, np.inf))
     return largest, largest
 
 
 @bracket.register
-def _(operator: Convolution, tolerance: float | None, deadline: Deadline = NEVER) -> tuple[float, float]:
-    if is_written_out(operator):
-        return _bracket_dense(operator.matmat(np.eye(operator.shape[1])), tolerance, deadline)
-    return bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline)
+def _(
+    operator: Convolution, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    memory = memory or Memory()
+    if is_written_out(operator, memory) and deadline.affords(operator.work * min(operator.shape)):
+        with suppress(OutOfTimeError):
+            return _bracket_dense(written_out(operator, deadline), tolerance, deadline, memory)
+    return bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline, memory)
 
 
-def is_written_out(operator: Convolution) -> bool:
-    """Return whether the convolution's bracket is that of its explicit matrix."""
-    rows, columns = operator.shape
-    return operator.has_size and rows * columns <= _DENSE_ENTRIES and min(rows, columns) <= 2048
+def is_written_out(operator: Convolution, memory: Memory) -> bool:
+    """Return whether the convolution's bracket is that of its explicit matrix, if there is time."""
+    small = operator.has_size and min(operator.shape) <= _EXPLICIT_SIDE
+    return (
+        small and can_be_written_out(operator.shape, memory) and operator.work * min(operator.shape) <= _EXPLICIT_WORK
+    )

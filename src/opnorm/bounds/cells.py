@@ -10,6 +10,7 @@ Reference:
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,13 @@ class Cells:
         return Cells(np.repeat(self.groups, len(offsets)), centres, self.half_widths / 2, self.degrees)
 
 
+def tiling_size(degrees: Array, slack: float) -> float:
+    """Return how many cells of at most `slack` tile half of the torus, nearly."""
+    pairs = _pairs(len(degrees))
+    shifts = prod(len(_interlaced(len(pair))) for pair in pairs)
+    return float(np.prod(np.pi * degrees * len(pairs) / slack + 1.0)) * shifts / 2
+
+
 def tiling(groups: NDArray[np.intp], degrees: Array, slack: float) -> Cells:
     """Return cells of at most `slack` that tile half of the torus for each group.
 
@@ -65,7 +73,7 @@ def tiling(groups: NDArray[np.intp], degrees: Array, slack: float) -> Cells:
     pairs = _pairs(len(degrees))
     counts = np.ceil(np.pi * degrees * len(pairs) / slack - 1e-9)
     steps = 2 * np.pi / counts
-    corners = np.array(list(product(*[np.arange(n) for n in counts]))) * steps
+    corners = np.indices([int(n) for n in counts]).reshape(len(counts), -1).T * steps
     shifts = [np.concatenate(row) for row in product(*[_interlaced(len(pair)) for pair in pairs])]
     centres = np.concatenate([corners + shift * steps for shift in shifts])
     centres = _one_of_each_sign(centres)
@@ -91,6 +99,8 @@ def _children(axes: int) -> list[list[float]]:
 def _one_of_each_sign(centres: Array) -> Array:
     """Keep one of w and -w (modulo 2 pi)."""
     turns = np.round(centres / (2 * np.pi), 9)  # nine digits tell lattice points apart and forgive rounding
-    mine, other = [tuple(t % 1) for t in turns], [tuple(np.round(-t % 1, 9) % 1) for t in turns]
-    keep = [a <= b for a, b in zip(mine, other, strict=True)]
+    mine, other = turns % 1, np.round(-turns % 1, 9) % 1
+    keep = np.ones(len(centres), dtype=bool)
+    for axis in reversed(range(centres.shape[1])):  # in the order of dictionaries: the first axis decides, if it can
+        keep = (mine[:, axis] < other[:, axis]) | ((mine[:, axis] == other[:, axis]) & keep)
     return np.asarray(centres[keep])

@@ -5,31 +5,44 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from opnorm.bounds.cells import Cells
 from opnorm.bounds.certificates import norm_below
-from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.bounds.deadlines import Deadline
+from opnorm.bounds.memory import Memory
 from opnorm.bounds.parallel import in_batches
 from opnorm.bounds.symbols import Complex, Symbol
 from opnorm.checks import Array
 
 _SMALL = 32  # symbols with a side up to this are decomposed at once; larger ones are bidiagonalized
+_THREADS = 8  # at most: each takes a batch's memory
 _BYTES = 2**24  # working memory of one batch; several are worked on at a time
 
 
-def batch_size(symbol: Symbol) -> int:
-    """Return how many frequencies fit in the working memory."""
+def bytes_per_frequency(shape: tuple[int, ...]) -> int:
+    """Return the working memory of one frequency, for a symbol whose taps have that shape."""
+    groups, count, rows, columns = shape
+    apart = 8 * count * rows * columns if groups > 1 else 0
+    return 16 * (rows * columns * 4 + count * (rows + columns) * 4) + apart
+
+
+def batches(symbol: Symbol, memory: Memory) -> tuple[int, int]:
+    """Return how many frequencies a batch of matrices has, and how many threads may work on one at a time."""
+    each = bytes_per_frequency(symbol.taps.shape)
+    size = max(1, _BYTES // each)
+    return size, _threads(each * size, memory)
+
+
+def _vector_batches(symbol: Symbol, memory: Memory) -> tuple[int, int]:
+    """Return the same where vectors alone are held: the more frequencies, the better a product uses the taps."""
     _, count, rows, columns = symbol.taps.shape
-    per_frequency = 16 * (rows * columns * 4 + count * (rows + columns) * 4)
-    if len(symbol.taps) > 1:
-        per_frequency += 8 * count * rows * columns
-    return int(max(1, _BYTES // per_frequency))
+    each = 64 * count * (rows + columns)
+    size = max(1, _BYTES // each)
+    return size, _threads(each * size, memory)
 
 
-def _vectors_batch(symbol: Symbol) -> int:
-    """Return how many frequencies of vectors alone fit: the more, the better a product uses the taps it reads."""
-    _, count, rows, columns = symbol.taps.shape
-    return int(max(1, _BYTES // (64 * count * (rows + columns))))
+def _threads(size: int, memory: Memory) -> int:
+    return int(max(1, min(_THREADS, memory.limit // size)))
 
 
-def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline = NEVER) -> Array:
+def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline, memory: Memory) -> Array:
     """Return estimates of `||M(centre)||` from below, (count,).
 
     Args:
@@ -37,15 +50,16 @@ def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline 
         cells: Where to evaluate it.
         steps: Golub-Kahan steps for large matrices; small ones are exact to rounding.
         deadline: OutOfTimeError is raised when it has passed.
+        memory: What all threads together take.
     """
     small = min(symbol.taps.shape[2:]) <= _SMALL
-    size = batch_size(symbol) if small else _vectors_batch(symbol)
+    size, threads = batches(symbol, memory) if small else _vector_batches(symbol, memory)
 
     def estimate(part: slice) -> Array:
         deadline.check()
         return _decomposed(symbol, cells, part) if small else _iterated(symbol, cells.centres[part], steps)
 
-    return np.concatenate(in_batches(estimate, len(cells), size))
+    return np.concatenate(in_batches(estimate, len(cells), size, threads))
 
 
 def _decomposed(symbol: Symbol, cells: Cells, part: slice) -> Array:
@@ -57,7 +71,7 @@ def _decomposed(symbol: Symbol, cells: Cells, part: slice) -> Array:
 
 def _iterated(symbol: Symbol, frequencies: Array, steps: int) -> Array:
     """Bidiagonalize at all frequencies at once, in float32: no matrix is built, one product reads all taps."""
-    taps = symbol.taps[0].astype(np.float32)
+    taps = symbol.single[0]
     phases = symbol.phases(frequencies).astype(np.complex64)[:, :, None]
     count, rows, columns = taps.shape
     draw = np.random.default_rng(0).standard_normal((2, len(frequencies), rows)).astype(np.float32)
@@ -130,4 +144,7 @@ def _best_frequency(symbol: Symbol, group: int, x: Complex, y: Complex, near: Ar
     line = np.linspace(-1, 1, 9)
     axes = np.meshgrid(*[line * r for r in radius], indexing="ij")
     points = near + np.stack([a.ravel() for a in axes], axis=1)
-    return np.asarray(points[np.argmax(np.abs(symbol.phases(points) @ coefficients))])
+    size = max(1, _BYTES // (16 * len(coefficients)))
+    parts = [points[first : first + size] for first in range(0, len(points), size)]
+    lengths = np.concatenate([np.abs(symbol.phases(part) @ coefficients) for part in parts])
+    return np.asarray(points[np.argmax(lengths)])

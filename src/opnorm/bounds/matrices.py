@@ -4,26 +4,26 @@ A Lanczos estimate gives a vector; the vector proves the lower end, one Cholesky
 """
 
 from contextlib import nullcontext
-from typing import Any
+from typing import cast
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.sparse.linalg import LinearOperator, eigsh
 
-from opnorm.bounds import lapack
 from opnorm.bounds.certificates import Gram, frobenius_above, gamma, norm_below, up
-from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
+from opnorm.bounds.eigenvectors import top_eigenvector
+from opnorm.bounds.memory import Memory
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 
-_LANCZOS_SIZE = 192  # below it LAPACK's eigensolver is as fast as Lanczos, and exact
 _HARMLESS = 32  # binary digits by which a largest entry may miss 1: squares and shifts are then far from subnormal
 _SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
 _STEPS = 8  # power iterations of a lower end that has no time for more
 _BLOCK = 2**20  # entries whose magnitudes are written out at once
 
 
-def bracket_matrix(A: Array, tolerance: float, deadline: Deadline = NEVER) -> tuple[float, float]:
+def bracket_matrix(
+    A: Array, tolerance: float, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
     """Return `(lower, upper)` with `lower <= ||A|| <= upper`, proved in floating-point arithmetic.
 
     Args:
@@ -31,15 +31,53 @@ def bracket_matrix(A: Array, tolerance: float, deadline: Deadline = NEVER) -> tu
         tolerance: Aim for `upper / lower - 1`. Reached for every matrix whose rounding errors allow it: about
             `1e-16 * m * n` is the limit.
         deadline: When the factorizations would not end in time, the bracket is that of `_bracket_roughly`.
+        memory: Likewise when two Gram matrices do not fit; None: half of the machine's.
     """
     peak = max(float(np.max(A)), -float(np.min(A)))  # no array of magnitudes: the matrix may fill the memory
     if peak == 0:
         return 0.0, 0.0
+    memory = memory or Memory()
     exponent = -int(np.frexp(peak)[1])
     if abs(exponent) <= _HARMLESS:
-        return _bracket_scaled(A, tolerance, deadline)
-    lower, upper = _bracket_scaled(np.ldexp(A, exponent), tolerance, deadline)
+        return _bracket_scaled(A, tolerance, deadline, memory)
+    lower, upper = _bracket_scaled(np.ldexp(A, exponent), tolerance, deadline, memory)
     return rescale(lower, upper, -exponent)
+
+
+def bracket_blocks(
+    blocks: Array, tolerance: float, deadline: Deadline = NEVER, memory: Memory | None = None
+) -> tuple[float, float]:
+    """Return `(lower, upper)` around the largest norm of several matrices, as `bracket_matrix` does.
+
+    A block whose Frobenius norm cannot exceed what is known is not looked at.
+
+    Args:
+        blocks: (count, m, n), finite float64.
+        tolerance: As for one matrix.
+        deadline: After it the blocks that are left count with their Frobenius norm.
+        memory: As for one matrix.
+    """
+    if len(blocks) == 1:
+        return bracket_matrix(blocks[0], tolerance, deadline, memory)
+    above = np.array([_frobenius_of_any(block) for block in blocks])
+    lower = upper = 0.0
+    for block in np.argsort(-above):
+        if above[block] <= lower:
+            break
+        if upper > 0 and deadline.passed:
+            return lower, max(upper, float(above[block]))
+        low, high = bracket_matrix(blocks[block], tolerance, deadline, memory)
+        lower, upper = max(lower, low), max(upper, high)
+    return lower, upper
+
+
+def _frobenius_of_any(A: Array) -> float:
+    """Return an upper bound of the Frobenius norm of a matrix of any scale."""
+    peak = max(float(np.max(A)), -float(np.min(A)))
+    if peak == 0:
+        return 0.0
+    exponent = int(np.frexp(peak)[1])
+    return rescale(0.0, frobenius_above(np.ldexp(A, -exponent)), exponent)[1]
 
 
 def rescale(lower: float, upper: float, exponent: int) -> tuple[float, float]:
@@ -54,12 +92,22 @@ def rescale(lower: float, upper: float, exponent: int) -> tuple[float, float]:
     return min(low, largest), high
 
 
-def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline) -> tuple[float, float]:
+def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline, memory: Memory) -> tuple[float, float]:
     short = min(A.shape)
-    if not deadline.affords(A.size * short / 2 + short**3):  # the Gram matrix; Cholesky and Lanczos, generously
+    # The Gram matrix, its shifted copy and Lanczos's vectors; a strided A is copied by BLAS.
+    fits = memory.holds(8.0 * (2 * short**2 + 32 * short) + (0 if _is_contiguous(A) else A.nbytes))
+    # The Gram matrix; Cholesky and Lanczos, generously.
+    if not fits or not deadline.affords(A.size * short / 2 + short**3):
         return _bracket_roughly(A, deadline)
     with one_blas_thread() if A.size <= _SMALL else nullcontext():
-        return _bracket_by_proof(A, tolerance, deadline)
+        try:
+            return _bracket_by_proof(A, tolerance, deadline)
+        except OutOfTimeError:  # Lanczos steps that do not end
+            return _bracket_roughly(A, deadline)
+
+
+def _is_contiguous(A: Array) -> bool:
+    return bool(A.flags.c_contiguous or A.flags.f_contiguous)
 
 
 def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[float, float]:
@@ -68,28 +116,24 @@ def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[f
     lower = 0.0
     # Ritz values err by the square of the residual, but for a cluster at the top only by the residual itself.
     for accuracy in (1e-5, 1e-8, 1e-12):
-        lower = max(lower, norm_below(tall, _top_eigenvector(gram, accuracy), gram.frobenius))
+        v = top_eigenvector(cast(Array, gram.lower), accuracy, deadline)
+        lower = max(lower, norm_below(tall, v, gram.frobenius))
         upper = up(lower * (1 + 0.9 * tolerance))  # a tenth of the tolerance is left for the roundings of both ends
         if gram.proves(upper):
             return lower, upper
         if deadline.passed:
             break
-    slack = 2 * tolerance
-    while not gram.proves(lower * (1 + slack)):
+    return lower, _proved_above(gram, lower, 2 * tolerance)
+
+
+def _proved_above(gram: Gram, lower: float, slack: float) -> float:
+    """Return an upper end that is proved: `lower` and some slack, or the Frobenius norm."""
+    start = max(lower, float(np.sqrt(np.max(np.diagonal(gram.lower)))))  # the longest column: never zero
+    while start * (1 + slack) < gram.frobenius:
+        if gram.proves(start * (1 + slack)):
+            return up(start * (1 + slack))
         slack *= 2
-    return lower, up(lower * (1 + slack))
-
-
-def _top_eigenvector(gram: Gram, accuracy: float) -> Array:
-    """Return an estimate of the unit eigenvector of the largest eigenvalue."""
-    G = gram.lower
-    n: int = G.shape[0]
-    if n <= _LANCZOS_SIZE:
-        return np.asarray(eigh(G, lower=True, subset_by_index=[n - 1, n - 1])[1][:, 0])
-    product: Any = LinearOperator((n, n), matvec=lambda v: lapack.times(G, v), dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(n)
-    vector = eigsh(product, k=1, which="LA", tol=accuracy, v0=start, ncv=min(n, 24))[1][:, 0]
-    return np.asarray(vector)
+    return gram.frobenius
 
 
 def _bracket_roughly(A: Array, deadline: Deadline) -> tuple[float, float]:

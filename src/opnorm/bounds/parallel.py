@@ -31,16 +31,20 @@ def parallel(
             errors.append(error)
             return None
 
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(unless_failed, item) for item in items]
-        try:
-            for count, _ in enumerate(as_completed(futures), 1):
-                if errors:
-                    raise errors[0]
-                done(count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(unless_failed, item) for item in items]
+    try:
+        for count, _ in enumerate(as_completed(futures), 1):
+            if errors:
+                raise errors[0]
+            done(count)
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    except BaseException:  # Ctrl-C: what works on may take long, and nobody waits for it
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     return [cast(Result, future.result()) for future in futures]
 
 
@@ -49,12 +53,14 @@ def _told(result: Result, done: Callable[[int], object], count: int) -> Result:
     return result
 
 
-def in_batches(function: Callable[[slice], Result], count: int, size: int) -> list[Result]:
+def in_batches(
+    function: Callable[[slice], Result], count: int, size: int, most_threads: int = _THREADS
+) -> list[Result]:
     """Return `function` of slices of `range(count)`, each of `size` items at most, in their order.
 
-    There are as many threads as BLAS would have, eight at most, for the memory, and each has BLAS in one thread. The
-    slices do not depend on the threads, and so neither do the results.
+    There are as many threads as BLAS would have, `most_threads` at most, for the memory, and each has BLAS in one
+    thread. The slices do not depend on the threads, and so neither do the results.
     """
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     with one_blas_thread() as threads:
-        return parallel(function, parts, max(1, min(threads, _THREADS, len(parts))))
+        return parallel(function, parts, max(1, min(threads, most_threads, len(parts))))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from math import gcd, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +61,37 @@ class Symbol:
             return values.reshape(-1, rows, columns)
         return np.asarray(np.einsum("bt,btij->bij", phases, self.taps[groups]))
 
-    def split(self) -> list["Symbol"]:
-        """Return one symbol for each group."""
-        return [Symbol(self.taps[g : g + 1], self.exponents) for g in range(len(self.taps))]
+    @cached_property
+    def single(self) -> NDArray[np.float32]:
+        """The taps in float32, for estimates."""
+        return self.taps.astype(np.float32)
+
+
+def own_strides(spatial: tuple[int, ...], strides: tuple[int, ...], dilation_rate: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides that give the same norm with dilation 1, none larger than the taps of its axis.
+
+    Output o reads the pixels `o s + j d`. The common factor of s and d only spaces pixels that are read out. Of coprime
+    s and d, the taps j, j + s, j + 2 s, ... read one phase of pixels, d steps apart: a frequency relabelled d w, and
+    phases shifted against each other, which is unitary. With a stride of k and more the windows are disjoint.
+
+    Args:
+        spatial: Taps of each axis.
+        strides: One per axis.
+        dilation_rate: One per axis.
+    """
+    axes = zip(spatial, strides, dilation_rate, strict=True)
+    return tuple(min(s // gcd(s, d), k) for k, s, d in axes)
+
+
+def symbol_shape(kernel: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a symbol's taps, (groups, T, rows, columns), for `own_strides` of a kernel by groups."""
+    groups, *spatial, rows, columns = kernel
+    counts = [-(-k // s) for k, s in zip(spatial, strides, strict=True)]
+    return groups, prod(counts), prod(strides) * rows, columns
 
 
 def symbol_of(blocks: Array, strides: tuple[int, ...], dilation_rate: tuple[int, ...]) -> Symbol:
-    """Return the symbol of a convolution, of its polyphase form where it has strides.
+    """Return a symbol with the norms of a convolution's: of its polyphase form where it has strides.
 
     Dilation alone only relabels frequencies and is left out. With strides the pixels of one step become channels
     (space to depth), so the symbol has `prod(strides)` times as many rows and fewer taps.
@@ -77,31 +101,18 @@ def symbol_of(blocks: Array, strides: tuple[int, ...], dilation_rate: tuple[int,
         strides: One per spatial axis.
         dilation_rate: One per spatial axis.
     """
-    for axis, (stride, rate) in enumerate(zip(strides, dilation_rate, strict=True), start=1):
-        if stride > 1:
-            blocks = _pad_to_multiple(_dilate(blocks, axis, rate), axis, stride)
+    strides = own_strides(blocks.shape[1:-2], strides, dilation_rate)
+    blocks = np.pad(
+        blocks, [(0, 0), *[(0, -k % s) for k, s in zip(blocks.shape[1:], strides, strict=False)], (0, 0), (0, 0)]
+    )
     rank = len(strides)
     sizes = [n // s for n, s in zip(blocks.shape[1:], strides, strict=False)]
     split = [part for n, s in zip(sizes, strides, strict=True) for part in (n, s)]
     steps, phases = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
     apart = blocks.reshape(len(blocks), *split, *blocks.shape[-2:])
     apart = apart.transpose(0, *steps, *phases, 2 * rank + 1, 2 * rank + 2)
-    taps = apart.reshape(len(blocks), int(np.prod(sizes)), -1, blocks.shape[-1])
-    exponents = np.array(list(product(*[np.arange(n) - (n - 1) / 2 for n in sizes])))
+    taps = apart.reshape(len(blocks), prod(sizes), -1, blocks.shape[-1])
+    middle = (np.array(sizes) - 1) / 2
+    exponents = np.indices(sizes).reshape(rank, -1).T - middle
     moving = [axis for axis, n in enumerate(sizes) if n > 1]  # the symbol does not depend on the other axes
-    return Symbol(np.ascontiguousarray(taps), exponents[:, moving])
-
-
-def _dilate(blocks: Array, axis: int, rate: int) -> Array:
-    """Insert `rate - 1` zeros between the taps of one axis."""
-    shape = list(blocks.shape)
-    shape[axis] = (shape[axis] - 1) * rate + 1
-    result = np.zeros(shape)
-    result[(slice(None),) * axis + (slice(None, None, rate),)] = blocks
-    return result
-
-
-def _pad_to_multiple(blocks: Array, axis: int, stride: int) -> Array:
-    widths = [(0, 0)] * blocks.ndim
-    widths[axis] = (0, -blocks.shape[axis] % stride)
-    return np.pad(blocks, widths)
+    return Symbol(np.ascontiguousarray(taps), np.ascontiguousarray(exponents[:, moving]))

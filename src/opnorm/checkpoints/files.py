@@ -37,7 +37,7 @@ def border(path: Path) -> Iterator[None]:
 
 def _one_line(path: Path, error: Any) -> str:
     text = " ".join(str(error).split())
-    start = f"Cannot read {path.name!r}: "
+    start = f"Cannot read {str(path)!r}: "
     return text if text.startswith(start) else start + (text if len(text) < 400 else text[:400] + " ...")
 
 

@@ -7,11 +7,17 @@ from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
+from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
+_START = 256  # bytes that tell what a file is
+_SHOWN = 5  # names of a folder's files in an error
+_ELSE = "something else"
+_CODE = ("which would run code", "which was not run")  # the readers of pickles say so
+_STATE = "If it is a whole module, save its state_dict: torch.save(model.state_dict(), path)"
 Readers = Mapping[str, Callable[[Path], Checkpoint]]  # by what the file holds
 
 _MAGIC = {b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\3\4": "a zip archive", b"\x93NUMPY": "a NumPy array", b"\x80": "a pickle"}
@@ -21,10 +27,11 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors": {"safetensors": read_safetensors},
     ".weights.json": {"JSON": read_weight_shards},
     ".keras": {"a zip archive": read_keras},
-    ".onnx": {"something else": read_onnx},
+    ".onnx": {_ELSE: read_onnx},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},
     ".npy": {"a NumPy array": read_npy},
+    ".pth.tar": _TORCH,  # no archive of tar's: a habit of PyTorch's examples
     ".ckpt": _TORCH,
     ".pth": _TORCH,
     ".bin": _TORCH,
@@ -32,6 +39,8 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".pt": _TORCH,
     ".h5": {"HDF5": read_h5},
 }
+
+_KNOWN = f"What can be read: {' '.join(_READERS)}"
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -45,24 +54,64 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
             tensor is read.
     """
-    with border(Path(path)):
-        path = Path(path).resolve()
+    path = Path(path)  # as typed, in every message
+    with border(path):
         require(path.exists(), "there is no such file")
+        if path.is_dir():
+            raise CheckpointError(_in_folder(path))
         require(path.is_file(), "it is no file")
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(_START)
         require(bool(start), "it is empty")
-        return _reader(path, _content(start))(path)
+        remedy = mistaken(start)
+        require(not remedy, remedy)
+        return _with_remedy(_reader(path, _content(start)), _beside_its_data(path))
+
+
+def _beside_its_data(path: Path) -> Path:
+    """Return where a link leads, since other files lie beside the target; the link where only it has an ending."""
+    target = path.resolve()
+    return target if path.is_symlink() and _ending(target.name) == _ending(path.name) else path
+
+
+def _with_remedy(reader: Callable[[Path], Checkpoint], path: Path) -> Checkpoint:
+    """Return what the reader reads; where it would have to run code, the error says how to save without."""
+    try:
+        return reader(path)
+    except CheckpointError as error:
+        if any(words in str(error) for words in _CODE):
+            raise CheckpointError(f"{error}. {_STATE}") from error
+        raise
 
 
 def _reader(path: Path, content: str) -> Callable[[Path], Checkpoint]:
     """Return the reader that name and content agree on."""
-    for ending, readers in _READERS.items():
-        if path.name.lower().endswith(ending):
-            expected = " or ".join(readers)
-            require(content in readers, f"a file {ending!r} is {expected}, but it holds {content}")
-            return readers[content]
-    raise CheckpointError(f"no reader for {path.suffix or 'a name without ending'!r} that holds {content}")
+    ending = _ending(path.name)
+    if ending:
+        readers = _READERS[ending]
+        expected = " or ".join(readers)
+        require(content in readers, f"a file {ending!r} is {expected}, but it holds {content}{_belongs(content)}")
+        return readers[content]
+    name = repr(path.suffix) if path.suffix else "a name without ending"
+    raise CheckpointError(f"there is no reader for {name}, and it holds {content}{_belongs(content)}. {_KNOWN}")
+
+
+def _ending(name: str) -> str:
+    return next((ending for ending in _READERS if name.lower().endswith(ending)), "")
+
+
+def _belongs(content: str) -> str:
+    """Return by which endings files of that content are known."""
+    endings = [ending for ending, readers in _READERS.items() if content in readers]
+    return f", which has the ending {' or '.join(endings)}" if endings and content != _ELSE else ""
+
+
+def _in_folder(path: Path) -> str:
+    """Return that a folder is none to be read, and which files in it are."""
+    inside = sorted(one.name for one in path.iterdir() if _ending(one.name) and one.is_file())
+    index = [name for name in inside if name.endswith(".json")] or inside
+    shown = ", ".join(map(repr, index[:_SHOWN])) + (f" and {len(index) - _SHOWN} more" if len(index) > _SHOWN else "")
+    return f"it is a folder, no file; name one in it: {shown}" if index else f"it is a folder, no file. {_KNOWN}"
 
 
 def _content(start: bytes) -> str:
@@ -72,4 +121,4 @@ def _content(start: bytes) -> str:
     for magic, content in _MAGIC.items():
         if start.startswith(magic):
             return content
-    return "JSON" if start.lstrip()[:1] == b"{" else "something else"
+    return "JSON" if start.lstrip()[:1] == b"{" else _ELSE

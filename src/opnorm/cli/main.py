@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from opnorm.cli import audit as cli_audit
 from opnorm.cli import frameworks as backends
+from opnorm.cli.audit import run_audit, run_diff
+from opnorm.cli.check import run_check
+from opnorm.cli.ending import run
 from opnorm.cli.output import one_line_errors
 
 app = typer.Typer(
@@ -21,7 +23,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the `opnorm` command."""
-    app()
+    run(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -45,7 +47,9 @@ def _make_writable(folder: Path) -> None:
         pass
 
 
-cli_audit.register(app)
+app.command("audit")(run_audit)
+app.command("check")(run_check)
+app.command("diff")(run_diff)
 
 
 @app.command("demo")

@@ -53,7 +53,7 @@ class OperatorConstraint(keras.constraints.Constraint):
             kernel: An array, tensor or variable; only its shape is read.
             index: Kernels with different indices get different states.
         """
-        return self.rule.start(tuple(kernel.shape), (self._start, index))
+        return None if is_empty(kernel) else self.rule.start(tuple(kernel.shape), (self._start, index))
 
     def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
@@ -62,23 +62,27 @@ class OperatorConstraint(keras.constraints.Constraint):
             kernel: A tensor or variable, after the optimizer's update.
             state: What `initial_state` or the last `update` returned; None starts afresh.
         """
-        kernel = real_tensor(kernel)
-        wanted = state_shape(self.rule, tuple(kernel.shape))
+        tensor = real_tensor(kernel)
+        if is_empty(tensor):
+            return tensor, state
+        wanted = state_shape(self.rule, tuple(tensor.shape))
         if wanted is None:
             state = None
         else:
-            state = ops.convert_to_tensor(self.initial_state(kernel) if state is None else state, dtype="float32")
+            state = ops.convert_to_tensor(self.initial_state(tensor) if state is None else state, dtype="float32")
             shape = tuple(state.shape)
             require(shape == wanted, "state", f"must have the shape of `initial_state`, {wanted}", shape)
-        (kernel,), (state,) = updated([self.rule], [kernel], [state])
-        return kernel, state
+        (changed,), (state,) = updated([self.rule], [tensor], [state])
+        return changed, state
 
     def project(self, kernel: Tensor) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
-        kernel = real_tensor(kernel)
-        start = self.initial_state(kernel)
+        tensor = real_tensor(kernel)
+        if is_empty(tensor):
+            return tensor
+        start = self.initial_state(tensor)
         start = None if start is None else ops.convert_to_tensor(start)
-        return updated([self.rule.converged], [kernel], [start])[0][0]
+        return updated([self.rule.converged], [tensor], [start])[0][0]
 
     def __call__(self, w: Any) -> Tensor:
         """Return the constrained kernel, and advance its state where an optimizer holds one.
@@ -86,7 +90,7 @@ class OperatorConstraint(keras.constraints.Constraint):
         While an optimizer applies an update the kernel is returned as it is: all kernels are changed at its end.
         """
         update = current.get()
-        if update is not None:
+        if update is not None and not is_empty(w):
             ours = (
                 type(self).__call__ is OperatorConstraint.__call__
             )  # what a subclass does with the result comes after
@@ -125,9 +129,19 @@ def state_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if start is None else start.shape
 
 
+def is_empty(kernel: Any) -> bool:
+    """Return whether a kernel has no entries, and so no norm: every rule leaves it as it is.
+
+    Raises:
+        ValueError: When it is no array, tensor or variable.
+    """
+    require(hasattr(kernel, "shape"), "kernel", "must be an array, tensor or variable", kernel)
+    return 0 in tuple(kernel.shape)
+
+
 def real_tensor(kernel: Any) -> Tensor:
     """Return a kernel as a tensor; raise unless it is real and floating point."""
-    require(hasattr(kernel, "shape"), "kernel", "must be an array, a tensor or a variable", kernel)
-    dtype = keras.backend.standardize_dtype(kernel.dtype) if hasattr(kernel, "dtype") else "float32"
+    require(hasattr(kernel, "dtype"), "kernel", "must be an array, tensor or variable", kernel)
+    dtype = keras.backend.standardize_dtype(kernel.dtype)
     require("float" in dtype, "kernel", "must be real and floating point", dtype)
     return ops.convert_to_tensor(kernel)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from opnorm.checks import Array, real_array
+from opnorm.checks import Array, real_array, to_flag
 from opnorm.keras.geometry import KernelGeometry, kernels
 from opnorm.keras.layers import require_weights, several
 from opnorm.keras.sites import unlike, walk
@@ -24,6 +24,7 @@ Maps = dict[str, LinearOperator]
 @linear_operators.register
 def of_any_layer(layer: keras.Layer, *, gates: bool = False) -> Maps:
     """Return the one map of a layer that has one; else its own kernels' and those of the layers inside."""
+    to_flag("gates", gates)
     return {"kernel": linear_operator(layer)} if is_registered(layer) else held(layer, gates=gates)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from opnorm.checks import Array
+from opnorm.checks import Array, numbers
 
 _SMALL = 1e-2  # step of a difference quotient that only chooses directions, for v of norm one
 _STEPS = 12  # Golub-Kahan steps: within a percent of the largest singular value on the networks of the tests
@@ -25,23 +25,33 @@ class Linearization(NamedTuple):
     output_shape: tuple[int, ...]  # of one example
 
 
-def largest_jacobian(model: keras.Model, x: Any, steps: int = _STEPS, batch_size: int = 32) -> float:
-    """Return a lower bound of the largest spectral norm of the model's Jacobian over the points `x`, at inference.
+def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_size: int = 32) -> float:
+    """Return a lower bound of the largest spectral norm of the model's Jacobian over the points `data`, at inference.
 
     Args:
         model: A built model or layer with one input and one output, which treats each example alone.
-        x: (points, ...), real numbers.
+        data: (points, ...), real numbers.
         steps: Golub-Kahan steps at each point.
         batch_size: Points at a time.
     """
-    x = np.asarray(x)
-    if x.ndim < 2 or len(x) == 0 or x.dtype.kind != "f":
+    points = numbers(data, "data")
+    if points.ndim < 2 or points.size == 0 or points.dtype.kind != "f" or not _fits(points, model):
         raise ValueError(
-            "Argument `x` must hold at least one point of floating-point numbers, batch first. "
-            f"Received: shape={x.shape}, dtype={x.dtype}"
+            "Argument `data` must hold at least one point of floating-point numbers, batch first, of the shape "
+            f"{getattr(model, 'input_shape', 'that the model takes')}. "
+            f"Received: data of shape={points.shape}, dtype={points.dtype}"
         )
-    starts = range(0, len(x), batch_size)
-    return max(_largest(model, x[start : start + batch_size], steps) for start in starts)
+    starts = range(0, len(points), batch_size)
+    return max(_largest(model, points[start : start + batch_size], steps) for start in starts)
+
+
+def _fits(points: Array, model: Any) -> bool:
+    """Return whether points have the shape of the model's input, as far as the model tells it."""
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or not all(size is None or isinstance(size, int) for size in shape):
+        return True
+    pairs = zip(shape[1:], points.shape[1:], strict=False)
+    return len(shape) == points.ndim and all(size in (None, given) for size, given in pairs)
 
 
 def _largest(model: keras.Model, points: Any, steps: int) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import keras
 from keras import ops
 
-from opnorm.keras.base import OperatorConstraint, real_tensor
+from opnorm.checks import require
+from opnorm.keras.base import OperatorConstraint, is_empty, real_tensor
 from opnorm.keras.writing import write
 from opnorm.rules import find
 
@@ -20,8 +21,8 @@ def project(model: keras.Model) -> None:
     Args:
         model: A built `keras.Model` or `keras.Layer`.
     """
-    if not model.built:
-        raise ValueError(f"Argument `model` must be built before it is projected. Received: model={model!r}")
+    require(isinstance(model, keras.Layer), "model", "must be a Keras model or layer", model)
+    require(model.built, "model", "must be built before it is projected", model)
     held = [variable for variable in model.variables if variable.constraint is not None]
     if held and not any(variable.trainable for variable in held):
         warnings.warn(
@@ -38,7 +39,7 @@ def project_variables(variables: Iterable[keras.Variable]) -> None:
     for variable in variables:
         constraint = variable.constraint
         if isinstance(constraint, OperatorConstraint) and type(constraint).__call__ is OperatorConstraint.__call__:
-            ours.append(variable)
+            ours += [] if is_empty(variable) else [variable]
         elif constraint is not None:
             variable.assign(constraint(variable))
     _project(ours)

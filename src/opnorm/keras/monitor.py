@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from opnorm.checks import require, to_count
-from opnorm.keras.selection import Selection
+from opnorm.checks import to_count, to_flag, to_operator
+from opnorm.keras.selection import Selection, to_selection
 from opnorm.keras.showing import written
 from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
@@ -64,12 +64,11 @@ class SpectralMonitor(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.every = to_count("every", every, 1)
-        require(operator in ("matrix", "convolution"), "operator", "must be 'matrix' or 'convolution'", operator)
+        to_operator(operator, -1)
         self.operator = operator
-        self.include, self.exclude = include, exclude
+        self.include, self.exclude = to_selection("include", include), to_selection("exclude", exclude)
         self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
-        require(per_kernel in (None, True, False), "per_kernel", "must be True, False or None", per_kernel)
-        self.per_kernel = per_kernel
+        self.per_kernel = per_kernel if per_kernel is None else to_flag("per_kernel", per_kernel)
         self.history: list[tuple[int, dict[str, float]]] = []
         self.passed_over: list[PassedOver] = []
         self._kernels: list[Watched] | None = None

@@ -99,7 +99,7 @@ class Orthogonal(OperatorConstraint):
 
     def __init__(self, *, operator: str = "matrix", axis: Axis = -1, groups: int = 1, blockwise: bool = False) -> None:
         must = "must be 'matrix': cut to k x k taps, the orthogonal symbols nearest to a kernel are not orthogonal"
-        require(operator == "matrix", "operator", must, operator)
+        require(isinstance(operator, str) and operator == "matrix", "operator", must, operator)
         self.operator = operator
         self.axis = to_axis("axis", axis)
         self.groups = to_count("groups", groups, 1)

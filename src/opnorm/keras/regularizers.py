@@ -7,14 +7,12 @@ import keras
 from keras import ops
 
 from opnorm.backends import Tensor
-from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative
+from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative, to_operator
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
-from opnorm.keras.base import real_tensor
+from opnorm.keras.base import is_empty, real_tensor
 from opnorm.keras.showing import written
 from opnorm.rules import Normalizer
-
-_OPERATORS = "matrix", "convolution"
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -59,10 +57,9 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
         power_iterations: int = 30,
         seed: int = 0,
     ) -> None:
-        require(operator in _OPERATORS, "operator", f"must be one of {_OPERATORS}", operator)
         self.strength = to_not_negative("strength", strength)
-        self.operator = operator
         self.axis = to_axis("axis", axis)
+        self.operator = to_operator(operator, self.axis)
         last = operator == "matrix" or self.axis in (-1, (-1,))
         require(last, "axis", "must be -1 with operator='convolution'", axis)
         self.strides = to_counts("strides", strides, 1)
@@ -73,6 +70,8 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
     def __call__(self, x: Any) -> Tensor:
         """Return the penalty, a number of the kernel's dtype; differentiable on every backend."""
         kernel = real_tensor(x)
+        if is_empty(kernel):
+            return ops.zeros((), kernel.dtype)
         normalizer = self._normalizer
         start = ops.convert_to_tensor(normalizer.start(tuple(kernel.shape), (self.seed,)))
         sigma, _ = normalizer.norm(kernel, start)

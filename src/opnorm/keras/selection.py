@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -18,6 +18,7 @@ def choose(kernels: list[Kernel], include: Selection | None, exclude: Selection 
     Raises:
         ValueError: When a pattern matches no kernel.
     """
+    include, exclude = to_selection("include", include), to_selection("exclude", exclude)
     wanted = kernels if include is None else _selected("include", include, kernels)
     left = [] if exclude is None else [id(kernel) for kernel in _selected("exclude", exclude, kernels)]
     return [kernel for kernel in wanted if id(kernel) not in left]
@@ -26,7 +27,7 @@ def choose(kernels: list[Kernel], include: Selection | None, exclude: Selection 
 def _selected(name: str, selection: Selection, kernels: list[Kernel]) -> list[Kernel]:
     if callable(selection):
         return [kernel for kernel in kernels if selection(kernel.layer, kernel.geometry.name)]
-    patterns = [selection] if isinstance(selection, str) else _patterns(name, selection)
+    patterns = [selection] if isinstance(selection, str) else list(selection)
     for pattern in patterns:
         known = ", ".join(kernel.path for kernel in kernels)
         found = any(_matches(pattern, kernel) for kernel in kernels)
@@ -34,11 +35,12 @@ def _selected(name: str, selection: Selection, kernels: list[Kernel]) -> list[Ke
     return [kernel for kernel in kernels if any(_matches(pattern, kernel) for pattern in patterns)]
 
 
-def _patterns(name: str, selection: Any) -> list[str]:
-    patterns = list(selection) if isinstance(selection, Sequence) else []
-    sound = isinstance(selection, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
-    require(sound, name, "must be a pattern, a sequence of patterns, or a function", selection)
-    return patterns
+def to_selection(name: str, value: Any) -> Selection | None:
+    """Return `value`; raise unless it is None, a pattern, a sequence of patterns, or a function."""
+    several = isinstance(value, Sequence) and all(isinstance(pattern, str) for pattern in value)
+    sound = value is None or callable(value) or several
+    require(sound, name, "must be a pattern, a sequence of patterns, or a function", value)
+    return cast(Selection | None, value)
 
 
 def _matches(pattern: str, kernel: Kernel) -> bool:

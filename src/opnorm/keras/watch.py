@@ -14,7 +14,7 @@ from opnorm.backends import Tensor, of
 from opnorm.bounds.brackets import Bounds, spectral_norm
 from opnorm.iterations.matrices import to_matrix
 from opnorm.iterations.power import Search
-from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.base import OperatorConstraint, is_empty
 from opnorm.keras.selection import Selection, choose
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels
 from opnorm.keras.wrappers import SpectralNormalization
@@ -112,8 +112,9 @@ def watched(
     chosen = {id(kernel) for kernel in choose([kernel for kernel, _ in places], include, exclude)}
     kernels: dict[str, Watched] = {}
     for kernel, wrappers in places:
-        if id(kernel) in chosen and kernel.variable is not None and kernel.variable.trainable:
-            path = f"{kernel.variable.path}/normalized" if wrappers else kernel.variable.path
+        variable = kernel.variable
+        if id(kernel) in chosen and variable is not None and variable.trainable and not is_empty(variable):
+            path = f"{variable.path}/normalized" if wrappers else variable.path
             name = next(name for name in _numbered(path) if name not in kernels)
             kernels[name] = Watched(name, kernel, operator, wrappers)
     return list(kernels.values()), [one for one, _ in found if isinstance(one, PassedOver)]

@@ -11,7 +11,8 @@ from keras import ops
 from scipy.sparse.linalg import LinearOperator
 
 from opnorm.backends import Tensor
-from opnorm.checks import require, to_count, to_fraction, to_operator, to_positive
+from opnorm.checks import require, to_count, to_flag, to_fraction, to_operator, to_positive
+from opnorm.keras.base import is_empty, real_tensor
 from opnorm.keras.geometry import KernelGeometry, kernels
 from opnorm.keras.showing import written
 from opnorm.keras.sites import normalizes_its_kernel, unlike, walk
@@ -78,6 +79,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        require(isinstance(layer, keras.layers.Layer), "layer", "must be a Keras layer", layer)
         # No autocasting: `call` has to see the kernels as they are stored. The wrapped layer casts by its own policy.
         # No rematerialization, which takes `training` for a tensor: the wrapped layer has it if made in a `RematScope`.
         with keras.RematScope(mode=None):
@@ -91,7 +93,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         )
         self.power_iterations = to_count("power_iterations", power_iterations, 1)
         self.value = to_positive("value", value)
-        self.cap = bool(cap)
+        self.cap = to_flag("cap", cap)
         self.operator = to_operator(operator, -1)
         self.vectors = to_count("vectors", vectors, 1)
         self.warmup_iterations = to_count("warmup_iterations", warmup_iterations, 0)
@@ -118,6 +120,7 @@ class SpectralNormalization(keras.layers.Wrapper):
                 "Argument `layer` must have a kernel that `opnorm.kernels` knows; `opnorm.kernels.register` teaches it "
                 f"layers of your own. Received: layer={self.layer!r}"
             )
+        found = [(part, geometry) for part, geometry in found if not is_empty(getattr(part, geometry.name))]
         # `.h5` files and PyTorch find variables by name, and layers inside of others may have one name.
         names = unlike([f"{part.name}_{geometry.name}_vectors" for part, geometry in found])
         self._kernels = tuple(self._prepared(*place, index, names[index]) for index, place in enumerate(found))
@@ -257,7 +260,7 @@ def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:
 def _effective(kernel: _Kernel) -> Tensor:
     _refuse_quantized(kernel)
     weight = getattr(kernel.layer, kernel.name)
-    return weight.value if isinstance(weight, keras.Variable) else weight
+    return real_tensor(weight)
 
 
 def _refuse_quantized(kernel: _Kernel) -> None:

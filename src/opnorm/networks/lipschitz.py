@@ -6,6 +6,7 @@ from typing import Any
 
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint
+from opnorm.checks import require
 from opnorm.networks.bound import NetworkBound, network_bound
 
 
@@ -35,6 +36,7 @@ def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
     is_path = isinstance(model, str | PathLike)
     if is_path and data is not None:
         raise ValueError("Argument `data` needs a live model: a file is never executed. Received: data and a path")
+    require(is_path or hasattr(model, "built"), "model", "must be a Keras model or a path", model)
     bound = _from_above(open_checkpoint(fspath(model)) if is_path else _live(model))
     return bound if data is None else bound._replace(lower=_from_below(model, data))
 

@@ -16,9 +16,10 @@ Reference:
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, eigh, lapack
+from scipy.linalg import cho_factor, cho_solve, lapack
 
 from opnorm.bounds.certificates import UNIT, gamma, up
+from opnorm.bounds.eigenvectors import top_eigenpair
 from opnorm.checks import Array
 
 Slopes = tuple[float, float]
@@ -61,7 +62,7 @@ def _step(X: Array, W: Array, m: float) -> tuple[Array, int]:
     W is divided by 2^e, which is exact, so that l is near one: else X would grow with every layer.
     """
     W, M, shift = _scaled(X, W, 2 * m**2)
-    l = 1 / (2 * m**2 * _largest_eigenvalue(M))  # noqa: E741 - its name in the paper is lambda
+    l = 1 / (2 * m**2 * top_eigenpair(M)[0])  # noqa: E741 - its name in the paper is lambda
     for slack in _SLACKS:
         after = -(l**2) * m**2 * M
         after[np.diag_indices_from(after)] += l * (1 - slack)
@@ -75,7 +76,7 @@ def _step(X: Array, W: Array, m: float) -> tuple[Array, int]:
 def _last(X: Array, W: Array) -> tuple[float, int]:
     """Return a proved upper bound of the largest eigenvalue of `W X^-1 W^T`, and an exponent as `_step` does."""
     W, M, shift = _scaled(X, W, 1.0)
-    estimate = _largest_eigenvalue(M)
+    estimate = top_eigenpair(M)[0]
     for slack in _SLACKS:
         square = estimate * (1 + slack)
         if _is_semidefinite(X, W, square * np.eye(len(W))):
@@ -88,16 +89,12 @@ def _scaled(X: Array, W: Array, factor: float) -> tuple[Array, Array, int]:
     exponent = int(np.frexp(np.linalg.norm(W))[1])
     W = np.ldexp(W, -exponent)
     M = _through(X, W)
-    half = int(np.frexp(factor * _largest_eigenvalue(M))[1]) // 2
+    half = int(np.frexp(factor * top_eigenpair(M)[0])[1]) // 2
     return np.ldexp(W, -half), np.ldexp(M, -2 * half), exponent + half
 
 
 def _through(X: Array, W: Array) -> Array:
     return np.asarray(W @ cho_solve(cho_factor(X, lower=True), W.T))
-
-
-def _largest_eigenvalue(M: Array) -> float:
-    return float(eigh(M, lower=True, eigvals_only=True, subset_by_index=[len(M) - 1, len(M) - 1])[0])
 
 
 def _is_semidefinite(X: Array, B: Array, C: Array) -> bool:

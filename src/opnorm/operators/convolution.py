@@ -11,6 +11,7 @@ import numpy as np
 from opnorm.checks import Array, positive_integers, real_array
 from opnorm.operators.sizes import Adjoint, SizedOperator
 
+_CALL = 1e5  # multiplications that take as long as the calls for one tap: some ten microseconds
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -119,34 +120,53 @@ class Convolution(SizedOperator):
             )
         return result
 
-    def _taps(self) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """Yield for each position in the kernel the slice of the padded input that it reads, and its matrices."""
-        blocks = self.blocks
-        for position in product(*map(range, self.kernel.shape[:-2])):
-            steps = zip(position, self.dilation_rate, self.strides, self.output_shape, strict=True)
-            window = tuple(slice(a * d, a * d + s * (m - 1) + 1, s) for a, d, s, m in steps)
-            tap: tuple[Any, ...] = (slice(None), *position)
-            yield (slice(None), slice(None), *window), blocks[tap]
+    def windows(self, axis: int) -> list[tuple[int, slice, slice]]:
+        """Return for each tap along an axis that meets the image: its number, the pixels it reads, where they go to.
+
+        Zeros that are read outside of the image are left out: the work is that of the image, whatever the padding.
+        """
+        n, m, s = self.input_shape[axis], self.output_shape[axis], self.strides[axis]
+        low, d = self.pads[axis][0], self.dilation_rate[axis]
+        found = []
+        for tap in range(self.kernel.shape[axis]):
+            shift = tap * d - low  # output o reads pixel o s + shift
+            first, last = max(0, -(shift // s)), min(m - 1, (n - 1 - shift) // s)
+            if first <= last:
+                reads = slice(first * s + shift, last * s + shift + 1, s)
+                found.append((tap, reads, slice(first, last + 1)))
+        return found
+
+    @property
+    def work(self) -> float:
+        """Multiplications of one product, and for each tap the time of as many as its call takes."""
+        axes = [self.windows(axis) for axis in range(self.rank)]
+        pairs = prod(sum(goes.stop - goes.start for _, _, goes in axis) for axis in axes)
+        return float(pairs * self.kernel.shape[-2] * self.kernel.shape[-1] + _CALL * prod(map(len, axes)))
+
+    def _taps(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], Array]]:
+        """Yield for each tap that meets the image the inputs it reads, the outputs they go to, and its matrices."""
+        blocks, every = self.blocks, (slice(None), slice(None))
+        for parts in product(*map(self.windows, range(self.rank))):
+            position, reads, goes = zip(*parts, strict=True)
+            yield (*every, *reads), (*every, *goes), blocks[(slice(None), *position)]
 
     def _matmat(self, X: Array) -> Array:
-        batch = X.shape[1]
-        padded = np.pad(self._split(X, self.input_shape), ((0, 0), (0, 0), *self.pads, (0, 0)))
-        result = np.zeros((self.groups, batch * prod(self.output_shape), self.channels[1] // self.groups))
-        for window, matrices in self._taps():
-            seen = padded[window]
-            result += seen.reshape(self.groups, -1, seen.shape[-1]) @ matrices
-        return self._join(result.reshape(self.groups, batch, *self.output_shape, -1))
+        given = self._split(X, self.input_shape)
+        result = np.zeros((self.groups, X.shape[1], *self.output_shape, self.channels[1] // self.groups))
+        for reads, goes, matrices in self._taps():
+            seen = given[reads]
+            image = seen.reshape(self.groups, -1, seen.shape[-1]) @ matrices
+            result[goes] += image.reshape(*seen.shape[:-1], -1)
+        return self._join(result)
 
     def _rmatmat(self, X: Array) -> Array:
-        batch = X.shape[1]
         given = self._split(X, self.output_shape)
-        flat = given.reshape(self.groups, -1, given.shape[-1])
-        sizes = [n + sum(pad) for n, pad in zip(self.input_shape, self.pads, strict=True)]
-        padded = np.zeros((self.groups, batch, *sizes, self.kernel.shape[-2]))
-        for window, matrices in self._taps():
-            padded[window] += (flat @ matrices.transpose(0, 2, 1)).reshape(padded[window].shape)
-        inside = [slice(low, low + n) for n, (low, _) in zip(self.input_shape, self.pads, strict=True)]
-        return self._join(padded[(slice(None), slice(None), *inside)])
+        result = np.zeros((self.groups, X.shape[1], *self.input_shape, self.kernel.shape[-2]))
+        for reads, goes, matrices in self._taps():
+            seen = given[goes]
+            image = seen.reshape(self.groups, -1, seen.shape[-1]) @ matrices.transpose(0, 2, 1)
+            result[reads] += image.reshape(*seen.shape[:-1], -1)
+        return self._join(result)
 
     def _split(self, X: Array, sizes: tuple[int, ...]) -> Array:
         """Return the columns of X as (groups, batch, *sizes, channels / groups)."""
@@ -171,9 +191,9 @@ class Convolution(SizedOperator):
 
 def _check_padding(padding: str | Sequence[Sequence[int]], rank: int) -> str | Pairs:
     """Return the padding's name, or its pairs as integers."""
-    if padding in ("same", "valid") or (padding == "causal" and rank == 1):
-        return str(padding)
     if isinstance(padding, str):
+        if padding in ("same", "valid") or (padding == "causal" and rank == 1):
+            return padding
         raise ValueError(
             'Argument `padding` must be "same", "valid", "causal" (one axis only) or pairs of zeros to add. Other '
             "paddings repeat pixels, so the bound for zeros does not hold for them. "

@@ -4,14 +4,14 @@
 deep-learning framework; `opnorm.keras.layers` registers Keras's layers as soon as Keras is imported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from opnorm.checks import Array, real_array
+from opnorm.checks import Array, real_array, require
 
 
 class BlockDiagonal(LinearOperator):
@@ -22,9 +22,10 @@ class BlockDiagonal(LinearOperator):
     """
 
     def __init__(self, blocks: Sequence[LinearOperator]):
-        if not blocks:
-            raise ValueError("Argument `blocks` must hold at least one operator. Received: blocks=[]")
-        self.blocks = tuple(blocks)
+        several = isinstance(blocks, Iterable) and not isinstance(blocks, str | bytes)
+        require(several, "blocks", "must be a sequence of operators or matrices", blocks)
+        self.blocks = tuple(map(_block, blocks))
+        require(bool(self.blocks), "blocks", "must hold at least one operator", blocks)
         self._rows = np.cumsum([block.shape[0] for block in self.blocks])
         self._columns = np.cumsum([block.shape[1] for block in self.blocks])
         super().__init__(np.float64, (int(self._rows[-1]), int(self._columns[-1])))  # type: ignore[call-arg]
@@ -49,15 +50,24 @@ class BlockDiagonal(LinearOperator):
     _transpose = _adjoint  # weights are real
 
 
+def _block(block: Any) -> LinearOperator:
+    """Return an operator as it is, a matrix as an operator."""
+    if isinstance(block, LinearOperator):
+        return block
+    matrix = real_array(block, "blocks")
+    require(matrix.ndim == 2, "blocks", "must hold operators and matrices of two axes", block)
+    return aslinearoperator(matrix)
+
+
 class Diagonal(LinearOperator):
     """The operator that multiplies each entry of a vector with its own number; its norm is the largest magnitude.
 
     Args:
-        factors: (n,), real.
+        factors: (n,), real. Integers beyond 2**53 are rounded to float64; their bracket allows for it.
     """
 
     def __init__(self, factors: Any):
-        self.factors = real_array(factors, "factors").ravel()
+        self.factors = real_array(factors, "factors", exact=False).ravel()
         super().__init__(np.float64, (self.factors.size, self.factors.size))  # type: ignore[call-arg]
 
     def _matmat(self, X: Array) -> Array:
@@ -88,6 +98,7 @@ def linear_operator(layer: Any) -> LinearOperator:
         TypeError: When nothing is registered for the layer's type.
     """
     raise TypeError(
+        "Argument `layer` must be of a type that was registered: "
         f"opnorm does not know the linear operator of {type(layer).__module__}.{type(layer).__qualname__}. Register a "
         "function of the layer that returns a LinearOperator: "
         f"`opnorm.linear_operator.register({type(layer).__name__}, function)`. Received: {layer!r}"

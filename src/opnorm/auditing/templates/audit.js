@@ -25,6 +25,7 @@ const digits = value => value === null ? "\u2013" : String(Number(value.toPrecis
 function how(row) {
   if (row.status !== "bounded") return `${row.status === "skipped" ? "skipped" : "not bounded"}: ${row.reason}`;
   const parts = [row.geometry + (row.assumed ? " (assumed)" : ""), row.method];
+  for (const [text, lower, upper] of row.readings) parts.push(`or ${digits(lower)} to ${digits(upper)} as ${text}`);
   if (row.constraint) parts.push(`${row.constraint.name} ${row.constraint.value}, met: ${row.constraint.met}`);
   return parts.join("; ");
 }
@@ -50,26 +51,40 @@ function cell(column, row) {
   return made;
 }
 
-const entries = report.rows.map((row, index) => {
-  const line = element("tr", {class: row.status});
-  for (const column of columns) line.append(cell(column, row));
-  return {row, index, line, text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...row.flags].join(" ").toLowerCase()};
-});
+const OPTIMIZER = "optimizer state";
+const entries = report.rows.map((row, index) => ({row, index, folded: row.reason === OPTIMIZER,
+  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...row.flags].join(" ").toLowerCase()}));
 
+function lineOf(entry) {
+  if (!entry.line) {
+    entry.line = element("tr", {class: entry.row.status});
+    for (const column of columns) entry.line.append(cell(column, entry.row));
+  }
+  return entry.line;
+}
+
+const LISTED = 1000;  // lines at first: a browser takes seconds to lay out many more
+const collator = new Intl.Collator(undefined, {numeric: true});
+let everything = false;  // whether all lines are listed
 let order = {column: null, sign: 1};
 
 function compare(a, b) {
   if (order.column === null) return a.index - b.index;
   const x = order.column.value(a.row), y = order.column.value(b.row);
   if (x === null || y === null) return (x === null) - (y === null) || a.index - b.index;  // unknown ones last, either way
-  const difference = typeof x === "number" ? x - y : x.localeCompare(y, undefined, {numeric: true});
+  const difference = typeof x === "number" ? x - y : collator.compare(x, y);
   return order.sign * difference || a.index - b.index;
 }
 
 function list() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean), status = byId("status").value;
-  const kept = entries.filter(e => (!status || e.row.status === status) && words.every(word => e.text.includes(word)));
-  byId("rows").tBodies[0].replaceChildren(...kept.sort(compare).map(e => e.line));
+  const kept = entries.filter(e => (!e.folded || byId("optimizer").checked)
+    && (!status || e.row.status === status) && words.every(word => e.text.includes(word)));
+  const listed = kept.sort(compare).slice(0, everything ? kept.length : LISTED), lines = document.createDocumentFragment();
+  for (const entry of listed) lines.append(lineOf(entry));  // no spread: an engine takes some ten thousand arguments
+  byId("rows").tBodies[0].replaceChildren(lines);
+  byId("more").hidden = listed.length === kept.length;
+  byId("more").textContent = `List all ${kept.length}, not the first ${LISTED} alone`;
   byId("shown").textContent = `${kept.length} of ${entries.length} tensors`;
 }
 
@@ -89,14 +104,21 @@ for (const column of columns) {
 }
 byId("filter").addEventListener("input", list);
 byId("status").addEventListener("change", list);
+byId("optimizer").addEventListener("change", list);
+byId("more").addEventListener("click", () => { everything = true; list(); });
 byId("filters").addEventListener("submit", event => event.preventDefault());
+const folded = entries.filter(entry => entry.folded).length;
+byId("optimizer").parentNode.hidden = folded === 0;
+byId("optimizer").nextElementSibling.textContent = `${folded} tensors of ${OPTIMIZER}`;
+list();  // first: a plot that fails leaves the table
 
 // ---- the plots -------------------------------------------------------------------------------------------------
 
 const HEIGHT = 260, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 30;
 
 function logScale(values, from, to) {
-  let low = Math.log10(Math.min(...values)), high = Math.log10(Math.max(...values));
+  let low = Infinity, high = -Infinity;
+  for (const value of values) { low = Math.min(low, Math.log10(value)); high = Math.max(high, Math.log10(value)); }
   const room = Math.max((high - low) * 0.06, 0.05);
   low -= room; high += room;
   const at = value => from + (Math.log10(value) - low) / (high - low) * (to - from);
@@ -129,24 +151,32 @@ function depthScale(count, from, to) {
   return {at: place => count === 1 ? (from + to) / 2 : from + 8 + (place - 1) / (count - 1) * (to - from - 16), ticks};
 }
 
-// Draws `items` with `draw`, and lets pointer and arrow keys choose one of them; `nearest` tells which is under the pointer.
-function plot(id, label, items, draw, read, nearest) {
+// Draws `items` with `draw`, and lets pointer and arrow keys choose one of them, which `highlight` marks; `nearest` tells
+// which is under the pointer.
+function plot(id, label, items, draw, highlight, read, nearest) {
   const box = byId(id), reading = box.parentNode.querySelector(".reading");
   if (items.length === 0) { box.textContent = "Nothing to draw."; return; }
   let chosen = -1, geometry = null;
   const svg = shape("svg", {tabindex: 0, role: "img", "aria-label": label});
   box.append(svg);
+  const overlay = shape("g", {});
+  const mark = () => {
+    overlay.replaceChildren();
+    if (chosen >= 0) overlay.append(highlight(chosen, geometry));
+  };
   const redraw = () => {
     const width = Math.max(box.clientWidth, 200);
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     svg.replaceChildren();
-    geometry = draw(svg, width, chosen);
+    geometry = draw(svg, width);
+    svg.append(overlay);
+    mark();
   };
   const choose = index => {
     if (index === chosen) return;
     chosen = index;
     reading.textContent = index < 0 ? "" : read(items[index]);
-    redraw();
+    mark();  // the rest stays as it is: there may be thousands of marks
   };
   svg.addEventListener("pointermove", event => {
     const corner = svg.getBoundingClientRect();
@@ -161,19 +191,20 @@ function plot(id, label, items, draw, read, nearest) {
 }
 
 function byDepth(id, label, rows, values, mark, read) {
-  const draw = (svg, width, chosen) => {
+  const draw = (svg, width) => {
     const x = depthScale(rows.length, LEFT, width - RIGHT), y = logScale(rows.flatMap(values), HEIGHT - BOTTOM, TOP);
     frame(svg, width, x, y, "number of the weight");
-    if (chosen >= 0) svg.append(shape("line", {class: "cursor", x1: x.at(chosen + 1), x2: x.at(chosen + 1), y1: TOP, y2: HEIGHT - BOTTOM}));
     rows.forEach((row, index) => mark(svg, row, x.at(index + 1), y));
     return x;
   };
+  const highlight = (chosen, x) =>
+    shape("line", {class: "cursor", x1: x.at(chosen + 1), x2: x.at(chosen + 1), y1: TOP, y2: HEIGHT - BOTTOM});
   const nearest = (px, py, x) => {
     let best = 0;
     rows.forEach((row, i) => { if (Math.abs(x.at(i + 1) - px) < Math.abs(x.at(best + 1) - px)) best = i; });
     return best;
   };
-  plot(id, label, rows, draw, read, nearest);
+  plot(id, label, rows, draw, highlight, read, nearest);
 }
 
 const positive = value => value !== null && value > 0;
@@ -191,21 +222,21 @@ byDepth("ranks", "Stable rank of each weight", report.rows.filter(row => positiv
   row => `${row.name}: stable rank ${digits(row.stable_rank)} of at most ${Math.min(...row.shape.slice(-2))}`);
 
 function drawSpectra() {
-  const lines = report.rows.filter(row => spectra[row.name]).map(row => {
+  const lines = report.rows.filter(row => Object.hasOwn(spectra, row.name)).map(row => {
     const top = spectra[row.name][0][1];  // rounding, far below the largest value, would stretch the axis
     return {row, points: spectra[row.name].filter(([, value]) => value > top * 1e-6)};
   }).filter(line => line.points.length > 0);
   byId("spectra-figure").hidden = lines.length === 0;
   if (lines.length === 0) return;
   const all = lines.flatMap(line => line.points);
-  const draw = (svg, width, chosen) => {
+  const path = (line, {x, y}) => line.points.map(([i, v], n) => `${n ? "L" : "M"}${x.at(i).toFixed(1)} ${y.at(v).toFixed(1)}`).join("") + "h.1";
+  const draw = (svg, width) => {
     const x = logScale(all.map(p => p[0]), LEFT, width - RIGHT), y = logScale(all.map(p => p[1]), HEIGHT - BOTTOM, TOP);
     frame(svg, width, x, y, "index of the singular value");
-    const path = line => line.points.map(([i, v], n) => `${n ? "L" : "M"}${x.at(i).toFixed(1)} ${y.at(v).toFixed(1)}`).join("") + "h.1";
-    lines.forEach((line, n) => svg.append(shape("path", {class: "line", d: path(line), "stroke-opacity": 1 - 0.7 * n / lines.length})));
-    if (chosen >= 0) svg.append(shape("path", {class: "line chosen", d: path(lines[chosen])}));
+    lines.forEach((line, n) => svg.append(shape("path", {class: "line", d: path(line, {x, y}), "stroke-opacity": 1 - 0.7 * n / lines.length})));
     return {x, y};
   };
+  const highlight = (chosen, geometry) => shape("path", {class: "line chosen", d: path(lines[chosen], geometry)});
   const nearest = (px, py, {x, y}) => {
     let best = -1, least = Infinity;
     lines.forEach((line, n) => line.points.forEach(([i, v]) => {
@@ -214,7 +245,7 @@ function drawSpectra() {
     }));
     return best;
   };
-  plot("spectra", "Singular values of each weight", lines, draw, line =>
+  plot("spectra", "Singular values of each weight", lines, draw, highlight, line =>
     `${line.row.name}: ${digits(line.points[0][1])} down to ${digits(line.points.at(-1)[1])}`, nearest);
 }
 
@@ -251,5 +282,4 @@ byId("count").textContent = `${report.rows.length} tensors: ${count("bounded")} 
   (count("failed") ? `, ${count("failed")} NOT bounded` : "");
 network();
 drawSpectra();
-list();
 theme();

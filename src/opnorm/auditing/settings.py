@@ -1,0 +1,69 @@
+"""How tensors are measured: the arguments that audits and comparisons share, checked."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from math import inf
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from opnorm.bounds.memory import machine_memory
+from opnorm.checks import check_tolerance, require
+
+Globs = str | Sequence[str] | None
+
+
+class Settings(NamedTuple):
+    """How tensors are measured."""
+
+    tolerance: float | None = None
+    time_limit: float | None = None  # seconds for each reading of a tensor
+    spectra: bool = False
+    memory_limit: float = inf  # bytes for one tensor
+
+
+class Options(NamedTuple):
+    """The arguments of an audit or a comparison, as they were given: what another process is told."""
+
+    include: Globs = None
+    exclude: Globs = None
+    tolerance: float | None = None
+    time_limit: float | None = None
+    memory_limit: int | None = None
+    jobs: int = 1
+    spectra: bool = False
+    network: bool = True
+
+    def checked(self) -> Settings:
+        """Return the settings, the memory shared by the jobs; None is the default of each, of the memory the machine's.
+
+        Raises:
+            ValueError: When an argument does not make sense, with its name and value.
+        """
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            require(_is_globs(value), name, "must be a pattern or a list of patterns", value)
+        require(_is_positive_integer(self.jobs), "jobs", "must be a positive integer", self.jobs)
+        limited = self.memory_limit is None or _is_positive_integer(self.memory_limit)
+        require(limited, "memory_limit", "must be a positive integer, in bytes", self.memory_limit)
+        timed = self.time_limit is None or (isinstance(self.time_limit, Real) and float(self.time_limit) >= 0)
+        require(timed, "time_limit", "must not be negative, in seconds", self.time_limit)
+        tolerance = None if self.tolerance is None else check_tolerance(self.tolerance)
+        room = machine_memory() if self.memory_limit is None else self.memory_limit
+        return Settings(tolerance, self.time_limit, self.spectra, room // self.jobs)
+
+    def chooses(self, name: str) -> bool:
+        """Return whether a tensor of that name is asked for."""
+        return (not self.include or _matches(name, self.include)) and not _matches(name, self.exclude)
+
+
+def _matches(name: str, globs: Globs) -> bool:
+    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs or ()))
+
+
+def _is_globs(value: Any) -> bool:
+    several = isinstance(value, list | tuple) and all(isinstance(glob, str) for glob in value)
+    return value is None or isinstance(value, str) or several
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
