@@ -9,7 +9,8 @@ from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import JSON_BYTES, inside, parse_json, require
 from opnorm.checkpoints.hdf5 import Group, read_file, read_tree
 from opnorm.checkpoints.keras_graph import keras_graph
-from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.keras_tree import Place, place_weights, places
 from opnorm.checkpoints.records import Checkpoint
 

@@ -8,16 +8,15 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_layers import (
-    KNOWN,
     Layer,
     declared_constraint,
     guessed_layer,
-    layer_geometry,
     roles,
     snake,
     sublayer,
     sublayers,
 )
+from opnorm.checkpoints.keras_maps import KNOWN, layer_geometry
 from opnorm.checkpoints.records import Geometry, Weight
 
 _TRAINING = {"optimizer": g.OPTIMIZER, "metrics": g.STATE}
@@ -118,7 +117,7 @@ def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
     for role, tensor in place.tensors.items():
         name = unique("/".join((*place.path, role)), taken)
         constraint = declared_constraint(place.layer, role)
-        geometry = _geometry(place, role, Named(name, *tensor))
+        geometry = _geometry(place, role, Named(name, *tensor[:3]))
         weights[role] = Weight(name, tensor.shape, tensor.dtype, tensor.read, geometry, constraint)
     return weights
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import parse_json
-from opnorm.checkpoints.hdf5 import Group, Tensor, attribute_texts, opened, read_file
+from opnorm.checkpoints.hdf5 import Group, Tensor, read_file
+from opnorm.checkpoints.hdf5_attributes import attribute_texts, opened
 from opnorm.checkpoints.keras_archive import all_layers, keras_checkpoint, model_checkpoint
 from opnorm.checkpoints.keras_layers import Layer, guessed_layer, serialized_layer, sublayer, sublayers
 from opnorm.checkpoints.keras_tree import Place

@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator
 from opnorm.checkpoints.files import border, guarded, require
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_archive import keras_checkpoint
-from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer
+from opnorm.checkpoints.keras_layers import Layer, serialized_layer
+from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
 
