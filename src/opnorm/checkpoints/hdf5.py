@@ -101,7 +101,11 @@ class _Walk:
 
     def failed(self, reason: str) -> Tensor:
         reason = " ".join(reason.split())[:400]
-        return Tensor((), "unknown", guarded(self.path, require, False, reason), g.unknown("unknown", reason))
+        return Tensor((), "unknown", guarded(self.path, _fail, reason), g.unknown("unknown", reason))
+
+
+def _fail(reason: str) -> np.ndarray:
+    raise CheckpointError(reason)
 
 
 def read_dataset(source: Source, name: str) -> np.ndarray:

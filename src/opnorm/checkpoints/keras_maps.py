@@ -48,10 +48,17 @@ def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None
     known = _MAPS.get(layer.kind)
     if known is None or (role.isdigit() and layer.kind in VARIABLES):
         return None
+    if layer.kind in _KERNELS and layer.kind != "EinsumDense" and len(tensors[role].shape) < 2:
+        return g.nothing(layer.kind, "a vector: a bias or a scale, no matrix", assumed=layer.assumed)
     found = known(layer, role, tensors)
     if layer.kind in _KERNELS:
         found = _kernel(layer, role, tensors, found)
-    return found._replace(assumed=layer.assumed or found.assumed)
+    return found._replace(assumed=layer.assumed or found.assumed or not _is_own(layer, role))
+
+
+def _is_own(layer: Layer, role: str) -> bool:
+    """Return whether a variable has a name that its class gives it; else what it does is a guess."""
+    return role in ("depthwise_kernel", *VARIABLES.get(layer.kind, role).split())
 
 
 def _kernel(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geometry:
@@ -88,7 +95,10 @@ def _convolution(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     shape, sliding = tensors[role].shape, _sliding(layer)
     if len(shape) != _rank(layer.kind) + 2:
         return g.nothing(layer.kind, f"a {layer.kind} kernel with {len(shape)} axes")
-    if layer.config.get("kernel_layout") == "channels_first":
+    layout = layer.config.get("kernel_layout", "channels_last")
+    if layout not in ("channels_last", "channels_first"):
+        return g.nothing(layer.kind, "nothing says which axes of its kernel are the channels")
+    if layout == "channels_first":
         return g.channels_first(layer.kind, shape, sliding)
     make = g.transposed if layer.kind in TRANSPOSED else g.depthwise if layer.kind in DEPTHWISE else g.convolution
     return make(layer.kind, shape, sliding)
@@ -139,8 +149,8 @@ def _batch_normalization(layer: Layer, role: str, tensors: Tensors) -> Geometry:
 
 def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     shape = tensors[role].shape
-    if len(shape) != _rank(layer.kind) + 2:
-        return g.nothing(layer.kind, f"a {role.replace('_', ' ')} with {len(shape)} axes")
+    if len(shape) != _rank(layer.kind) + 2 or layer.config.get("kernel_layout", "channels_last") != "channels_last":
+        return g.nothing(layer.kind, f"a {role.replace('_', ' ')} with {len(shape)} axes, or in Theano's layout")
     if role == "depthwise_kernel":
         return g.depthwise(layer.kind, shape, _sliding(layer))
     if role != "pointwise_kernel":

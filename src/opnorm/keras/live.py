@@ -13,6 +13,7 @@ from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_archive import keras_checkpoint
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer
 from opnorm.checkpoints.keras_maps import KNOWN
+from opnorm.checkpoints.keras_versions import of_version, version_of
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
 
@@ -39,7 +40,10 @@ def read_model(model: Any) -> Checkpoint:
 
 
 def _config(model: Any) -> Layer | None:
-    return serialized_layer(json.loads(json.dumps(_entry(model), default=str)))
+    import keras
+
+    entry = json.loads(json.dumps(_entry(model), default=str))
+    return serialized_layer(of_version(entry, version_of(keras.__version__)))
 
 
 def _entry(layer: Any) -> Mapping[str, Any]:
