@@ -1,5 +1,6 @@
 """Texts in the attributes of an open HDF5 file, each checked before the library takes memory for it."""
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,12 +22,39 @@ _open_file: ContextVar[BinaryIO] = ContextVar("open_file")
 def opened(source: Source) -> Iterator[Any]:
     """Open the file for reading, and close it."""
     h5py = extra("h5py")
-    with source() as raw, h5py.File(raw, "r") as file:
+    with source() as raw, h5py.File(_Whole(raw), "r") as file:
         token = _open_file.set(raw)
         try:
             yield file
         finally:
             _open_file.reset(token)
+
+
+class _Whole(io.RawIOBase):
+    """A file of which a part is read whole or not at all: for bytes that are missing h5py takes what memory held."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = 0
+        while count < len(view):
+            more = self._file.readinto(view[count:])  # type: ignore[attr-defined]
+            if not more:
+                raise OSError("the file became shorter, or ends before its tables say")
+            count += more
+        return count
 
 
 def raw_file() -> BinaryIO:

@@ -58,7 +58,7 @@ def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Ite
 
 
 def _own_places(group: Group, layer: Layer | None, path: tuple[str, ...]) -> Iterator[Place]:
-    """Yield the places of a group but for those of other layers: its `vars`, and what stands where Keras has nothing."""
+    """Yield the places of a group itself: its `vars`, and what stands where Keras puts nothing."""
     own = group.groups.get("vars")
     if own is not None:
         yield Place(path, layer, _by_role(layer, own.tensors))
