@@ -26,6 +26,7 @@ from opnorm.checkpoints.records import Geometry
 _NORMALIZATIONS = {"LayerNormalization", "GroupNormalization", "RMSNormalization"}
 _SLIDING = CONVOLUTIONS | TRANSPOSED | DEPTHWISE | SEPARABLE | CONV_RECURRENT | CONV_CELLS
 _KERNELS = {"Dense", "EinsumDense", "Embedding", "ReversibleEmbedding"} | _SLIDING | CELLS | RECURRENT
+_EPSILONS = (1e-6, 1e-2)  # beside Keras's own 1e-3, where there is no config: as far as practice goes
 _REASONS = {
     "bias": g.BIAS,
     "beta": g.BIAS,
@@ -139,12 +140,20 @@ def _batch_normalization(layer: Layer, role: str, tensors: Tensors) -> Geometry:
         return g.unknown(layer.kind, f"an epsilon of {epsilon!r}")
     if layer.config.get("mode", 0) != 0:
         return g.unknown(layer.kind, f"it divides by statistics of its own input: mode {layer.config['mode']!r}")
+    found = _normalized(layer, role, tensors, float(epsilon))
+    others = layer.config.get("other_epsilons", _EPSILONS if layer.assumed else ())
+    readings = tuple(_normalized(layer, role, tensors, other) for other in others)
+    return found._replace(assumed=bool(readings), readings=readings) if found.operator else found
+
+
+def _normalized(layer: Layer, role: str, tensors: Tensors, epsilon: float) -> Geometry:
     if role != "gamma":
-        return g.batch_variance(layer.kind, float(epsilon))
+        named = layer.assumed or layer.config.get("scale", True) is False
+        return g.batch_variance(layer.kind, epsilon) if named else g.unknown(layer.kind, "its gamma is not beside it")
     variance = tensors.get("moving_variance")
     if variance is None or variance.shape != tensors[role].shape:
         return g.unknown(layer.kind, "a scale without a variance of its shape")
-    return g.batch_normalization(layer.kind, variance.read, float(epsilon))
+    return g.batch_normalization(layer.kind, variance.read, epsilon)
 
 
 def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:

@@ -33,5 +33,5 @@ def by_role(names: Iterable[str], owner: Layer | None, path: Sequence[str]) -> d
 def _role(name: str, owner: Layer, path: Sequence[str]) -> str:
     starts = [f"{start}_" for start in (owner.name, *path[::-1]) if start and name.startswith(f"{start}_")]
     short = name.removeprefix(starts[0]) if starts else name
-    role = _ROLES.get(short, short)
+    role = _ROLES.get(short, short) if starts else name
     return "embeddings" if role == "kernel" and owner.kind == "Embedding" else role

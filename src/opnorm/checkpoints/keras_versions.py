@@ -12,7 +12,7 @@ from typing import Any
 Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
 
-_EPSILON = {0: 1e-6, 1: 1e-6, 2: 1e-3, 3: 1e-3}  # of batch normalization: 1e-6, then 1e-5, then 1e-3 in Keras 1
+_EPSILONS = (1e-6, 1e-5, 1e-3)  # the defaults of batch normalization in Keras 0 and 1; since Keras 2 the last
 _ACTIVATIONS = ("activation", "recurrent_activation", "inner_activation")
 _CHANGED = ("hard_sigmoid",)  # max(0, min(1, x / 5 + 1 / 2)) up to Keras 2, of slope 1 / 6 since Keras 3
 _HALF_PIXELS = (2, 4)  # from here on interpolation surely means the centres of pixels, as in Keras 3
@@ -67,8 +67,9 @@ def _translate(entry: dict[str, Any], version: Version) -> None:
     for key in _ACTIVATIONS:
         if key in config:
             config[key] = _activation(config[key], version)
-    if kind == "BatchNormalization":
-        config.setdefault("epsilon", _EPSILON.get(version[0], 1e-3))
+    if kind == "BatchNormalization" and "epsilon" not in config:
+        first, *others = _EPSILONS if version[0] < 2 else _EPSILONS[-1:]
+        config |= {"epsilon": first, "other_epsilons": others}
     if kind.startswith("UpSampling") and config.get("interpolation", "nearest") != "nearest" and version < _HALF_PIXELS:
         config["interpolation"] = f"{config['interpolation']}, as Keras {version[0] or 'of an unknown version'} has it"
     if version[0] < 2 and any(word in config for word in _OLD_WORDS):
