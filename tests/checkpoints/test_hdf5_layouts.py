@@ -3,11 +3,12 @@
 import io
 import json
 import zipfile
-from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
+from explicit import explicit_matrix
+from readers import all_read, visited
 from samples import BIAS, CONFIG, KERNEL, LAYERS, MATRIX, keras_file, legacy_file, weights_h5
 from typer.testing import CliRunner
 
@@ -85,20 +86,6 @@ def archive(path):
     return path
 
 
-def stored(path):
-    """Return shape and bytes of all datasets, as h5py's visitor finds them."""
-    found = Counter()
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found[item.shape, item[()].tobytes()] += 1
-
-    source = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5")) if path.suffix == ".keras" else path
-    with h5py.File(source) as file:
-        file.visititems(visit)
-    return found
-
-
 LAYOUTS = {
     "keras_0.h5": keras_0,
     "root.h5": root_datasets,
@@ -114,12 +101,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_dataset_that_h5py_visits_has_a_row(tmp_path, name):
     path = LAYOUTS[name](tmp_path / name)
-    found = open_checkpoint(path).weights
-    assert Counter((weight.shape, weight.read().tobytes()) for weight in found) == stored(path)
-    rows = {row.name: row for row in opnorm.audit(path).rows}
-    assert len(rows) == stored(path).total()
-    for weight in found:  # a matrix is skipped as optimizer state alone
-        row = rows[weight.name]
+    assert all_read(path) == visited(path)
+    rows = opnorm.audit(path).rows
+    assert len({row.name for row in rows}) == visited(path).total()
+    for row in rows:  # a matrix is skipped as optimizer state alone
         assert row.status != "skipped" or len(row.shape) < 2 or row.reason == "optimizer state"
 
 
@@ -152,6 +137,19 @@ def test_a_kernel_of_an_unknown_layout_is_read_in_both(tmp_path):
     assert any(lower <= np.sqrt(2) <= upper for lower, upper in brackets)
     # the former: one output channel reads one input channel, twice side by side: 2 at frequency zero
     assert any(lower <= 2 <= upper for lower, upper in brackets)
+
+
+@pytest.mark.parametrize(("strides", "groups"), [(1, 1), (2, 1), (3, 4), (1, 4)])
+def test_a_convolution_whose_settings_no_file_tells_lies_between_its_readings(tmp_path, strides, groups):
+    (tmp_path / "a.weights.h5").write_bytes(weights_h5(LAYERS))
+    found = next(one for one in open_checkpoint(tmp_path / "a.weights.h5").weights if one.shape == KERNEL.shape)
+    kernel = KERNEL.astype("f8")
+    readings = [spectral_norm(one.operator(kernel)) for one in (found.geometry, *found.geometry.readings)]
+    truth = np.linalg.svd(
+        explicit_matrix(kernel, (9, 9), (strides, strides), "valid", (1, 1), groups), compute_uv=False
+    )[0]
+    assert min(lower for lower, _ in readings) * (1 - 1e-9) <= truth <= max(upper for _, upper in readings)
+    assert found.geometry.assumed
 
 
 def strange(file):

@@ -10,12 +10,12 @@ from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import JSON_BYTES, inside, parse_json, require
 from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.hdf5 import Group, read_file, read_tree
-from opnorm.checkpoints.keras_graph import keras_graph
+from opnorm.checkpoints.keras_graph import Weights, keras_graph
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
 from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.keras_tree import Place, place_weights, places
 from opnorm.checkpoints.keras_versions import UNKNOWN, Version, of_version, version_of
-from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph
 
 
 def read_keras(path: Path) -> Checkpoint:
@@ -72,9 +72,19 @@ def model_checkpoint(form: str, model: Layer | None, found: Sequence[Place]) -> 
     """Return the checkpoint of places that hold weights; without a config what a weight does is assumed."""
     taken: set[str] = set()
     weights = [(place.path, place_weights(place, taken)) for place in found]
-    graph = keras_graph(model, weights) if model else None
+    graph, notes = _graph(model, weights) if model else (None, ())
     every = tuple(weight for _, by_role in weights for weight in by_role.values())
-    return Checkpoint(form, every, graph, tuple(_notes(model)) if model else ())
+    return Checkpoint(form, every, graph, (*(_notes(model) if model else ()), *notes))
+
+
+def _graph(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...]]:
+    """Return the graph, or why there is none where its config makes no sense."""
+    try:
+        return keras_graph(model, weights), ()
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # configs come from files
+        return None, (f"how its layers are joined is not understood: {type(error).__name__}: {error}",)
 
 
 def _notes(model: Layer) -> Iterator[str]:

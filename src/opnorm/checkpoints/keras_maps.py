@@ -1,6 +1,9 @@
 """What Keras's layers do with their variables."""
 
+import re
 from collections.abc import Callable
+
+import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.hdf5 import Tensor
@@ -22,6 +25,7 @@ from opnorm.checkpoints.keras_layers import (
     quantization,
 )
 from opnorm.checkpoints.records import Geometry
+from opnorm.checks import Array
 
 _NORMALIZATIONS = {"LayerNormalization", "GroupNormalization", "RMSNormalization"}
 _SLIDING = CONVOLUTIONS | TRANSPOSED | DEPTHWISE | SEPARABLE | CONV_RECURRENT | CONV_CELLS
@@ -69,7 +73,18 @@ def _kernel(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geome
         return g.unknown(layer.kind, g.QUANTIZED)
     if found.operator is None:
         return g.unknown(layer.kind, found.reason)
+    if layer.assumed and layer.kind in _SLIDING:
+        found = found._replace(readings=(_slowest(layer.kind),))
     return _low_rank(layer, role, tensors, found)
+
+
+def _slowest(kind: str) -> Geometry:
+    """Return the reading of the smallest norm: strides that skip the whole kernel, and a group for each output."""
+
+    def norms(kernel: Array) -> Array:
+        return np.asarray(np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0))
+
+    return g.diagonal(kind, "the vector of each output channel, at large strides and in groups", norms, assumed=True)
 
 
 def _is_int8(layer: Layer, role: str, tensors: Tensors) -> bool:
@@ -81,7 +96,7 @@ def _is_int8(layer: Layer, role: str, tensors: Tensors) -> bool:
 
 def _rank(kind: str) -> int:
     """Return over how many axes a convolution of that class slides."""
-    return int(kind[kind.index("D") - 1])
+    return int(kind[re.search(r"\dD", kind).start()])  # type: ignore[union-attr]
 
 
 def _sliding(layer: Layer) -> g.Sliding:

@@ -140,7 +140,10 @@ def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
     for role, tensor in place.tensors.items():
         name = unique("/".join((*place.path, place.names.get(role, role))), taken)
         constraint = declared_constraint(place.layer, role)
-        geometry = _geometry(place, role, own[role], others)
+        try:
+            geometry = _geometry(place, role, own[role], others)
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # settings come from files
+            geometry = g.unknown("unknown", f"the settings of its layer make no sense: {error}")
         weights[role] = Weight(name, tensor.shape, tensor.dtype, tensor.read, geometry, constraint)
     return weights
 
