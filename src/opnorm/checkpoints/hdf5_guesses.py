@@ -10,6 +10,12 @@ _SETTLED = (g.OPTIMIZER, g.COUNTER, g.BIAS, g.MEAN)  # these have no norm of the
 _CODES = ("int8", "uint8", "int4", "uint4")  # of which a quantized kernel may be made
 
 
+def beside_codes(tensor: Named, others: Mapping[str, Named]) -> bool:
+    """Return whether a tensor of several axes stands beside what may be the codes of a kernel, and may scale them."""
+    coded = any(other.dtype in _CODES and len(other.shape) > 1 for other in others.values())
+    return coded and len(tensor.shape) > 1
+
+
 def plain_guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return the guess for a tensor of a file that need not be Keras's; a kernel is read in both usual layouts."""
     found = careful(guess(tensor, others), tensor)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
-from opnorm.checkpoints.hdf5_guesses import as_kernel, careful, plain_guess
+from opnorm.checkpoints.hdf5_guesses import as_kernel, beside_codes, careful, plain_guess
 from opnorm.checkpoints.keras_layers import (
     Layer,
     declared_constraint,
@@ -177,4 +177,8 @@ def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named
 
 
 def _guessed(place: Place, tensor: Named, others: Mapping[str, Named]) -> Geometry:
-    return plain_guess(tensor, others) if place.plain else careful(guess(as_kernel(tensor), {}), tensor)
+    if place.plain:
+        return plain_guess(tensor, others)
+    if beside_codes(tensor, others):
+        return g.unknown("unknown", g.QUANTIZED)
+    return careful(guess(as_kernel(tensor), {}), tensor)

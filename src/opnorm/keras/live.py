@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from opnorm.checkpoints.files import border, guarded, require
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_archive import keras_checkpoint
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer
@@ -87,7 +88,9 @@ def _group(layer: Any, seen: set[int]) -> Group:
         taken |= {id(variable) for variable in part.variables}
         if id(part) not in seen:
             (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
-    own = {variable.name: _tensor(variable) for variable in layer.variables if id(variable) not in taken}
+    rest = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
+    names: set[str] = set()
+    own = {unique(str(variable.name), names): _tensor(variable) for variable in rest}
     members = {name: Group("", {}, inner) for name, inner in lists.items()}
     return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
 
