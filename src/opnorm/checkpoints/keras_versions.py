@@ -13,6 +13,7 @@ Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
 
 _EPSILONS = (1e-6, 1e-5, 1e-3)  # the defaults of batch normalization in Keras 0 and 1; since Keras 2 the last
+_FUSED = 1.001e-5  # the smallest epsilon that TensorFlow's fused batch normalization takes
 _ACTIVATIONS = ("activation", "recurrent_activation", "inner_activation")
 _CHANGED = ("hard_sigmoid",)  # max(0, min(1, x / 5 + 1 / 2)) up to Keras 2, of slope 1 / 6 since Keras 3
 _HALF_PIXELS = (2, 4)  # from here on interpolation surely means the centres of pixels, as in Keras 3
@@ -70,10 +71,17 @@ def _translate(entry: dict[str, Any], version: Version) -> None:
     if kind == "BatchNormalization" and "epsilon" not in config:
         first, *others = _EPSILONS if version[0] < 2 else _EPSILONS[-1:]
         config |= {"epsilon": first, "other_epsilons": others}
+    elif kind == "BatchNormalization" and version[0] < 3:
+        config["other_epsilons"] = _raised(config["epsilon"])
     if kind.startswith("UpSampling") and config.get("interpolation", "nearest") != "nearest" and version < _HALF_PIXELS:
         config["interpolation"] = f"{config['interpolation']}, as Keras {version[0] or 'of an unknown version'} has it"
     if version[0] < 2 and any(word in config for word in _OLD_WORDS):
         _modernize(entry, kind, config)
+
+
+def _raised(epsilon: Any) -> list[float]:
+    """Return what TensorFlow's fused kernel, which Keras 1 and 2 call for images alone, takes for a small epsilon."""
+    return [_FUSED] if isinstance(epsilon, int | float) and epsilon < _FUSED else []
 
 
 def _activation(value: Any, version: Version) -> Any:

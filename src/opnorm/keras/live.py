@@ -88,9 +88,9 @@ def _group(layer: Any, seen: set[int]) -> Group:
         taken |= {id(variable) for variable in part.variables}
         if id(part) not in seen:
             (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
-    rest = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
+    hidden = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
     names: set[str] = set()
-    own = {unique(str(variable.name), names): _tensor(variable) for variable in rest}
+    own = {unique(str(variable.name), names): _tensor(variable) for variable in hidden}
     members = {name: Group("", {}, inner) for name, inner in lists.items()}
     return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
 
