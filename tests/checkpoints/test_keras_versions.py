@@ -121,7 +121,9 @@ def test_a_small_epsilon_may_be_raised_by_tensorflow(tmp_path, text, readings):
     path = write(tmp_path / "a.h5", [entry("BatchNormalization", "b", axis=-1, epsilon=1e-6)], norm(), text)
     weight = next(one for one in open_checkpoint(path).weights if one.name == "b/gamma")
     found = [one.operator(np.ones(3)) @ np.ones(3) for one in (weight.geometry, *weight.geometry.readings)]
-    np.testing.assert_allclose(found, [1 / np.sqrt(EYE[0] / 4 + epsilon) for epsilon in readings], rtol=1e-12)
+    np.testing.assert_allclose(
+        found, [1 / np.sqrt(EYE[0].astype("f8") / 4 + epsilon) for epsilon in readings], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("text", "known"), [("2.2.4-tf", False), (None, False), ("2.4.0", True), ("3.1.0", True)])

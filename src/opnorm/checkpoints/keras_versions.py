@@ -13,7 +13,7 @@ Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
 
 _EPSILONS = (1e-6, 1e-5, 1e-3)  # the defaults of batch normalization in Keras 0 and 1; since Keras 2 the last
-_FUSED = 1.001e-5  # the smallest epsilon that TensorFlow's fused batch normalization takes
+_FUSED = 1.001e-5  # the smallest epsilon of fused batch normalization, which cuDNN asked for
 _ACTIVATIONS = ("activation", "recurrent_activation", "inner_activation")
 _CHANGED = ("hard_sigmoid",)  # max(0, min(1, x / 5 + 1 / 2)) up to Keras 2, of slope 1 / 6 since Keras 3
 _HALF_PIXELS = (2, 4)  # from here on interpolation surely means the centres of pixels, as in Keras 3
@@ -80,7 +80,7 @@ def _translate(entry: dict[str, Any], version: Version) -> None:
 
 
 def _raised(epsilon: Any) -> list[float]:
-    """Return what TensorFlow's fused kernel, which Keras 1 and 2 call for images alone, takes for a small epsilon."""
+    """Return what early TensorFlow, whose fused kernel Keras 1 and 2 call for images, takes for a smaller epsilon."""
     return [_FUSED] if isinstance(epsilon, int | float) and epsilon < _FUSED else []
 
 
