@@ -54,6 +54,7 @@ _QUANTIZED = {  # after `kernel` and `bias`, or in their place
     "gptq": "bias quantized_kernel kernel_scale kernel_zero g_idx",
     "awq": "bias quantized_kernel kernel_scale kernel_zero awq_scales g_idx",
 }
+_CHANGING = re.compile(r"spectral|weight_?norm|lipschitz|bjorck|ortho|parametri")  # in names of classes not Keras's
 _SWITCHES = {"bias": "use_bias", "beta": "center", "gamma": "scale"}
 
 
@@ -99,7 +100,25 @@ def snake(kind: str) -> str:
 
 
 def sublayer(layer: Layer, key: str) -> Layer | None:
-    """Return the layer that a layer keeps under an attribute: a wrapper's, a recurrence's cell, a projection."""
+    """Return the layer that a layer keeps under an attribute: a wrapper's, a recurrence's cell, a projection.
+
+    Where the outer one changes the kernels of the inner one in each call, the inner one's config says so under
+    `normalized`: the norm that it gives them, or its class where nothing more is known.
+    """
+    found, change = _sublayer(layer, key), normalization(layer)
+    return found._replace(config={**found.config, "normalized": change}) if found and change is not None else found
+
+
+def normalization(layer: Layer) -> float | str | None:
+    """Return what a layer does with the kernels in it: the norm that they get, or a class that may change them."""
+    if layer.kind == "opnorm>SpectralNormalization":
+        value = layer.config.get("value", 1.0)
+        return float(value) if isinstance(value, int | float) else layer.kind
+    foreign = ">" in layer.kind and _CHANGING.search(snake(layer.kind))
+    return layer.kind if foreign else layer.config.get("normalized")
+
+
+def _sublayer(layer: Layer, key: str) -> Layer | None:
     key = key.lstrip("_")
     config = layer.config
     if layer.kind in RECURRENT | CONV_RECURRENT and key == "cell":

@@ -22,6 +22,7 @@ from opnorm.checkpoints.keras_layers import (
     WRAPPERS,
     Layer,
     Tensors,
+    normalization,
     quantization,
 )
 from opnorm.checkpoints.records import Geometry
@@ -75,7 +76,21 @@ def _kernel(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geome
         return g.unknown(layer.kind, found.reason)
     if layer.assumed and layer.kind in _SLIDING:
         found = found._replace(readings=(_slowest(layer.kind),))
-    return _low_rank(layer, role, tensors, found)
+    return _normalized_kernel(layer, _low_rank(layer, role, tensors, found))
+
+
+def _normalized_kernel(layer: Layer, found: Geometry) -> Geometry:
+    """Return the geometry of a stored kernel that a wrapper divides by its norm in each call: read as either."""
+    change = normalization(layer)
+    if change is None or found.operator is None:
+        return found
+    if isinstance(change, str):
+        return g.unknown(layer.kind, f"{change} may change it in each call")
+    norm = np.full(1, change)
+    reading = g.diagonal(
+        layer.kind, f"divided by its norm in each call, to be {change:g}", lambda _: norm, assumed=True
+    )
+    return found._replace(assumed=True, readings=(*found.readings, reading))
 
 
 def _slowest(kind: str) -> Geometry:

@@ -13,6 +13,7 @@ from opnorm.checkpoints.keras_layers import (
     Layer,
     declared_constraint,
     guessed_layer,
+    normalization,
     roles,
     snake,
     sublayer,
@@ -173,6 +174,8 @@ def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named
         reason = f"a variable of {kind}, of which no linear map is known"
         return g.unknown(kind, reason) if len(tensor.shape) > 1 else g.nothing(kind, reason)
     found = _guessed(place, tensor, others)
+    if len(tensor.shape) > 1 and isinstance(normalization(Layer(kind, "", {})), str):
+        return g.unknown(kind, f"{kind} may change it in each call")
     return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
 
 
