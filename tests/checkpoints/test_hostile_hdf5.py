@@ -141,6 +141,21 @@ def test_a_dataset_that_stores_nothing_may_not_be_large(tmp_path):
     refused(tmp_path / "a.h5", "says that it takes 134217728 bytes and stores 0")
 
 
+def test_a_dataset_of_very_many_chunks_is_refused(tmp_path):
+    """The library would take 15 GB and a minute for 1.4 KB."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("w", (2000, 2000), "f4", chunks=(1, 1))
+    refused(tmp_path / "a.h5", "4000000 chunks, of which 0 are stored")
+
+
+def test_many_chunks_that_are_stored_are_read(tmp_path):
+    array = np.random.default_rng(0).standard_normal((200, 300))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("w", data=array, chunks=(1, 1))
+    (weight,) = open_checkpoint(tmp_path / "a.h5").weights
+    np.testing.assert_array_equal(weight.read(), array)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.8])
 @pytest.mark.parametrize("ending", ["a.h5", "a.keras"])
 def test_a_file_that_shrinks_while_it_is_read_ends_in_an_error(tmp_path, ending, kept):

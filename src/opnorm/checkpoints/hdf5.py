@@ -81,23 +81,23 @@ class _Walk:
             return self.failed(f"{group.name.rstrip('/')}/{key} is a link to another place, which is not followed")
         try:
             item = group[key]
-            if isinstance(item, h5py.Dataset):
-                return self.tensor(item)
-            return self.group(item, depth + 1) if isinstance(item, h5py.Group) else None
+            if isinstance(item, h5py.Group):
+                return self.group(item, depth + 1)
+            return self.tensor(item) if isinstance(item, h5py.Dataset) else None
         except (CheckpointError, MemoryError, RecursionError):
             raise
         except Exception as error:  # the library raises anything at a damaged member, a type that it does not know
             return self.failed(f"it cannot be read ({type(error).__name__}: {error})")
 
     def tensor(self, dataset: Any) -> Tensor:
-        geometry = typed_geometry(dataset)
-        shape = (0,) if dataset.shape is None else dataset.shape
-        if geometry is None:
-            try:
+        shape, dtype = (0,) if dataset.shape is None else dataset.shape, "unknown"
+        try:
+            dtype, geometry = _dtype(dataset), typed_geometry(dataset)
+            if geometry is None:
                 check_storage(dataset, raw_file())
-            except CheckpointError as error:
-                geometry = g.unknown("unknown", str(error))
-        return Tensor(shape, _dtype(dataset), guarded(self.path, read_dataset, self.source, dataset.name), geometry)
+        except CheckpointError as error:
+            geometry = g.unknown("unknown", str(error))
+        return Tensor(shape, dtype, guarded(self.path, read_dataset, self.source, dataset.name), geometry)
 
     def failed(self, reason: str) -> Tensor:
         reason = " ".join(reason.split())[:400]

@@ -31,7 +31,7 @@ def opened(source: Source) -> Iterator[Any]:
 
 
 class _Whole(io.RawIOBase):
-    """A file of which a part is read whole or not at all: for bytes that are missing h5py takes what memory held."""
+    """A file of which a part is read whole or not at all: h5py does not look how many bytes came, and takes zeros."""
 
     def __init__(self, file: BinaryIO):
         super().__init__()

@@ -16,6 +16,7 @@ _COMPRESSIONS = (_DEFLATE, _LZF)
 _GROWTH = {_DEFLATE: 1032, _LZF: 90}  # bytes at most that one stored byte unpacks to: 1032 : 1 and 264 : 3
 _FREE = 2**26  # bytes that a dataset may take, whatever the file stores of it
 _RATIO = 100  # weights hardly compress
+_CHUNKS = 2**15  # of a dataset, stored or not: the library takes 4 KiB for each while it reads
 _PIECE = 2**14  # bytes inflated at a time: into 16 MiB at most
 _SLACK = 16  # bytes of a chunk beside its values: a checksum
 
@@ -85,7 +86,10 @@ def _check_chunks(dataset: Any, size: int) -> None:
     """Raise unless each chunk lies in the file, and is no larger than what it unpacks to."""
     compression = _compression(dataset)
     most = _chunk_bytes(dataset) if compression is None else 2 * _chunk_bytes(dataset)  # deflate adds 1 part in 1000
-    for chunk in _chunks(dataset):
+    chunks, count = _chunks(dataset), prod(-(-n // k) for n, k in zip(dataset.shape, dataset.chunks, strict=True))
+    crowd = count > _CHUNKS + 2 * len(chunks)
+    require(not crowd, f"{dataset.name!r} is cut into {count} chunks, of which {len(chunks)} are stored")
+    for chunk in chunks:
         require(chunk.size <= min(most + _SLACK, size), f"a chunk of {dataset.name!r} claims {chunk.size} bytes")
         swollen = compression == _LZF and chunk.size * _GROWTH[_LZF] > 2 * _FREE
         require(not swollen, f"a chunk of {dataset.name!r} may unpack to more than {2 * _FREE >> 20} MiB")
