@@ -149,7 +149,7 @@ def test_a_dataset_of_very_many_chunks_is_refused(tmp_path):
 
 
 def test_many_chunks_that_are_stored_are_read(tmp_path):
-    array = np.random.default_rng(0).standard_normal((200, 300))
+    array = np.random.default_rng(0).standard_normal((200, 200))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("w", data=array, chunks=(1, 1))
     (weight,) = open_checkpoint(tmp_path / "a.h5").weights

@@ -126,6 +126,19 @@ def test_a_small_epsilon_may_be_raised_by_tensorflow(tmp_path, text, readings):
     )
 
 
+@pytest.mark.parametrize(("kind", "text"), [("BatchNormalizationV1", "2.2.4-tf"), ("BatchNormalization", "2.13.1")])
+def test_batch_normalization_has_other_names_in_tensorflow_1(tmp_path, kind, text):
+    report = opnorm.audit(write(tmp_path / "a.h5", [entry(kind, "b", axis=-1, epsilon=0.1)], norm(), text))
+    truth = np.max(np.array([2, 1, 1]) / np.sqrt(np.array([0.25, 0, 0]) + 0.1))
+    assert report.rows[0].upper == pytest.approx(truth, rel=1e-9)
+    assert report.network["upper"] == pytest.approx(truth, rel=1e-9)
+
+
+def test_a_vector_of_a_class_that_is_not_known_may_be_a_map(tmp_path):
+    report = opnorm.audit(write(tmp_path / "a.h5", [entry("ScaleLayer", "b")], {"b": {"b/w:0": EYE[0] * 9}}, "2.4.0"))
+    assert report.rows[0].status == "failed"
+
+
 @pytest.mark.parametrize(("text", "known"), [("2.2.4-tf", False), (None, False), ("2.4.0", True), ("3.1.0", True)])
 def test_interpolation_of_early_versions_is_another(tmp_path, text, known):
     layers = [entry("Dense", "d"), entry("UpSampling2D", "u", size=[2, 2], interpolation="bilinear")]

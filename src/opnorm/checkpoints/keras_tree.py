@@ -172,7 +172,7 @@ def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named
         return _guessed(place, tensor, others)
     if ">" not in kind:
         reason = f"a variable of {kind}, of which no linear map is known"
-        return g.unknown(kind, reason) if len(tensor.shape) > 1 else g.nothing(kind, reason)
+        return g.unknown(kind, reason) if tensor.shape and "int" not in tensor.dtype else g.nothing(kind, reason)
     found = _guessed(place, tensor, others)
     if len(tensor.shape) > 1 and isinstance(normalization(Layer(kind, "", {})), str):
         return g.unknown(kind, f"{kind} may change it in each call")

@@ -21,6 +21,10 @@ _CONVOLUTIONS = {  # of Keras 1
     "Convolution1D": "Conv1D", "Convolution2D": "Conv2D", "Convolution3D": "Conv3D", "AtrousConvolution1D": "Conv1D",
     "AtrousConvolution2D": "Conv2D", "SeparableConvolution2D": "SeparableConv2D",
 }  # fmt: skip
+_LATER = {  # of tf.keras in TensorFlow 1
+    "BatchNormalizationV1": "BatchNormalization", "BatchNormalizationV2": "BatchNormalization", "LSTMV1": "LSTM",
+    "GRUV1": "GRU", "UnifiedLSTM": "LSTM", "UnifiedGRU": "GRU",
+}  # fmt: skip
 _WORDS = {
     "border_mode": "padding", "subsample": "strides", "subsample_length": "strides", "atrous_rate": "dilation_rate",
     "pool_length": "pool_size", "stride": "strides", "length": "size", "bias": "use_bias",
@@ -68,6 +72,7 @@ def _translate(entry: dict[str, Any], version: Version) -> None:
     for key in _ACTIVATIONS:
         if key in config:
             config[key] = _activation(config[key], version)
+    kind = entry["class_name"] = _LATER.get(kind, kind) if version[0] < 3 else kind
     if kind == "BatchNormalization" and "epsilon" not in config:
         first, *others = _EPSILONS if version[0] < 2 else _EPSILONS[-1:]
         config |= {"epsilon": first, "other_epsilons": others}
