@@ -7,12 +7,12 @@ from opnorm.checkpoints.guesses import Named, guess
 from opnorm.checkpoints.records import Geometry
 
 _SETTLED = (g.OPTIMIZER, g.COUNTER, g.BIAS, g.MEAN)  # these have no norm of their own, however many axes they have
-_CODES = ("int8", "uint8", "int4", "uint4")  # of which a quantized kernel may be made
+CODES = ("int8", "uint8", "int4", "uint4")  # of which a quantized kernel may be made
 
 
 def beside_codes(tensor: Named, others: Mapping[str, Named]) -> bool:
     """Return whether a tensor of several axes stands beside what may be the codes of a kernel, and may scale them."""
-    coded = any(other.dtype in _CODES and len(other.shape) > 1 for other in others.values())
+    coded = any(other.dtype in CODES and len(other.shape) > 1 for other in others.values())
     return coded and len(tensor.shape) > 1
 
 
@@ -29,7 +29,7 @@ def careful(found: Geometry, tensor: Named) -> Geometry:
     """Return a guess that lets no tensor of several axes pass for harmless only because it was not understood."""
     if found.operator is not None or len(tensor.shape) < 2 or tensor.dtype == "bool" or found.reason in _SETTLED:
         return found
-    if "int" in tensor.dtype and tensor.dtype not in _CODES:
+    if "int" in tensor.dtype and tensor.dtype not in CODES:
         return found
     return found._replace(text="unknown", unknown=True)
 

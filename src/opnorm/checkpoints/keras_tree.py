@@ -8,7 +8,7 @@ from typing import NamedTuple
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
-from opnorm.checkpoints.hdf5_guesses import as_kernel, beside_codes, careful, plain_guess
+from opnorm.checkpoints.hdf5_guesses import CODES, as_kernel, beside_codes, careful, plain_guess
 from opnorm.checkpoints.keras_layers import (
     Layer,
     declared_constraint,
@@ -172,7 +172,8 @@ def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named
         return _guessed(place, tensor, others)
     if ">" not in kind:
         reason = f"a variable of {kind}, of which no linear map is known"
-        return g.unknown(kind, reason) if tensor.shape and "int" not in tensor.dtype else g.nothing(kind, reason)
+        counts = "int" in tensor.dtype and (tensor.dtype not in CODES or len(tensor.shape) < 2)
+        return g.nothing(kind, reason) if counts or not tensor.shape else g.unknown(kind, reason)
     found = _guessed(place, tensor, others)
     if len(tensor.shape) > 1 and isinstance(normalization(Layer(kind, "", {})), str):
         return g.unknown(kind, f"{kind} may change it in each call")
