@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from explicit import explicit_matrix
-from readers import all_read, visited
+from hdf5_files import all_read, visited
 from samples import BIAS, CONFIG, KERNEL, LAYERS, MATRIX, keras_file, legacy_file, weights_h5
 from typer.testing import CliRunner
 

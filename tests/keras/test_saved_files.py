@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from readers import all_read, visited
+from hdf5_files import all_read, visited
 from scipy.linalg import svdvals
 
 import opnorm

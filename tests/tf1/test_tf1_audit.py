@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import tensorflow as tf
-from readers import all_read, visited
+from hdf5_files import all_read, visited
 
 import opnorm
 
