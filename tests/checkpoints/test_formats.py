@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, legacy_file
 
 from opnorm.bounds.brackets import spectral_norm
+from opnorm.checkpoints.keras_layers import snake
 from opnorm.checkpoints.opening import open_checkpoint
 
 HALVES = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64, torch.int8, torch.bool]
@@ -260,5 +261,18 @@ def test_a_layer_inside_opnorms_wrapper_is_read_as_itself(tmp_path):
     found = open_checkpoint(keras_file(tmp_path / "a.keras", functional([wrapper], [], []), layers))
     weights = by_name(found)
     assert weights["sn/conv/kernel"].geometry.text == "convolution, strides 2, padding same"
+    assert spectral_norm(weights["sn/conv/kernel"].geometry.readings[0].operator(KERNEL)).upper == 1  # as applied
     assert weights["sn/0"].geometry.operator is None
     assert found.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["Addons>WeightNormalization", "mine>SpectralNorm", "deel-lip>LipschitzWrapper"])
+def test_a_kernel_that_a_foreign_wrapper_may_change_is_unknown(tmp_path, kind):
+    wrapper = layer(kind.split(">")[1], "w", layer=layer("Dense", "d")) | {"module": "m", "registered_name": kind}
+    layers = {snake(kind): ("w", [MATRIX]), f"{snake(kind)}/layer": ("d", [MATRIX, BIAS])}
+    found = open_checkpoint(keras_file(tmp_path / "a.keras", functional([wrapper], [], []), layers))
+    matrices = [weight for weight in found.weights if weight.shape == MATRIX.shape]
+    assert len(matrices) == 2
+    for weight in matrices:
+        assert weight.geometry.unknown
+        assert "may change it in each call" in weight.geometry.reason

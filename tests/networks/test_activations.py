@@ -85,7 +85,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_difference_quotients_lie_in_the_slopes_and_reach_their_ends(name):
-    low, high = activation(name, {}).slopes
+    low, high = activation(name, {"keras": 3}).slopes
     quotients = np.diff(PLAIN[name](X)) / H
     rounding = 1e-11  # of a difference quotient: 40 u / h
     assert low - rounding <= quotients.min()
@@ -104,6 +104,8 @@ def test_difference_quotients_lie_in_the_slopes_and_reach_their_ends(name):
         ("LeakyRelu", {}, (0.01, 1)),
         ("ELU", {"alpha": 2.5}, (0, 2.5)),
         ("HardSigmoid", {"alpha": 0.7}, (0, 0.7)),
+        ("hard_sigmoid", {"keras": 2}, (0, 0.2)),
+        ("hard_sigmoid", {}, (0, 0.2)),  # of an unknown version: the larger
     ],
 )
 def test_options_move_the_slopes(name, options, slopes):

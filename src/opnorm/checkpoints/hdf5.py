@@ -1,23 +1,24 @@
-"""HDF5 files as trees of tensors that can be read one by one; links and storage that lead elsewhere are refused."""
+"""HDF5 files as trees of tensors that can be read one by one; links and storage that lead elsewhere are not followed.
+
+Every dataset is a tensor of the tree, also one whose values are not read: then its geometry says why.
+"""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from os import SEEK_END
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from opnorm.checkpoints.files import DEPTH, byte_size, check_growth, extra, guarded, require
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.files import DEPTH, extra, guarded, require
+from opnorm.checkpoints.hdf5_attributes import Source, opened, raw_file, text_attribute
 from opnorm.checkpoints.hdf5_heaps import check_heaps
-from opnorm.checkpoints.hdf5_texts import claimed_length
-from opnorm.checkpoints.records import CheckpointError
+from opnorm.checkpoints.hdf5_storage import check_contents, check_storage
+from opnorm.checkpoints.hdf5_types import is_bfloat16, typed_geometry
+from opnorm.checkpoints.records import CheckpointError, Geometry
 
-Source = Callable[[], BinaryIO]
-
-_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # HDF5's own and LZF: any other would be looked for among plugins
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class Tensor(NamedTuple):
@@ -26,6 +27,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    geometry: Geometry | None = None  # where its type or its storage leaves nothing to ask: text, a compound type
 
 
 class Group(NamedTuple):
@@ -36,25 +38,10 @@ class Group(NamedTuple):
     groups: Mapping[str, "Group"]
 
 
-# The file that `opened` has open: h5py does not hand it back.
-_open_file: ContextVar[BinaryIO] = ContextVar("open_file")
-
-
-@contextmanager
-def opened(source: Source) -> Iterator[Any]:
-    """Open the file for reading, and close it."""
-    h5py = extra("h5py")
-    with source() as raw, h5py.File(raw, "r") as file:
-        token = _open_file.set(raw)
-        try:
-            yield file
-        finally:
-            _open_file.reset(token)
-
-
 def read_tree(path: Path, source: Source) -> Group:
     """Return the tree of a whole file; reading a tensor opens the file again."""
     with source() as raw:
+        require(raw.read(len(_SIGNATURE)) == _SIGNATURE, "its weights are no HDF5 file")
         check_heaps(raw)
     with opened(source) as file:
         return _Walk(path, source).group(file, 0)
@@ -79,90 +66,64 @@ class _Walk:
         self.seen.add(address)
         tensors, groups = {}, {}
         for key in sorted(group, key=_natural):
-            item = _item(group, key)
+            found = self.member(group, key, depth)
+            if isinstance(found, Group):
+                groups[key] = found
+            elif found is not None:
+                tensors[key] = found
+        return Group(text_attribute(group, "name"), tensors, groups)
+
+    def member(self, group: Any, key: str, depth: int) -> Group | Tensor | None:
+        """Return what a group holds under a key: None for a named type, a tensor with the reason for what fails."""
+        h5py = extra("h5py")
+        link = group.get(key, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            return self.failed(f"{group.name.rstrip('/')}/{key} is a link to another place, which is not followed")
+        try:
+            item = group[key]
             if isinstance(item, h5py.Group):
-                groups[key] = self.group(item, depth + 1)
-            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiubcV" and item.shape is not None:
-                tensors[key] = self.tensor(item)
-        return Group(_text(group, "name"), tensors, groups)
+                return self.group(item, depth + 1)
+            return self.tensor(item) if isinstance(item, h5py.Dataset) else None
+        except (CheckpointError, MemoryError, RecursionError):
+            raise
+        except Exception as error:  # the library raises anything at a damaged member, a type that it does not know
+            return self.failed(f"it cannot be read ({type(error).__name__}: {error})")
 
     def tensor(self, dataset: Any) -> Tensor:
-        check_dataset(dataset)
-        read = guarded(self.path, read_dataset, self.source, dataset.name)
-        return Tensor(dataset.shape, _dtype(dataset), read)
+        shape, dtype = (0,) if dataset.shape is None else dataset.shape, "unknown"
+        try:
+            dtype, geometry = _dtype(dataset), typed_geometry(dataset)
+            if geometry is None:
+                check_storage(dataset, raw_file())
+        except CheckpointError as error:
+            geometry = g.unknown("unknown", str(error))
+        return Tensor(shape, dtype, guarded(self.path, read_dataset, self.source, dataset.name), geometry)
+
+    def failed(self, reason: str) -> Tensor:
+        reason = " ".join(reason.split())[:400]
+        return Tensor((), "unknown", guarded(self.path, _fail, reason), g.unknown("unknown", reason))
 
 
-def _item(group: Any, key: str) -> Any:
-    h5py = extra("h5py")
-    link = group.get(key, getlink=True)
-    require(isinstance(link, h5py.HardLink), f"{group.name}/{key} is a link to another place")
-    return group[key]
-
-
-def check_dataset(dataset: Any) -> None:
-    """Raise unless the dataset's values lie in the file, take about the space they say, and need no plugin."""
-    name = dataset.name
-    require(not dataset.external, f"the values of {name!r} lie in another file")
-    require(not dataset.is_virtual, f"the values of {name!r} lie in other datasets")
-    declared, stored = byte_size(dataset.shape or (), dataset.dtype.itemsize), dataset.id.get_storage_size()
-    check_growth(name, declared, stored)
-    check_growth(f"a chunk of {name}", byte_size(dataset.chunks or (), dataset.dtype.itemsize), stored)
-    plan = dataset.id.get_create_plist()
-    filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
-    require(filters <= _FILTERS, f"{name!r} is stored by a filter that is not read: {sorted(filters - _FILTERS)}")
+def _fail(reason: str) -> np.ndarray:
+    raise CheckpointError(reason)
 
 
 def read_dataset(source: Source, name: str) -> np.ndarray:
     """Return the values of one dataset."""
     with opened(source) as file:
         dataset = file[name]
-        check_dataset(dataset)
+        geometry = typed_geometry(dataset)
+        if dataset.shape is None:
+            return np.zeros(0, dataset.dtype)
+        require(geometry is None or dataset.dtype.kind == "c" or 0 in dataset.shape, getattr(geometry, "reason", ""))
+        check_storage(dataset, raw_file())
+        check_contents(dataset)
         values = np.asarray(dataset[()])
         return values.view(extra("ml_dtypes").bfloat16) if _dtype(dataset) == "bfloat16" else values
 
 
 def _dtype(dataset: Any) -> str:
-    """Return the dtype; Keras stores bfloat16 as two opaque bytes and says so in an attribute."""
-    if _text(dataset, "dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
-        return "bfloat16"
-    return str(dataset.dtype.newbyteorder("="))
-
-
-def attribute_texts(group: Any, name: str) -> list[str] | None:
-    """Return an attribute of one or more texts, which Keras splits into name0, name1, ... when it is long."""
-    if name in group.attrs:
-        return _texts(group, name)
-    parts: list[str] = []
-    for i in range(len(group.attrs)):
-        if f"{name}{i}" not in group.attrs:
-            break
-        parts += _texts(group, f"{name}{i}")
-    return parts or None
-
-
-def _texts(group: Any, name: str) -> list[str]:
-    """Return the texts of an attribute; of any other type none, since the library reads damaged ones at its peril."""
-    attribute = group.attrs.get_id(name)
-    kind = attribute.get_type()
-    if not isinstance(kind, extra("h5py").h5t.TypeStringID) or len(attribute.shape or ()) > 1:
-        return []
-    size = byte_size(attribute.shape or (), kind.get_size())
-    require(size <= max(attribute.get_storage_size(), kind.get_size()), f"the attribute {name!r} is cut off")
-    if kind.is_variable_str():
-        _check_length(group, name)
-    values = np.ravel(group.attrs[name])
-    return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values]
-
-
-def _check_length(group: Any, name: str) -> None:
-    file = _open_file.get()
-    claimed = claimed_length(file, extra("h5py").h5o.get_info(group.id).addr, name)
-    require(claimed <= file.seek(0, SEEK_END), f"the attribute {name!r} claims {claimed} bytes, more than there are")
-
-
-def _text(group: Any, name: str) -> str:
-    """Return an attribute that is one text, or ""."""
-    return "".join(_texts(group, name)) if name in group.attrs else ""
+    return "bfloat16" if is_bfloat16(dataset) else str(dataset.dtype.newbyteorder("="))[:80]
 
 
 def _natural(key: Any) -> tuple[str, int, str]:

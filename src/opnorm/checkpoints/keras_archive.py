@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
+from zipfile import ZipInfo
 
 from opnorm.checkpoints.archives import members, read_member, searchable
 from opnorm.checkpoints.files import JSON_BYTES, inside, parse_json, require
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.hdf5 import Group, read_file, read_tree
-from opnorm.checkpoints.keras_graph import keras_graph
-from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_graph import Weights, keras_graph
+from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.keras_tree import Place, place_weights, places
-from opnorm.checkpoints.records import Checkpoint
+from opnorm.checkpoints.keras_versions import UNKNOWN, Version, of_version, version_of
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph
 
 
 def read_keras(path: Path) -> Checkpoint:
@@ -20,10 +24,22 @@ def read_keras(path: Path) -> Checkpoint:
     require("config.json" in found, "the archive holds no config.json")
     require("model.weights.h5" in found, "the archive holds no model.weights.h5")
     config = parse_json(read_member(path, found["config.json"], JSON_BYTES), "config.json")
-    layer = serialized_layer(config)
+    layer = serialized_layer(of_version(config, _version(path, found.get("metadata.json"))))
     require(layer is not None, "config.json describes no layer")
     tree = read_tree(path, searchable(path, found["model.weights.h5"]))
-    return keras_checkpoint("keras", tree, layer)
+    checkpoint = keras_checkpoint("keras", tree, layer)
+    others = sorted(set(found) - {"config.json", "metadata.json", "model.weights.h5"})
+    notes = [f"{len(others)} more files of the archive are not read: {', '.join(others[:3])}"] if others else []
+    return checkpoint._replace(notes=(*checkpoint.notes, *notes))
+
+
+def _version(path: Path, member: ZipInfo | None) -> Version:
+    """Return the version of Keras that an archive names."""
+    try:
+        metadata = parse_json(read_member(path, member, JSON_BYTES), "metadata.json") if member else None
+    except CheckpointError:  # nothing of the model depends on it but the version
+        return UNKNOWN
+    return version_of(metadata.get("keras_version")) if isinstance(metadata, Mapping) else UNKNOWN
 
 
 def read_weight_shards(path: Path) -> Checkpoint:
@@ -40,7 +56,8 @@ def read_weight_shards(path: Path) -> Checkpoint:
 
 def _merged(one: Group, other: Group) -> Group:
     """Return the tree of two shards: Keras splits a file between any two variables."""
-    tensors = {**one.tensors, **other.tensors}
+    taken = set(one.tensors)
+    tensors = {**one.tensors, **{unique(key, taken): tensor for key, tensor in other.tensors.items()}}
     groups = {**one.groups, **other.groups}
     both = {key: _merged(one.groups[key], other.groups[key]) for key in one.groups if key in other.groups}
     return Group(one.name or other.name, tensors, {**groups, **both})
@@ -55,9 +72,19 @@ def model_checkpoint(form: str, model: Layer | None, found: Sequence[Place]) -> 
     """Return the checkpoint of places that hold weights; without a config what a weight does is assumed."""
     taken: set[str] = set()
     weights = [(place.path, place_weights(place, taken)) for place in found]
-    graph = keras_graph(model, weights) if model else None
+    graph, notes = _graph(model, weights) if model else (None, ())
     every = tuple(weight for _, by_role in weights for weight in by_role.values())
-    return Checkpoint(form, every, graph, tuple(_notes(model)) if model else ())
+    return Checkpoint(form, every, graph, (*(_notes(model) if model else ()), *notes))
+
+
+def _graph(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...]]:
+    """Return the graph, or why there is none where its config makes no sense."""
+    try:
+        return keras_graph(model, weights), ()
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # configs come from files
+        return None, (f"how its layers are joined is not understood: {type(error).__name__}: {error}",)
 
 
 def _notes(model: Layer) -> Iterator[str]:

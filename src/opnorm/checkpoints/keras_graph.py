@@ -10,6 +10,10 @@ from opnorm.checkpoints.records import CheckpointError, Graph, Node, Weight
 
 Weights = Sequence[tuple[tuple[str, ...], Mapping[str, Weight]]]  # by the path of their layer
 _MODELS = ("Functional", "Model")
+_NEEDED = {  # roles that the rule of a kind takes for granted
+    "BatchNormalization": ("gamma", "moving_variance"),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("depthwise_kernel", "pointwise_kernel")),
+}
 
 
 class _Call(NamedTuple):
@@ -109,8 +113,8 @@ class _Builder:
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
         if one.shapes:
             options["input_shapes"] = one.shapes
-        node = Node(name, one.layer.kind, tuple(feeds), options, self.roles(inner))
-        return [node], [name]
+        weights = self.roles(inner)
+        return [Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)], [name]
 
     def roles(self, path: tuple[str, ...]) -> dict[str, Weight]:
         """Return the weights of a layer and of the layers inside it, by role."""
@@ -119,6 +123,21 @@ class _Builder:
             if place[: len(path)] == path:
                 found.update({"/".join((*place[len(path) :], role)): weight for role, weight in by_role.items()})
         return found
+
+
+def _understood(layer: Layer, weights: Mapping[str, Weight]) -> str:
+    """Return the kind of a layer, and behind it what keeps a rule for the kind from holding."""
+    missing = [role for role in _NEEDED.get(layer.kind, ()) if role not in weights and _has(layer, role)]
+    if missing:
+        return f"{layer.kind} without its {' and its '.join(missing)}"
+    if layer.config.get("kernel_layout", "channels_last") != "channels_last":
+        return f"{layer.kind} of Keras 1 with kernels in Theano's layout"
+    mode = layer.config.get("mode", 0) if layer.kind == "BatchNormalization" else 0
+    return f"{layer.kind} of mode {mode!r}" if mode != 0 else layer.kind
+
+
+def _has(layer: Layer, role: str) -> bool:
+    return role != "gamma" or layer.config.get("scale", True) is not False
 
 
 def _result(results: Mapping[tuple[str, int], list[str]], end: tuple[str, int]) -> list[str]:

@@ -1,12 +1,10 @@
-"""Keras's layers as a file names them: which variables each has, in which order, and what it does with them."""
+"""Keras's layers as a file names them: what each holds, and which variables it has, in which order."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.hdf5 import Tensor
-from opnorm.checkpoints.records import Geometry
 
 
 class Layer(NamedTuple):
@@ -20,20 +18,19 @@ class Layer(NamedTuple):
 
 Tensors = Mapping[str, Tensor]
 
-_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
-_TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"}
-_DEPTHWISE = {"DepthwiseConv1D", "DepthwiseConv2D"}
-_SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
-_CELLS = {"SimpleRNNCell", "LSTMCell", "GRUCell"}
-_RECURRENT = {"SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU"}
-_CONV_RECURRENT = {"ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
-_CONV_CELLS = {f"{kind}Cell" for kind in _CONV_RECURRENT} | {"ConvLSTMCell"}
-_NORMALIZATIONS = {"LayerNormalization", "GroupNormalization", "RMSNormalization"}
-_ATTENTION = {"MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"}
+CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
+TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"}
+DEPTHWISE = {"DepthwiseConv1D", "DepthwiseConv2D"}
+SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
+CELLS = {"SimpleRNNCell", "LSTMCell", "GRUCell"}
+RECURRENT = {"SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU"}
+CONV_RECURRENT = {"ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
+CONV_CELLS = {f"{kind}Cell" for kind in CONV_RECURRENT} | {"ConvLSTMCell"}
+ATTENTION = {"MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"}
 MODELS = {"Functional", "Sequential", "Model"}
 WRAPPERS = {"TimeDistributed", "Bidirectional", "SpectralNormalization", "opnorm>SpectralNormalization"}
 
-_VARIABLES = {  # in the order of Keras's files: trainable ones first
+VARIABLES = {  # in the order of Keras's files: trainable ones first
     "Dense": "kernel bias",
     "EinsumDense": "kernel bias",
     "Embedding": "embeddings",
@@ -45,9 +42,9 @@ _VARIABLES = {  # in the order of Keras's files: trainable ones first
     "SpectralNormalization": "kernel vector_u",
     "Normalization": "mean variance count",
     "PReLU": "alpha",
-    **dict.fromkeys(_CONVOLUTIONS | _TRANSPOSED | _DEPTHWISE, "kernel bias"),
-    **dict.fromkeys(_SEPARABLE, "depthwise_kernel pointwise_kernel bias"),
-    **dict.fromkeys(_CELLS | _RECURRENT | _CONV_CELLS | _CONV_RECURRENT, "kernel recurrent_kernel bias"),
+    **dict.fromkeys(CONVOLUTIONS | TRANSPOSED | DEPTHWISE, "kernel bias"),
+    **dict.fromkeys(SEPARABLE, "depthwise_kernel pointwise_kernel bias"),
+    **dict.fromkeys(CELLS | RECURRENT | CONV_CELLS | CONV_RECURRENT, "kernel recurrent_kernel bias"),
 }
 _QUANTIZED = {  # after `kernel` and `bias`, or in their place
     "int8": "kernel bias kernel_scale",
@@ -57,16 +54,8 @@ _QUANTIZED = {  # after `kernel` and `bias`, or in their place
     "gptq": "bias quantized_kernel kernel_scale kernel_zero g_idx",
     "awq": "bias quantized_kernel kernel_scale kernel_zero awq_scales g_idx",
 }
+_CHANGING = re.compile(r"spectral|weight_?norm|lipschitz|bjorck|ortho|parametri")  # in names of classes not Keras's
 _SWITCHES = {"bias": "use_bias", "beta": "center", "gamma": "scale"}
-_REASONS = {
-    "bias": g.BIAS,
-    "beta": g.BIAS,
-    "moving_mean": g.MEAN,
-    "moving_variance": "part of the map of `gamma`",
-    "vector_u": g.STATE,
-    "sn_u": g.STATE,
-    "seed_generator_state": g.STATE,
-}
 
 
 def serialized_layer(entry: Any) -> Layer | None:
@@ -111,12 +100,30 @@ def snake(kind: str) -> str:
 
 
 def sublayer(layer: Layer, key: str) -> Layer | None:
-    """Return the layer that a layer keeps under an attribute: a wrapper's, a recurrence's cell, a projection."""
+    """Return the layer that a layer keeps under an attribute: a wrapper's, a recurrence's cell, a projection.
+
+    Where the outer one changes the kernels of the inner one in each call, the inner one's config says so under
+    `normalized`: the norm that it gives them, or its class where nothing more is known.
+    """
+    found, change = _sublayer(layer, key), normalization(layer)
+    return found._replace(config={**found.config, "normalized": change}) if found and change is not None else found
+
+
+def normalization(layer: Layer) -> float | str | None:
+    """Return what a layer does with the kernels in it: the norm that they get, or a class that may change them."""
+    if layer.kind == "opnorm>SpectralNormalization":
+        value = layer.config.get("value", 1.0)
+        return float(value) if isinstance(value, int | float) else layer.kind
+    foreign = ">" in layer.kind and _CHANGING.search(snake(layer.kind))
+    return layer.kind if foreign else layer.config.get("normalized")
+
+
+def _sublayer(layer: Layer, key: str) -> Layer | None:
     key = key.lstrip("_")
     config = layer.config
-    if layer.kind in _RECURRENT | _CONV_RECURRENT and key == "cell":
+    if layer.kind in RECURRENT | CONV_RECURRENT and key == "cell":
         return Layer(f"{layer.kind.removeprefix('CuDNN')}Cell", f"{snake(layer.kind)}_cell", config, layer.assumed)
-    if layer.kind in _ATTENTION and key.endswith("_dense"):
+    if layer.kind in ATTENTION and key.endswith("_dense"):
         return _projection(layer, key)
     if layer.kind == "Bidirectional" and key in ("forward_layer", "backward_layer"):
         own = serialized_layer(config.get(key)) or serialized_layer(config.get("layer"))
@@ -152,7 +159,7 @@ def roles(layer: Layer | None, count: int) -> list[str]:
 
 
 def _expected(layer: Layer) -> list[str]:
-    names = _VARIABLES.get(layer.kind, "").split()
+    names = VARIABLES.get(layer.kind, "").split()
     mode = quantization(layer)
     if mode in _QUANTIZED and names and names[0] in ("kernel", "embeddings"):
         names = [name for name in _QUANTIZED[mode].split() if name != "bias" or "bias" in names]
@@ -174,108 +181,9 @@ def declared_constraint(layer: Layer | None, role: str) -> Mapping[str, Any] | N
     if layer is None:
         return None
     keys = [f"{role}_constraint", f"{role.removesuffix('_kernel')}_constraint"]
-    if layer.kind in _DEPTHWISE and "kernel" in role:
+    if layer.kind in DEPTHWISE and "kernel" in role:
         keys.insert(0, "depthwise_constraint")
     return next((layer.config[key] for key in keys if isinstance(layer.config.get(key), Mapping)), None)
 
 
-def layer_geometry(layer: Layer, role: str, tensors: Tensors) -> Geometry | None:
-    """Return what a layer does with one of its variables, or None when nothing is known of its class."""
-    if role in _REASONS and not (role == "moving_variance" and "gamma" not in tensors):
-        return g.nothing(layer.kind, _REASONS[role], assumed=layer.assumed)
-    if role.startswith("lora_"):
-        return g.nothing(layer.kind, "a factor of the low-rank update that its kernel is shown with")
-    if "quantized_kernel" in tensors or role.endswith(("_scale", "_zero", "_history")) or role == "g_idx":
-        return g.nothing(layer.kind, g.QUANTIZED)
-    known = _MAPS.get(layer.kind)
-    if known is None or (role.isdigit() and layer.kind in _VARIABLES):
-        return None
-    found = _low_rank(layer, role, tensors, known(layer, role, tensors))
-    return found._replace(assumed=layer.assumed) if layer.assumed else found
-
-
-def _sliding(layer: Layer) -> g.Sliding:
-    names = {"strides": 1, "padding": "valid", "dilation_rate": 1, "groups": 1}
-    values = {name: layer.config.get(name, default) for name, default in names.items()}
-    if values["padding"] == "valid" and layer.assumed:
-        values["padding"] = "same"
-    return g.Sliding(**values)
-
-
-def _dense(layer: Layer, role: str, tensors: Tensors) -> Geometry:
-    kernel = tensors[role]
-    if kernel.dtype in ("int8", "uint8"):
-        scale = tensors.get(f"{role}_scale")
-        fits = quantization(layer) == "int8" and scale is not None and len(scale.shape) == 1
-        if not fits or scale is None or layer.kind == "EinsumDense":
-            return g.nothing(layer.kind, g.QUANTIZED)
-        return g.scaled_columns(layer.kind, scale.read, 1 if layer.kind == "Embedding" else 0)
-    if layer.kind == "EinsumDense":
-        return g.einsum(layer.kind, layer.config.get("equation"), len(kernel.shape))
-    return _matrix(layer, kernel)
-
-
-def _low_rank(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geometry:
-    """Return the geometry of a live layer's kernel with the low-rank update that it adds; files hold it merged."""
-    first, second = tensors.get(f"lora_{role}_a"), tensors.get(f"lora_{role}_b")
-    size, alpha = layer.config.get("lora_rank"), layer.config.get("lora_alpha")
-    if first is None or second is None or not size:
-        return found
-    down, up, factor = first.read, second.read, (alpha or size) / size
-    return g.scaled(found, lambda kernel: kernel + factor * (down() @ up()), "with its low-rank update")
-
-
-def _matrix(layer: Layer, kernel: Tensor) -> Geometry:
-    if len(kernel.shape) != 2:
-        return g.nothing(layer.kind, f"a {layer.kind} kernel with {len(kernel.shape)} axes")
-    return g.columns(layer.kind)
-
-
-def _batch_normalization(layer: Layer, role: str, tensors: Tensors) -> Geometry:
-    epsilon = layer.config.get("epsilon", 1e-3)
-    if not isinstance(epsilon, int | float) or not 0 <= epsilon < float("inf"):
-        return g.nothing(layer.kind, f"an epsilon of {epsilon!r}")
-    if role != "gamma":
-        return g.batch_variance(layer.kind, float(epsilon))
-    variance = tensors.get("moving_variance")
-    if variance is None or variance.shape != tensors[role].shape:
-        return g.nothing(layer.kind, "a scale without a variance of its shape")
-    return g.batch_normalization(layer.kind, variance.read, float(epsilon))
-
-
-def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:
-    kernel = tensors[role]
-    if role == "depthwise_kernel":
-        return g.depthwise(layer.kind, kernel.shape, _sliding(layer))
-    if len(kernel.shape) not in (3, 4):
-        return g.nothing(layer.kind, f"a pointwise kernel with {len(kernel.shape)} axes")
-    return g.reshaped(layer.kind, "pointwise matrix (in, out)", kernel.shape[-2:])
-
-
-def _conv_recurrent(layer: Layer, role: str, tensors: Tensors) -> Geometry:
-    sliding = _sliding(layer) if role == "kernel" else g.Sliding()
-    return g.convolution(layer.kind, tensors[role].shape, sliding)
-
-
-def _wrapper(layer: Layer, role: str, tensors: Tensors) -> Geometry:
-    """Return the geometry of a spectral normalization's own variables; the wrapped layer has the kernel."""
-    return g.nothing(layer.kind, "the wrapped layer's kernel once more" if role == "kernel" else g.STATE)
-
-
-_Map = Callable[[Layer, str, Tensors], Geometry]
-_MAPS: dict[str, _Map] = {
-    **dict.fromkeys(("Dense", "EinsumDense", "Embedding", "ReversibleEmbedding"), _dense),
-    **dict.fromkeys(_CONVOLUTIONS, lambda a, role, t: g.convolution(a.kind, t[role].shape, _sliding(a))),
-    **dict.fromkeys(_TRANSPOSED, lambda a, role, t: g.transposed(a.kind, t[role].shape, _sliding(a))),
-    **dict.fromkeys(_DEPTHWISE, lambda a, role, t: g.depthwise(a.kind, t[role].shape, _sliding(a))),
-    **dict.fromkeys(_SEPARABLE, _separable),
-    **dict.fromkeys(_CELLS | _RECURRENT, lambda a, role, t: _matrix(a, t[role])),
-    **dict.fromkeys(_CONV_CELLS | _CONV_RECURRENT, _conv_recurrent),
-    **dict.fromkeys(_NORMALIZATIONS, lambda a, role, t: g.nothing(a.kind, g.SCALE)),
-    **dict.fromkeys(("SpectralNormalization", "opnorm>SpectralNormalization"), _wrapper),
-    "BatchNormalization": _batch_normalization,
-    "Normalization": lambda a, role, t: g.nothing(a.kind, "statistics of the data"),
-    "PReLU": lambda a, role, t: g.nothing(a.kind, "a slope of an activation, no linear map"),
-}
-KNOWN = set(_MAPS) | MODELS | WRAPPERS | _ATTENTION
-_BY_SNAKE = {snake(kind): kind for kind in sorted(set(_VARIABLES) | _ATTENTION | {"Bidirectional"})}
+_BY_SNAKE = {snake(kind): kind for kind in sorted(set(VARIABLES) | ATTENTION | {"Bidirectional"})}

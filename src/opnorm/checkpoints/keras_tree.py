@@ -2,22 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
+from opnorm.checkpoints.hdf5_guesses import CODES, as_kernel, beside_codes, careful, plain_guess
 from opnorm.checkpoints.keras_layers import (
-    KNOWN,
     Layer,
     declared_constraint,
     guessed_layer,
-    layer_geometry,
+    normalization,
     roles,
     snake,
     sublayer,
     sublayers,
 )
+from opnorm.checkpoints.keras_maps import KNOWN, layer_geometry
 from opnorm.checkpoints.records import Geometry, Weight
 
 _TRAINING = {"optimizer": g.OPTIMIZER, "metrics": g.STATE}
@@ -31,28 +33,39 @@ class Place(NamedTuple):
     layer: Layer | None
     tensors: Mapping[str, Tensor]  # by role: "kernel", "bias"; by number where nothing tells
     reason: str = ""  # why nothing here is a map, when that is known for the whole place
+    plain: bool = False  # nothing tells that Keras wrote them
+    names: Mapping[str, str] = MappingProxyType({})  # in the file, of roles that have another name there
 
 
 def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield every place of a group that holds variables, with the layer it belongs to as far as anything tells.
+    """Yield every place of a group that holds tensors, with the layer it belongs to as far as anything tells.
 
     Args:
         group: A group of the file, or the file's root.
         layer: The layer it belongs to.
         path: The names of the layers above, and its own.
     """
-    own = group.groups.get("vars")
-    if own is not None:
-        yield Place(path, layer, _by_role(layer, own.tensors))
+    yield from _own_places(group, layer, path)
     for key, child in group.groups.items():
         if key in _CONTAINERS and "vars" not in child.groups:
+            yield from _own_places(child, None, (*path, key))
             for name, found in _members(child, layer):
                 yield from places(child.groups[name], found, (*path, _label(child.groups[name], found, name)))
         elif key in _TRAINING and not path:
-            yield from _training(child, (key,), _TRAINING[key])
+            yield from training_places(child, (key,), _TRAINING[key])
         elif key != "vars":
             found = _child(child, layer, key)
             yield from places(child, found, (*path, _label(child, found, key)))
+
+
+def _own_places(group: Group, layer: Layer | None, path: tuple[str, ...]) -> Iterator[Place]:
+    """Yield the places of a group itself: its `vars`, and what stands where Keras puts nothing."""
+    own = group.groups.get("vars")
+    if own is not None:
+        yield Place(path, layer, _by_role(layer, own.tensors))
+        yield from plain_places(own._replace(tensors={}), (*path, "vars"))
+    if group.tensors:
+        yield Place(path, None, group.tensors, plain=True)
 
 
 def _by_role(layer: Layer | None, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -62,12 +75,20 @@ def _by_role(layer: Layer | None, tensors: Mapping[str, Tensor]) -> Mapping[str,
     return dict(zip(roles(layer, len(tensors)), tensors.values(), strict=True))
 
 
-def _training(group: Group, path: tuple[str, ...], reason: str) -> Iterator[Place]:
+def plain_places(group: Group, path: tuple[str, ...]) -> Iterator[Place]:
+    """Yield the places of a group of which nothing is known."""
+    if group.tensors:
+        yield Place(path, None, group.tensors, plain=True)
     for key, child in group.groups.items():
-        if key == "vars":
-            yield Place(path, None, child.tensors, reason)
-        else:
-            yield from _training(child, (*path, key), reason)
+        yield from plain_places(child, (*path, key))
+
+
+def training_places(group: Group, path: tuple[str, ...], reason: str) -> Iterator[Place]:
+    """Yield the places of a group of which nothing is part of the network."""
+    if group.tensors:
+        yield Place(path, None, group.tensors, reason)
+    for key, child in group.groups.items():
+        yield from training_places(child, path if key == "vars" else (*path, key), reason)
 
 
 def _own_name(group: Group) -> str:
@@ -115,33 +136,53 @@ def _counted(layers: Sequence[Layer]) -> dict[str, Layer]:
 def place_weights(place: Place, taken: set[str]) -> dict[str, Weight]:
     """Return the weights of a place by role; `taken` holds the names in use and is added to."""
     weights = {}
+    own = {role: Named("/".join((*place.path, role)), *tensor[:3]) for role, tensor in place.tensors.items()}
+    others = {named.name: named for named in own.values()}
     for role, tensor in place.tensors.items():
-        name = unique("/".join((*place.path, role)), taken)
+        name = unique("/".join((*place.path, place.names.get(role, role))), taken)
         constraint = declared_constraint(place.layer, role)
-        geometry = _geometry(place, role, Named(name, *tensor))
+        try:
+            geometry = _geometry(place, role, own[role], others)
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # settings come from files
+            geometry = g.unknown("unknown", f"the settings of its layer make no sense: {error}")
         weights[role] = Weight(name, tensor.shape, tensor.dtype, tensor.read, geometry, constraint)
     return weights
 
 
-def _geometry(place: Place, role: str, tensor: Named) -> Geometry:
+def _geometry(place: Place, role: str, tensor: Named, others: Mapping[str, Named]) -> Geometry:
     kind = place.layer.kind if place.layer else "unknown"
-    if place.reason:
-        return g.nothing(kind, place.reason)
-    if 0 in tensor.shape:
-        return g.nothing(kind, "an empty tensor")
+    typed = place.tensors[role].geometry
+    if place.reason or 0 in tensor.shape:
+        return g.nothing(kind, place.reason or "an empty tensor")
+    if typed is not None:
+        return typed._replace(kind=kind)
     known = layer_geometry(place.layer, role, place.tensors) if place.layer else None
     if known is not None:
         return known
-    if "seed_generator" in place.path or tensor.dtype in ("uint32", "uint64"):
+    if "seed_generator" in place.path and "int" in tensor.dtype:
         return g.nothing(kind, g.STATE)
-    if place.layer is not None and place.layer.kind not in KNOWN and ">" not in place.layer.kind:
-        return g.nothing(kind, f"a variable of {kind}, of which no linear map is known")
-    if place.layer is not None and place.layer.kind not in KNOWN:
-        found = guess(tensor._replace(name=_as_kernel(tensor)), {})
-        return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
-    return guess(tensor._replace(name=_as_kernel(tensor)), {})
+    return _guessed(place, tensor, others) if place.layer is None else _of_class(kind, place, tensor, others)
 
 
-def _as_kernel(tensor: Named) -> str:
-    """Return a name from which the guess takes Keras's layout: channels last."""
-    return tensor.name if len(tensor.shape) < 2 else f"{tensor.name}/kernel"
+def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    """Return what a layer may do with a variable of which only its class is known."""
+    if kind == "BatchNormalization":
+        return g.unknown(kind, "its variables are not those that the class has")
+    if kind in KNOWN:
+        return _guessed(place, tensor, others)
+    if ">" not in kind:
+        reason = f"a variable of {kind}, of which no linear map is known"
+        counts = "int" in tensor.dtype and (tensor.dtype not in CODES or len(tensor.shape) < 2)
+        return g.nothing(kind, reason) if counts or not tensor.shape else g.unknown(kind, reason)
+    found = _guessed(place, tensor, others)
+    if len(tensor.shape) > 1 and isinstance(normalization(Layer(kind, "", {})), str):
+        return g.unknown(kind, f"{kind} may change it in each call")
+    return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
+
+
+def _guessed(place: Place, tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    if place.plain:
+        return plain_guess(tensor, others)
+    if beside_codes(tensor, others):
+        return g.unknown("unknown", g.QUANTIZED)
+    return careful(guess(as_kernel(tensor), {}), tensor)

@@ -9,9 +9,12 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from opnorm.checkpoints.files import border, guarded, require
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.keras_archive import keras_checkpoint
-from opnorm.checkpoints.keras_layers import KNOWN, Layer, serialized_layer
+from opnorm.checkpoints.keras_layers import Layer, serialized_layer
+from opnorm.checkpoints.keras_maps import KNOWN
+from opnorm.checkpoints.keras_versions import of_version, version_of
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
 
@@ -38,7 +41,10 @@ def read_model(model: Any) -> Checkpoint:
 
 
 def _config(model: Any) -> Layer | None:
-    return serialized_layer(json.loads(json.dumps(_entry(model), default=str)))
+    import keras
+
+    entry = json.loads(json.dumps(_entry(model), default=str))
+    return serialized_layer(of_version(entry, version_of(keras.__version__)))
 
 
 def _entry(layer: Any) -> Mapping[str, Any]:
@@ -82,7 +88,9 @@ def _group(layer: Any, seen: set[int]) -> Group:
         taken |= {id(variable) for variable in part.variables}
         if id(part) not in seen:
             (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
-    own = {variable.name: _tensor(variable) for variable in layer.variables if id(variable) not in taken}
+    hidden = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
+    names: set[str] = set()
+    own = {unique(str(variable.name), names): _tensor(variable) for variable in hidden}
     members = {name: Group("", {}, inner) for name, inner in lists.items()}
     return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
 

@@ -24,7 +24,6 @@ _SLOPES: dict[tuple[str, ...], tuple[float, float]] = {
     ("celu", "Celu"): _MONOTONE,  # alpha only shifts where it bends
     ("sigmoid", "Sigmoid"): (0.0, 0.25),
     ("sparse_sigmoid", "SparseSigmoid"): (0.0, 0.5),
-    ("hard_sigmoid",): (0.0, 0.16666667),
     ("silu", "swish", "Silu", "SiLU", "Swish"): _SILU,
     ("gelu", "Gelu"): _GELU,
     ("mish", "Mish"): _MISH,
@@ -65,6 +64,11 @@ def _hard_sigmoid(options: Options) -> tuple[float, float]:
     return _hull(0.0, float(options.get("alpha", 0.2)))
 
 
+def _hard_sigmoid_of_keras(options: Options) -> tuple[float, float]:
+    """Return the slopes of the version that the reader found: x / 6 + 1 / 2 since Keras 3, x / 5 + 1 / 2 before."""
+    return (0.0, 0.16666667) if options.get("keras") == 3 else (0.0, 0.2)
+
+
 _WITH_OPTIONS: dict[str, Callable[[Options], tuple[float, float]]] = {
     "ReLU": _relu,
     "ELU": lambda options: _hull(0.0, 1.0, float(options.get("alpha", 1.0))),
@@ -73,6 +77,7 @@ _WITH_OPTIONS: dict[str, Callable[[Options], tuple[float, float]]] = {
     "LeakyRelu": lambda options: _hull(float(options.get("negative_slope", options.get("alpha", 0.01))), 1.0),
     "Selu": _selu,
     "HardSigmoid": _hard_sigmoid,
+    "hard_sigmoid": _hard_sigmoid_of_keras,
 }
 
 

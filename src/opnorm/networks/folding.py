@@ -18,6 +18,7 @@ from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRI
 
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
+_SEPARABLE_KERNELS = {"depthwise_kernel", "pointwise_kernel"}
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
@@ -71,7 +72,7 @@ def _unwrap(node: Node) -> Node:
 
 def _parts(node: Node) -> list[Node]:
     parts = [node]
-    if node.kind in _SEPARABLE:
+    if node.kind in _SEPARABLE and set(node.weights) >= _SEPARABLE_KERNELS:
         parts = _separated(node)
     specification = node.options.get("activation")
     name, _ = parse(specification)
