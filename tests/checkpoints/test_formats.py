@@ -153,7 +153,6 @@ REASONS = [
     ("optimizer.exp_avg", (4, 4), "optimizer state"),
     ("position_ids", (1, 4), "integers"),
     ("logit_scale", (), "single number"),
-    ("experts.weight", (2, 3, 4), "three axes"),
     ("odd", (2, 2, 2, 2, 2, 2), "6 axes"),
 ]
 

@@ -23,6 +23,7 @@ class Geometry(NamedTuple):
     assumed: bool = False  # guessed from shape and name; nothing in the file says it
     unknown: bool = False  # with no operator: there may be a norm, which is not known, and a check must not pass
     readings: tuple["Geometry", ...] = ()  # where it is assumed: what else the layer may do with the weight
+    oriented: bool = True  # it is known which axis is the input's, and how many inputs an output has
 
 
 class Weight(NamedTuple):
