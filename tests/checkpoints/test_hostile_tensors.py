@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import helper
 from readers import refused
+from safetensors import SafetensorError, safe_open
 from samples import FILES, MATRIX, onnx_model
 
 from opnorm.checkpoints.opening import open_checkpoint
@@ -39,6 +40,35 @@ def safetensors(path, header, data=b""):
 )
 def test_a_safetensors_header_that_does_not_add_up_is_refused(tmp_path, entry):
     refused(safetensors(tmp_path / "a.safetensors", {"x": entry}, bytes(4)), "Cannot read")
+
+
+F32 = '{"dtype":"F32","shape":[%d],"data_offsets":[%d,%d]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        (f'{{"a":{F32 % (1, 0, 4)},"b":{F32 % (1, 8, 12)}}}', 12),  # a hole
+        (f'{{"a":{F32 % (1, 4, 8)}}}', 8),
+        (f'{{"a":{F32 % (1, 0, 4)}}}', 8),  # bytes that belong to no tensor
+        (f'{{"a":{F32 % (2, 0, 8)},"b":{F32 % (2, 4, 12)}}}', 12),  # an overlap
+        (f'{{"a":{F32 % (1, 0, 4)},"b":{F32 % (1, 0, 4)}}}', 4),
+        (f'{{"a":{F32 % (1, 0, 4)},"a":{F32 % (1, 4, 8)}}}', 8),  # a key twice
+        ('{"a":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}', 4),
+        (f'{{"__metadata__":{{"x":1}},"a":{F32 % (1, 0, 4)}}}', 4),
+    ],
+)
+def test_a_safetensors_file_that_its_own_library_refuses_is_refused(tmp_path, header, size):
+    path = safetensors(tmp_path / "a.safetensors", header.encode(), bytes(size))
+    with pytest.raises(SafetensorError):
+        safe_open(path, framework="np")
+    refused(path, "Cannot read")
+
+
+def test_a_safetensors_file_with_a_name_twice_is_refused(tmp_path):
+    """Its own library takes the last of two that agree: which of them counts is a matter of the reader."""
+    header = f'{{"a":{F32 % (1, 0, 4)},"a":{F32 % (1, 0, 4)}}}'
+    refused(safetensors(tmp_path / "a.safetensors", header.encode(), bytes(4)), "a key twice")
 
 
 def test_a_safetensors_header_as_long_as_it_likes_is_refused(tmp_path):

@@ -15,7 +15,7 @@ def one(tmp_path, tensors, name):
     return weights(tmp_path / "a.safetensors")[name]
 
 
-def matrix(layer, channels, size=12):
+def matrix(layer, channels, size=8):
     rank = layer.weight.ndim - 2
     shape = (channels, *[size] * rank)
     basis = torch.eye(int(np.prod(shape))).reshape(-1, *shape)

@@ -46,7 +46,8 @@ def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO])
     if dtype.kind not in "biufc":
         what = "Python objects" if dtype.hasobject else str(dtype)
         reason = f"it holds {what}, which are no numbers"
-        return Entry(Named(name, shape, str(dtype)[:40], guarded(path, _refuse, reason)), reason)
+        named = Named(name, shape, str(dtype)[:40], guarded(path, _refuse, reason))
+        return Entry(named, "" if dtype.kind in "SUmM" else reason)  # texts and dates are no kernels
     size = byte_size(shape, dtype.itemsize)
     require(size <= room, f"{name!r} takes {size} bytes of {room}")
     return Entry(Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file)))

@@ -76,7 +76,7 @@ def _scaled(file: File, codes: Named) -> dict[str, Made]:
         reason = f"codes of {codes.dtype}, and it is not clear how {scale.name!r} scales them"
         return {codes.name: unknown(reason), scale.name: part(codes.name)}
     read = guarded(file.path, _multiplied, codes, scale, steps)
-    how = f"{codes.dtype} times {scale.name!r}"
+    how = f"{codes.dtype} times {scale.name!r}, an entry for {'x'.join(map(str, steps))}"
     return {codes.name: layer(file, codes, codes.name, read, how), scale.name: part(codes.name)}
 
 

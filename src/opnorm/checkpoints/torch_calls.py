@@ -206,6 +206,7 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
         _items,
     ),
     "_codecs.encode": _bytes,
+    **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda _: b""),  # of none, as protocol 2 writes them
     "numpy.dtype": _numpy_type,
     **dict.fromkeys(
         ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), lambda _: NumpyArray()

@@ -1,7 +1,7 @@
 """PyTorch files (`.pt`, `.pth`, `.bin`): tensors by name, read from the archive one at a time, without PyTorch."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipInfo
@@ -12,17 +12,7 @@ from opnorm.checkpoints.files import DEPTH, JSON_BYTES, check_count, require
 from opnorm.checkpoints.flat import flat_weights
 from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
-from opnorm.checkpoints.torch_records import (
-    TENSORS,
-    Global,
-    Opaque,
-    QuantizedTensor,
-    SparseTensor,
-    Storage,
-    StoredTensor,
-    Table,
-    Tensor,
-)
+from opnorm.checkpoints.torch_records import TENSORS, Global, Opaque, Storage, Table, Tensor
 from opnorm.checkpoints.torch_tensors import Find, Run, dtype_of, entry
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
@@ -76,19 +66,11 @@ def read_old_torch(path: Path) -> Checkpoint:
         require(torch_pickle.load(start) == _MAGIC, "it is a pickle, but none of PyTorch's; nothing of it was run")
         torch_pickle.load(start)  # the protocol's version
         system = torch_pickle.load(start)
-        value, keys = torch_pickle.load(start), torch_pickle.load(start)
+        (value, storages), keys = torch_pickle.load_with_storages(start), torch_pickle.load(start)
     require(isinstance(system, Table) and system.get("little_endian") is True, "its numbers are big-endian")
     tensors = list(_tensors(value, ()))
-    storages = {part.storage.key: part.storage for _, tensor in tensors for part in _parts(tensor)}
     runs = dict(_runs(path, start.tell(), keys, storages))
     return _checkpoint(path, [(*held, lambda storage: _known(runs, storage.key)) for held in tensors], ())
-
-
-def _parts(tensor: Tensor) -> Iterable[StoredTensor]:
-    """Return the views of storages that a tensor is made of."""
-    if isinstance(tensor, QuantizedTensor):
-        return [part for part in (tensor.codes, tensor.scale, tensor.zero) if isinstance(part, StoredTensor)]
-    return tensor.parts if isinstance(tensor, SparseTensor) else [tensor] if isinstance(tensor, StoredTensor) else []
 
 
 def _known(runs: Mapping[str, Run], key: str) -> Run:

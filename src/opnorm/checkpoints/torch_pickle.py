@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.checkpoints.torch_calls import allowed, checked, result, set_state, storage
-from opnorm.checkpoints.torch_records import Global, Opaque, Table
+from opnorm.checkpoints.torch_records import Global, Opaque, Storage, Table
 
-_OPERATIONS = 2**21  # of one pickle: a tensor takes about 45
+_OPERATIONS = 3 * 2**19  # of one pickle: a tensor takes about 45, and an empty table of one byte 150 bytes
 _COPIES = 2**21  # items that the calls of one pickle may copy
 _CHARACTERS = 32  # of a text, that count as an item
 _MEMO = 2**32  # entries are numbered from 0
@@ -27,7 +27,13 @@ def load(file: BinaryIO) -> Any:
         CheckpointError: When the pickle names a class or function that is not one of a fixed few, is broken, or asks
             for more work than a table of contents does.
     """
-    return _Machine().run(pickletools.genops(file))
+    return load_with_storages(file)[0]
+
+
+def load_with_storages(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Return the value of one pickle, and every storage that it refers to, by its key."""
+    machine = _Machine()
+    return machine.run(pickletools.genops(file)), machine.storages
 
 
 class _Mark:
@@ -40,6 +46,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
         self.copied = 0
 
     def run(self, operations: Iterator[tuple[Any, Any, Any]]) -> Any:
@@ -130,7 +137,9 @@ class _Machine:
         self.stack.append(allowed(module, name))
 
     def do_binpersid(self, _: Any) -> None:
-        self.stack.append(storage(self.stack.pop()))
+        found = storage(self.stack.pop())
+        self.storages[found.key] = found
+        self.stack.append(found)
 
     def do_reduce(self, _: Any) -> None:
         arguments, function = checked(self.stack.pop(), tuple), checked(self.stack.pop(), Global)

@@ -16,6 +16,8 @@ class Global(NamedTuple):
 class Table:
     """A dictionary as its pairs: keys of a stranger's choice are not hashed."""
 
+    __slots__ = ("pairs",)
+
     def __init__(self, pairs: list[tuple[Any, Any]]):
         self.pairs = pairs
 
