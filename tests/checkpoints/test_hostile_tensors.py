@@ -209,3 +209,13 @@ def test_graphs_inside_graphs_without_end_are_refused(tmp_path):
         graph = field(1, field(5, field(6, graph)))
     (tmp_path / "a.onnx").write_bytes(b"\x08\x08" + field(7, graph))
     refused(tmp_path / "a.onnx", "nested too deeply")
+
+
+def test_more_tensors_than_any_file_has_are_refused(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    refused(safetensors(tmp_path / "a.safetensors", dict.fromkeys(map(str, range(70_000)), entry)), "more than 65536")
+
+
+def test_a_name_without_end_is_refused(tmp_path):
+    header = {"weight_" * 10_000 + "u": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    refused(safetensors(tmp_path / "a.safetensors", header, bytes(4)), "name of 70001 characters")

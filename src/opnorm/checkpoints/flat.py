@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.files import require
 from opnorm.checkpoints.guesses import Named, channels_of, guess
 from opnorm.checkpoints.made import File
 from opnorm.checkpoints.quantized import find_quantized
 from opnorm.checkpoints.records import Weight
 from opnorm.checkpoints.reparametrized import find_reparametrized
+
+_NAME = 1000  # characters: patterns are searched in every name
 
 
 class Entry(NamedTuple):
@@ -25,6 +28,8 @@ def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:
     Where several tensors make the weight of a layer, one of them stands for it, with the values that the layer applies;
     the others are parts of it. A tensor that cannot be read, or is not understood, is unknown, and says why.
     """
+    for entry in entries:
+        require(len(entry.named.name) <= _NAME, f"a tensor of it has a name of {len(entry.named.name)} characters")
     tensors = {entry.named.name: entry.named for entry in entries if not entry.reason}
     file = File(path, tensors, channels_of(tensors.values()))
     made = find_quantized(file) | find_reparametrized(file)

@@ -22,11 +22,11 @@ _MOMENTS = (
 _OPTIMIZER = re.compile(
     rf"(^|[./])(optimizers?(_?\w{{1,2}})?|optim|opt_state)(_states?)?(_dict)?[./]|(^|[./])({_MOMENTS})([./]|$)"
 )
-_EMBEDDING = re.compile(r"(^|[._/])(\w*embed\w*|wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
+_EMBEDDING = re.compile(r"embed|(^|[._/])(wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
 _POSITION = re.compile(
     r"(^|[./])(pos(ition(al)?)?_?emb(ed(ding)?s?)?|(cls|dist|mask|reg(ister)?)_tokens?)$", re.IGNORECASE
 )
-_LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale\w*|ls\d*[./]gamma|gamma_?\d|lambda_?\d)([./]|$)", re.IGNORECASE)
+_LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lambda_?\d)([./]|$))", re.IGNORECASE)
 _INDEX = re.compile(r"(^|[._/])(ids|index|indices|idx|mask|masks|position|positions|offsets?|lengths?|shape)([._/]|$)")
 _RANDOM = re.compile(r"rng|random|seed", re.IGNORECASE)
 _SMALL = ("float4", "float6", "float8")

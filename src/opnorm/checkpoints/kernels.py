@@ -9,7 +9,7 @@ from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array
 
 _CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
-_DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise\w*|dw_?conv\d*|conv_?dw\d*|dw)([^a-z]|$)", re.IGNORECASE)
+_DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
 _EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 

@@ -10,8 +10,8 @@ from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.made import File, Made, layer, part, unknown
 from opnorm.checks import Array
 
-_NEW = re.compile(r"^(?P<stem>.*?)parametrizations\.(?P<weight>\w+)\.(?P<member>original\d*|\d+\..+)$")
-_OLD = re.compile(r"^(?P<stem>(.*[._])?)(?P<weight>weight\w*?)_(?P<member>orig|g|u|v|mask)$")
+_NEW = re.compile(r"original\d*|\d+\..+")  # after the weight's own name
+_OLD = ("orig", "g", "u", "v", "mask")
 _ALIGNED = 0.9  # cosine of u and W v from which they count as each other's; of other vectors it is small
 _SAME = 1e-6  # relative difference of two norms that are one
 
@@ -26,12 +26,16 @@ def find_reparametrized(file: File) -> dict[str, Made]:
     """
     groups: dict[tuple[bool, str], Members] = {}
     for name, tensor in file.tensors.items():
-        new = _NEW.match(name)
-        match = new or _OLD.match(name)
-        if match:
-            weight = match["stem"] + match["weight"]
-            groups.setdefault((new is not None, weight), {})[match["member"]] = tensor
+        stem, new, rest = name.partition("parametrizations.")
+        weight, _, member = rest.partition(".") if new else name.rpartition("_")
+        if _NEW.fullmatch(member) if new else member in _OLD and _is_weight(weight):
+            groups.setdefault((bool(new), stem + weight if new else weight), {})[member] = tensor
     return {name: made for (_, weight), members in groups.items() for name, made in _weight(file, weight, members)}
+
+
+def _is_weight(name: str) -> bool:
+    """Return whether the last part of a name is PyTorch's word for a kernel: weight, weight_hh_l0, in_proj_weight."""
+    return "_weight" in f"_{name.rpartition('.')[2]}"
 
 
 def _weight(file: File, weight: str, members: Members) -> Iterator[tuple[str, Made]]:
