@@ -128,6 +128,26 @@ def test_the_weights_of_a_frozen_module_are_its_constants(tmp_path):
     np.testing.assert_array_equal(weight.read(), module.weight.detach().numpy())
 
 
+class Lists(torch.nn.Module):
+    several: list[torch.Tensor]
+    named: dict[str, torch.Tensor]
+
+    def __init__(self):
+        super().__init__()
+        self.several, self.named = [torch.eye(2), torch.eye(3)], {"x": torch.eye(4)}
+        self.pair = (torch.eye(5), 3)
+
+    def forward(self, x):
+        return x + self.several[0] + self.named["x"].sum() + self.pair[0].sum()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:.*is deprecated")
+def test_tensors_in_lists_of_a_scripted_module_have_rows(tmp_path):
+    torch.jit.script(Lists()).save(tmp_path / "a.pt")
+    shapes = sorted(weight.shape for weight in open_checkpoint(tmp_path / "a.pt").weights)
+    assert shapes == [(2, 2), (3, 3), (4, 4), (5, 5)]
+
+
 def test_every_tensor_of_a_safetensors_file_has_a_row(tmp_path):
     kinds = [
         torch.float64,

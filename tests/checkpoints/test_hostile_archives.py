@@ -47,8 +47,6 @@ ITEMS = b"\x80\x02](" + b"K\x00" * 100_000 + b"eq\x00"
 PAIRS = b"\x80\x02}(" + b"K\x00K\x00" * 100_000 + b"uq\x00"
 ENCODE = b"c_codecs\nencode\nh\x00" + text(b"latin1") + b"\x86R"
 HOSTILE = {
-    "nested key": b"\x80\x02}" + NESTED + TENSOR + b"s.",
-    "deep key": b"\x80\x02}" + DEEP + TENSOR + b"s.",
     "nested storage key": PERSISTENT % NESTED,
     "deep storage key": PERSISTENT % DEEP,
     "nested module": MODULE % NESTED,
@@ -64,6 +62,8 @@ HOSTILE = {
 }
 HARMLESS = {
     "nested value": b"\x80\x02}" + text(b"w") + TENSOR + b"s" + text(b"t") + NESTED + b"s.",
+    "nested key": b"\x80\x02}(" + text(b"w") + TENSOR + b"q\x01" + NESTED + b"h\x01u.",
+    "deep key": b"\x80\x02}(" + text(b"w") + TENSOR + b"q\x01" + DEEP + b"h\x01u.",
     "colliding keys": b"\x80\x02}(" + integers(100_000) + text(b"w") + TENSOR + b"u.",
     "a table of itself": b"\x80\x02}(" + text(b"w") + TENSOR + b"u" + b"q\x00K\x00h\x00s.",
     "same names": b"\x80\x02}(" + text(b"w") + TENSOR + b"q\x01" + (text(b"w") + b"h\x01") * 20_000 + b"u.",

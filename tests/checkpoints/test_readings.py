@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bracketed import between, brackets, status, weights
-from explicit import norm
+from explicit import explicit_matrix, norm
 from safetensors.torch import save_file
 
 from opnorm.auditing.audits import audit
@@ -47,6 +47,27 @@ def test_the_norm_of_a_convolution_lies_between_the_readings_of_its_kernel(tmp_p
     truth = norm(matrix(layer, channels))
     assert lower * (1 - 1e-6) <= truth <= upper * (1 + 1e-6)  # PyTorch's float32
     assert weight.geometry.assumed
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "groups", "strides"),
+    [
+        ("Conv_0.kernel", (3, 3, 4, 6), 1, (1, 1)),
+        ("Conv_0.kernel", (3, 3, 2, 6), 3, (2, 2)),
+        ("conv/kernel:0", (3, 3, 1, 6), 6, (1, 1)),
+        ("sep/depthwise_kernel", (3, 3, 5, 2), 5, (2, 2)),
+        ("conv.kernel", (3, 3, 5, 1), 5, (1, 1)),  # a depthwise one, or one of a single output
+        ("conv.kernel", (3, 3, 5, 1), 1, (3, 3)),
+    ],
+)
+def test_the_norm_lies_between_the_readings_of_a_kernel_stored_as_keras_does(tmp_path, name, shape, groups, strides):
+    kernel = torch.rand(shape) - 0.2
+    lower, upper = between(one(tmp_path, {name: kernel}, name))
+    depthwise = groups == shape[2] > 1
+    joint = kernel.double().numpy().reshape(3, 3, 1, -1) if depthwise else kernel.double().numpy()
+    truth = norm(explicit_matrix(joint, (8, 8), strides, "same", (1, 1), groups))
+    assert lower <= truth * (1 + 1e-9)
+    assert truth <= upper * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["conv_dw.weight", "features.1.weight", "stem.dwconv.weight"])

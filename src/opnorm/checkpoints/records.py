@@ -32,7 +32,9 @@ class Weight(NamedTuple):
     name: str  # as in the file, unique
     shape: tuple[int, ...]
     dtype: str  # as stored: "float32", "bfloat16", "float8_e4m3fn", "int8"
-    read: Callable[[], np.ndarray]  # the values, decoded to a dtype of NumPy's (or ml_dtypes'); nothing is kept
+    read: Callable[
+        [], np.ndarray
+    ]  # the values that the layer applies, a NumPy or ml_dtypes array; none is kept
     geometry: Geometry
     constraint: Mapping[str, Any] | None = None  # the Keras config of the constraint declared for it
 

@@ -25,8 +25,6 @@ _OPAQUE = {
     "torch.nn.parameter.UninitializedParameter", "numpy.ndarray", "torch.per_tensor_affine",
     "torch.per_channel_affine", "torch.per_channel_affine_float_qparams",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_doublelist", "torch.jit._pickle.build_boollist",
-    "torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag",
 }  # fmt: skip
 
 
@@ -197,6 +195,11 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
             "torch._utils._rebuild_device_tensor_from_numpy",
             "torch._utils._rebuild_device_tensor_from_cpu_tensor",
             "torch.serialization._get_layout",
+            "torch.jit._pickle.build_intlist",
+            "torch.jit._pickle.build_doublelist",
+            "torch.jit._pickle.build_boollist",
+            "torch.jit._pickle.build_tensorlist",
+            "torch.jit._pickle.restore_type_tag",
         ),
         lambda arguments: arguments[0],
     ),

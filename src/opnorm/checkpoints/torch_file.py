@@ -123,7 +123,7 @@ def _walk(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[
 
 
 def _text(key: Any) -> str:
-    """Return the text of a key: a text, a number, or a few of them."""
+    """Return the text of a key: of a text, a number, or a few of them; of another kind its name."""
     several = type(key) is tuple and len(key) <= _KEYS
     text = f"({', '.join(map(_plain, key))})" if several else _plain(key)
     require(len(text) <= _NAME, f"it has a key of {len(text)} characters")
@@ -133,9 +133,8 @@ def _text(key: Any) -> str:
 def _plain(key: Any) -> str:
     if isinstance(key, Global):
         return str(key)
-    proper = type(key) in (str, float, bool, type(None)) or (type(key) is int and abs(key) < 2**63)
-    require(proper, f"it has a key that is no text and no number, but a {type(key).__name__}")
-    return str(key)
+    short = type(key) in (str, float, bool, type(None)) or (type(key) is int and abs(key) < 2**63)
+    return str(key) if short else type(key).__name__
 
 
 _CONTAINERS = (*TENSORS, Table, Opaque, list, tuple)
