@@ -32,9 +32,7 @@ class Weight(NamedTuple):
     name: str  # as in the file, unique
     shape: tuple[int, ...]
     dtype: str  # as stored: "float32", "bfloat16", "float8_e4m3fn", "int8"
-    read: Callable[
-        [], np.ndarray
-    ]  # the values that the layer applies, a NumPy or ml_dtypes array; none is kept
+    read: Callable[[], np.ndarray]  # what the layer applies, of a dtype of NumPy's or ml_dtypes'; nothing is kept
     geometry: Geometry
     constraint: Mapping[str, Any] | None = None  # the Keras config of the constraint declared for it
 
