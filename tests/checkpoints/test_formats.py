@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, legacy_file
 
 from opnorm.bounds.brackets import spectral_norm
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.opening import open_checkpoint
 
 HALVES = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64, torch.int8, torch.bool]
@@ -261,3 +262,9 @@ def test_a_layer_inside_opnorms_wrapper_is_read_as_itself(tmp_path):
     assert weights["sn/conv/kernel"].geometry.text == "convolution, strides 2, padding same"
     assert weights["sn/0"].geometry.operator is None
     assert found.notes == ()
+
+
+def test_a_name_that_is_taken_gets_the_next_number():
+    taken = set()
+    assert [unique("w", taken) for _ in range(40)] == ["w", *(f"w#{i}" for i in range(1, 40))]
+    assert len({unique(name, taken) for name in ["a#2", "a#1", "a", "a", "a", "a#1", "a#1#1"]}) == 7

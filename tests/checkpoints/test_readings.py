@@ -81,6 +81,25 @@ def test_a_depthwise_identity_is_not_proved_to_be_more_than_one(tmp_path, name):
     assert upper == pytest.approx(1 if named else 32**0.5, rel=2e-2)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1, 1e200])
+def test_of_the_blocks_of_a_kernel_the_largest_counts(tmp_path, scale):
+    """Many of them cannot be the largest, and are left out; a single row of large entries can."""
+    kernel = np.random.default_rng(0).standard_normal((64, 4, 3, 3)) * scale
+    kernel[17] = 2.5 * scale
+    np.savez(tmp_path / "a.npz", **{"conv.weight": kernel})
+    found = brackets(weights(tmp_path / "a.npz")["conv.weight"])[1]
+    truth = max(norm(block) for block in kernel.reshape(16, 4, -1))
+    assert found.lower <= truth * (1 + 1e-12)
+    assert truth <= found.upper * (1 + 1e-12)
+    assert found.upper <= found.lower * (1 + 2e-6)
+
+
+def test_a_stack_of_more_matrices_than_can_be_proved_says_so(tmp_path):
+    np.savez(tmp_path / "a.npz", experts=np.ones((20_000, 1, 2)))
+    (row,) = audit(tmp_path / "a.npz").rows
+    assert (row.status, row.reason) == ("failed", "20000 matrices side by side, more than 16384")
+
+
 def test_groups_are_taken_from_the_channels_that_the_file_has(tmp_path):
     """A kernel (64, 4, 3, 3) may have 16 groups of 64 channels; one (64, 48, 3, 3) cannot have groups."""
     tensors = {"a.conv.weight": torch.randn(64, 4, 3, 3), "b.conv.weight": torch.randn(64, 48, 3, 3)}

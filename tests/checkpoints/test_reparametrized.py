@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from opnorm.auditing.audits import audit
+from opnorm.auditing.differences import diff
 
 OLD = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated", "ignore:.*is deprecated in favor of")
 
@@ -139,3 +140,13 @@ def test_a_part_that_is_missing_makes_the_rest_unknown(tmp_path, missing):
     whole = whole if missing == "weight_u" else {"weight_v": (8, 4), "weight_g": (8, 1)}
     torch.save({key: torch.randn(shape) for key, shape in whole.items() if key != missing}, tmp_path / "a.pt")
     assert {status(one) for one in weights(tmp_path / "a.pt").values()} == {"unknown"}
+
+
+@OLD
+def test_a_difference_is_of_what_the_layers_apply(tmp_path):
+    layers = [trained(linear(), torch.nn.utils.spectral_norm, (20,), 100) for _ in range(2)]
+    for i, layer in enumerate(layers):
+        torch.save(layer.state_dict(), tmp_path / f"{i}.pt")
+    row = next(row for row in diff(tmp_path / "0.pt", tmp_path / "1.pt").rows if row.name == "weight_orig")
+    first, second = (applied(layer, (20,)) for layer in layers)
+    assert row.difference[0] == pytest.approx(norm(second - first), rel=1e-4)  # PyTorch's float32

@@ -26,6 +26,9 @@ SCALAR = "a single number"
 QUANTIZED = "quantized: the stored integers are not the matrix that the layer applies"
 
 
+_BLOCKS = 2**14  # that a stack of matrices may have: each takes a proof of its own
+
+
 class Sliding(NamedTuple):
     """How a convolution slides, in Keras's words."""
 
@@ -140,9 +143,14 @@ def stacked(kind: str, text: str, blocks: Callable[[Array], Array] = np.asarray,
         blocks: Returns the matrices (count, out, in) of a kernel.
         assumed: Whether it is a guess.
     """
-    return Geometry(
-        kind, text, lambda kernel: BlockDiagonal([aslinearoperator(one) for one in blocks(kernel)]), assumed=assumed
-    )
+
+    def operator(kernel: Array) -> LinearOperator:
+        found = blocks(kernel)
+        if len(found) > _BLOCKS:
+            raise ValueError(f"{len(found)} matrices side by side, more than {_BLOCKS}")
+        return BlockDiagonal([aslinearoperator(one) for one in found])
+
+    return Geometry(kind, text, operator, assumed=assumed)
 
 
 def scaled(geometry: Geometry, factor: Callable[[Array], Array], text: str) -> Geometry:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Collection, Sequence
-from math import lcm, prod
+from math import lcm, prod, sqrt
+
+import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Geometry
@@ -11,6 +13,7 @@ from opnorm.checks import Array
 _CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
 _DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
 _EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
+_ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 
 
@@ -95,7 +98,7 @@ def _separate_outputs(shape: tuple[int, ...], groups: int, *, keras: bool) -> Ge
 
     def blocks(kernel: Array) -> Array:
         rows = kernel.reshape(-1, shape[-1]).T if keras else kernel.reshape(shape[0], -1)
-        return rows.reshape(groups, -1, rows.shape[1])
+        return _leading(rows.reshape(groups, -1, rows.shape[1]))
 
     return g.stacked("Conv", f"convolution, groups {groups}, windows that do not overlap", blocks, assumed=True)
 
@@ -104,6 +107,15 @@ def _separate_inputs(shape: tuple[int, ...]) -> Geometry:
     """Return the reading of a depthwise kernel of Keras's whose windows do not overlap."""
 
     def blocks(kernel: Array) -> Array:
-        return kernel.reshape(-1, *shape[-2:]).transpose(1, 2, 0)
+        return _leading(kernel.reshape(-1, *shape[-2:]).transpose(1, 2, 0))
 
     return g.stacked("Conv", "depthwise convolution, windows that do not overlap", blocks, assumed=True)
+
+
+def _leading(blocks: Array) -> Array:
+    """Return the blocks that may have the largest norm: it lies between the Frobenius norm and that / sqrt(sides)."""
+    largest = np.abs(blocks).max()
+    if largest == 0:
+        return blocks[:1]
+    lengths = np.linalg.norm((blocks / largest).reshape(len(blocks), -1), axis=1)
+    return np.asarray(blocks[lengths >= (1 - _ROUNDING) * lengths.max() / sqrt(min(blocks.shape[1:]))])
