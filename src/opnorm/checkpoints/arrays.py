@@ -12,9 +12,9 @@ from numpy.lib import format as npy
 
 from opnorm.checkpoints.archives import members, open_member
 from opnorm.checkpoints.files import byte_size, check_count, check_growth, guarded, require
-from opnorm.checkpoints.flat import Entry, flat_weights
+from opnorm.checkpoints.flat import Entry, flat_weights, unread
 from opnorm.checkpoints.guesses import Named
-from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.records import Checkpoint
 
 _HEADER_BYTES = 2**16
 
@@ -46,15 +46,11 @@ def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO])
     if dtype.kind not in "biufc":
         what = "Python objects" if dtype.hasobject else str(dtype)
         reason = f"it holds {what}, which are no numbers"
-        named = Named(name, shape, str(dtype)[:40], guarded(path, _refuse, reason))
-        return Entry(named, "" if dtype.kind in "SUmM" else reason)  # texts and dates are no kernels
+        found = unread(path, name, shape, str(dtype)[:40], reason)
+        return found._replace(reason="") if dtype.kind in "SUmM" else found  # texts and dates are no kernels
     size = byte_size(shape, dtype.itemsize)
     require(size <= room, f"{name!r} takes {size} bytes of {room}")
     return Entry(Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file)))
-
-
-def _refuse(reason: str) -> np.ndarray:
-    raise CheckpointError(reason)
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

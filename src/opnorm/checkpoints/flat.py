@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.files import require
+from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import Named, channels_of, guess
 from opnorm.checkpoints.made import File
 from opnorm.checkpoints.quantized import find_quantized
@@ -20,6 +20,11 @@ class Entry(NamedTuple):
 
     named: Named
     reason: str = ""  # why its numbers cannot be read
+
+
+def unread(path: Path, name: str, shape: tuple[int, ...], dtype: str, reason: str) -> Entry:
+    """Return a tensor whose numbers cannot be read, and why: reading it raises CheckpointError."""
+    return Entry(Named(name, shape, dtype, guarded(path, require, False, reason)), reason)  # type: ignore[arg-type]
 
 
 def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from opnorm.checkpoints.files import JSON_BYTES, byte_size, check_count, extra, guarded, inside, parse_json, require
-from opnorm.checkpoints.flat import Entry, flat_weights
+from opnorm.checkpoints.flat import Entry, flat_weights, unread
 from opnorm.checkpoints.guesses import Named, unique
-from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.records import Checkpoint
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -102,13 +102,9 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Entr
     require(8 * (end - begin) == size, f"{name!r} takes {-(-size // 8)} bytes and is placed at {[begin, end]}")
     if dtype in _PACKED:
         reason = f"it has the dtype {dtype}, which is not read"
-        return Entry(Named(name, tuple(shape), dtype, guarded(path, _refuse, reason)), reason)
+        return unread(path, name, tuple(shape), dtype, reason)
     read = guarded(path, _read, path, start + begin, _numpy_type(_DTYPES[dtype]), tuple(shape))
     return Entry(Named(name, tuple(shape), _DTYPES[dtype], read))
-
-
-def _refuse(reason: str) -> np.ndarray:
-    raise CheckpointError(reason)
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

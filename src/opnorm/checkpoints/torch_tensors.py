@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from opnorm.checkpoints.files import byte_size, check_growth, extra, guarded, require
-from opnorm.checkpoints.flat import Entry
+from opnorm.checkpoints.flat import Entry, unread
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.checkpoints.torch_records import (
@@ -83,11 +83,7 @@ def entry(path: Path, name: str, tensor: Tensor, find: Find) -> Entry:
 
 def _unread(path: Path, name: str, tensor: Unread) -> Entry:
     byte_size(tensor.shape, 1)
-    return Entry(Named(name, tensor.shape, tensor.dtype, guarded(path, _refuse, tensor.reason)), tensor.reason)
-
-
-def _refuse(reason: str) -> np.ndarray:
-    raise CheckpointError(reason)
+    return unread(path, name, tensor.shape, tensor.dtype, tensor.reason)
 
 
 def _stored(path: Path, name: str, tensor: StoredTensor, find: Find) -> Entry:
