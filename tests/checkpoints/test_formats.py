@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, legacy_file
 
 from opnorm.bounds.brackets import spectral_norm
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.keras_layers import snake
 from opnorm.checkpoints.opening import open_checkpoint
 
@@ -154,7 +155,6 @@ REASONS = [
     ("optimizer.exp_avg", (4, 4), "optimizer state"),
     ("position_ids", (1, 4), "integers"),
     ("logit_scale", (), "single number"),
-    ("experts.weight", (2, 3, 4), "three axes"),
     ("odd", (2, 2, 2, 2, 2, 2), "6 axes"),
 ]
 
@@ -276,3 +276,9 @@ def test_a_kernel_that_a_foreign_wrapper_may_change_is_unknown(tmp_path, kind):
     for weight in matrices:
         assert weight.geometry.unknown
         assert "may change it in each call" in weight.geometry.reason
+
+
+def test_a_name_that_is_taken_gets_the_next_number():
+    taken = set()
+    assert [unique("w", taken) for _ in range(40)] == ["w", *(f"w#{i}" for i in range(1, 40))]
+    assert len({unique(name, taken) for name in ["a#2", "a#1", "a", "a", "a", "a#1", "a#1#1"]}) == 7

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import helper
 from readers import refused
+from safetensors import SafetensorError, safe_open
 from samples import FILES, MATRIX, onnx_model
 
 from opnorm.checkpoints.opening import open_checkpoint
@@ -39,6 +40,35 @@ def safetensors(path, header, data=b""):
 )
 def test_a_safetensors_header_that_does_not_add_up_is_refused(tmp_path, entry):
     refused(safetensors(tmp_path / "a.safetensors", {"x": entry}, bytes(4)), "Cannot read")
+
+
+F32 = '{"dtype":"F32","shape":[%d],"data_offsets":[%d,%d]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        (f'{{"a":{F32 % (1, 0, 4)},"b":{F32 % (1, 8, 12)}}}', 12),  # a hole
+        (f'{{"a":{F32 % (1, 4, 8)}}}', 8),
+        (f'{{"a":{F32 % (1, 0, 4)}}}', 8),  # bytes that belong to no tensor
+        (f'{{"a":{F32 % (2, 0, 8)},"b":{F32 % (2, 4, 12)}}}', 12),  # an overlap
+        (f'{{"a":{F32 % (1, 0, 4)},"b":{F32 % (1, 0, 4)}}}', 4),
+        (f'{{"a":{F32 % (1, 0, 4)},"a":{F32 % (1, 4, 8)}}}', 8),  # a key twice
+        ('{"a":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}', 4),
+        (f'{{"__metadata__":{{"x":1}},"a":{F32 % (1, 0, 4)}}}', 4),
+    ],
+)
+def test_a_safetensors_file_that_its_own_library_refuses_is_refused(tmp_path, header, size):
+    path = safetensors(tmp_path / "a.safetensors", header.encode(), bytes(size))
+    with pytest.raises(SafetensorError):
+        safe_open(path, framework="np")
+    refused(path, "Cannot read")
+
+
+def test_a_safetensors_file_with_a_name_twice_is_refused(tmp_path):
+    """Its own library takes the last of two that agree: which of them counts is a matter of the reader."""
+    header = f'{{"a":{F32 % (1, 0, 4)},"a":{F32 % (1, 0, 4)}}}'
+    refused(safetensors(tmp_path / "a.safetensors", header.encode(), bytes(4)), "a key twice")
 
 
 def test_a_safetensors_header_as_long_as_it_likes_is_refused(tmp_path):
@@ -179,3 +209,13 @@ def test_graphs_inside_graphs_without_end_are_refused(tmp_path):
         graph = field(1, field(5, field(6, graph)))
     (tmp_path / "a.onnx").write_bytes(b"\x08\x08" + field(7, graph))
     refused(tmp_path / "a.onnx", "nested too deeply")
+
+
+def test_more_tensors_than_any_file_has_are_refused(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    refused(safetensors(tmp_path / "a.safetensors", dict.fromkeys(map(str, range(70_000)), entry)), "more than 65536")
+
+
+def test_a_name_without_end_is_refused(tmp_path):
+    header = {"weight_" * 10_000 + "u": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    refused(safetensors(tmp_path / "a.safetensors", header, bytes(4)), "name of 70001 characters")

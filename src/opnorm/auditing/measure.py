@@ -127,7 +127,7 @@ def _bounded(row: Row, weight: Weight, operator: LinearOperator, found: Norms) -
     if weight.constraint is not None:
         known = Known(operator, weight.shape, (found.lower, found.upper), found.matrix)
         row = row._replace(constraint=declared(weight.constraint, known))
-    if row.upper is not None:
+    if row.upper is not None and weight.geometry.oriented:
         row = row._replace(rms_norm=row.upper * sqrt(found.ratio))
     if found.matrix is not None:
         lower, upper = found.matrix

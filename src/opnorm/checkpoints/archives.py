@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile, ZipInfo
 
 from opnorm.checkpoints.files import check_growth, is_plain, require
 from opnorm.checkpoints.records import CheckpointError
@@ -34,10 +34,18 @@ def members(path: Path) -> dict[str, ZipInfo]:
 
 
 def read_member(path: Path, info: ZipInfo, limit: int) -> bytes:
-    """Return the bytes of a member of at most `limit`."""
+    """Return the bytes of a member of at most `limit`; what it unpacks to beyond its declared size is not unpacked."""
     require(info.file_size <= limit, f"the member {info.filename!r} is larger than {limit >> 20} MiB")
-    with ZipFile(path) as archive, archive.open(info) as member:
-        return member.read()
+    with open_member(path, info) as member:
+        data = member.read(info.file_size + 1)  # without a number everything is unpacked before it is cut
+    require(len(data) == info.file_size, f"the member {info.filename!r} is cut off")
+    return data
+
+
+def open_member(path: Path, info: ZipInfo) -> BinaryIO:
+    """Return a member as a file that is read from its start, without reading the archive's directory again."""
+    window: Any = Window(path, _data_offset(path, info), info.compress_size)
+    return ZipExtFile(window, "r", info, None, True)  # type: ignore[return-value]
 
 
 class Window(io.RawIOBase):
@@ -111,7 +119,7 @@ class _Unpacked:
         check_growth(info.filename, info.file_size, info.compress_size)
         handle, self.name = tempfile.mkstemp(prefix="opnorm-")
         weakref.finalize(self, os.unlink, self.name)
-        with ZipFile(path) as archive, archive.open(info) as member, os.fdopen(handle, "wb") as file:
+        with open_member(path, info) as member, os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(member, file)
 
     def open(self) -> BinaryIO:

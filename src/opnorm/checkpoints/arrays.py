@@ -1,77 +1,67 @@
 """`.npy` and `.npz` files: headers are read first, values on demand, and pickled objects never."""
 
+import io
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from numpy.lib import format as npy
 
-from opnorm.checkpoints.archives import members
-from opnorm.checkpoints.files import byte_size, check_growth, guarded, require
-from opnorm.checkpoints.guesses import Named, guess
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.archives import members, open_member
+from opnorm.checkpoints.files import byte_size, check_count, check_growth, guarded, require
+from opnorm.checkpoints.flat import Entry, flat_weights, unread
+from opnorm.checkpoints.guesses import Named
+from opnorm.checkpoints.records import Checkpoint
 
 _HEADER_BYTES = 2**16
 
 
 def read_npy(path: Path) -> Checkpoint:
     """Return the checkpoint of one array."""
-    return _checkpoint([_tensor(path, path.stem, path.stat().st_size, lambda: path.open("rb"))])
+    found = _tensor(path, path.stem, path.stat().st_size, lambda: path.open("rb"))
+    return Checkpoint("npz", flat_weights(path, [found]))
 
 
 def read_npz(path: Path) -> Checkpoint:
     """Return the checkpoint of an archive of arrays."""
     found = members(path)
+    check_count(len(found))
     strange = sorted(name for name in found if not name.endswith(".npy"))
     require(not strange, f"the archive holds {strange[:3]}, which are no arrays")
     for name, info in found.items():
         check_growth(name, info.file_size, info.compress_size)
-    arrays = [(name.removesuffix(".npy"), info.file_size, _opener(path, info)) for name, info in found.items()]
-    return _checkpoint([_tensor(path, *array) for array in arrays])
+    entries = [
+        _tensor(path, name.removesuffix(".npy"), info.file_size, partial(open_member, path, info))
+        for name, info in found.items()
+    ]
+    return Checkpoint("npz", flat_weights(path, entries))
 
 
-def _opener(path: Path, info: ZipInfo) -> Callable[[], BinaryIO]:
-    return lambda: _Member(path, info)  # type: ignore[return-value]
-
-
-class _Member:
-    """A member of an archive, opened with its archive and closed with it."""
-
-    def __init__(self, path: Path, info: ZipInfo):
-        self._archive = ZipFile(path)
-        self._file = self._archive.open(info)
-        self.read = self._file.read
-
-    def __enter__(self) -> "_Member":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._archive.close()
-
-
-def _checkpoint(tensors: list[Named]) -> Checkpoint:
-    by_name = {tensor.name: tensor for tensor in tensors}
-    return Checkpoint("npz", tuple(Weight(*tensor, guess(tensor, by_name)) for tensor in tensors))
-
-
-def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO]) -> Named:
+def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO]) -> Entry:
     with open_file() as file:
         shape, _, dtype = _header(file)
-    require(dtype.kind in "biufc", f"{name!r} holds {dtype}, which are no numbers")
+    if dtype.kind not in "biufc":
+        what = "Python objects" if dtype.hasobject else str(dtype)
+        reason = f"it holds {what}, which are no numbers"
+        found = unread(path, name, shape, str(dtype)[:40], reason)
+        return found._replace(reason="") if dtype.kind in "SUmM" else found  # texts and dates are no kernels
     size = byte_size(shape, dtype.itemsize)
     require(size <= room, f"{name!r} takes {size} bytes of {room}")
-    return Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file))
+    return Entry(Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file)))
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and dtype; the file then stands at the values."""
     version = npy.read_magic(file)
     require(version in ((1, 0), (2, 0), (3, 0)), f"its version of the .npy format is {version}")
+    length = file.read(2 if version == (1, 0) else 4)
+    size = int.from_bytes(length, "little")
+    require(size <= _HEADER_BYTES, f"its header would take {size} bytes")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    return read(file, max_header_size=_HEADER_BYTES)
+    return read(io.BytesIO(length + file.read(size)), max_header_size=_HEADER_BYTES)
 
 
 def _read(open_file: Callable[[], BinaryIO]) -> np.ndarray:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 JSON_BYTES = 64 * 2**20  # a table of contents: the largest real ones are a few MiB
 _FREE = 256 * 2**20  # what a tensor may take in memory whatever the file stores of it: all zeros compress to nothing
 _RATIO = 100  # weights hardly compress; deflate's best is 1032
+_TENSORS = 2**16  # of a file: each takes 3 KiB and 50 us before it is read; shards of 2026 have a few thousand
 DEPTH = 100  # of groups in groups: real models stay under 20
 
 
@@ -70,12 +71,23 @@ def extra(module: str) -> ModuleType:
 
 
 def parse_json(data: bytes | str, what: str) -> Any:
-    """Return the JSON value of `data`, which may be as large as a table of contents and no larger."""
+    """Return the JSON value of `data`, as large as a table of contents at most, and without a key that stands twice."""
     require(len(data) <= JSON_BYTES, f"{what} is larger than {JSON_BYTES >> 20} MiB")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=partial(_table, what))
     except ValueError as error:
         raise CheckpointError(f"{what} is not JSON ({error})") from error
+
+
+def _table(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    require(len(table) == len(pairs), f"{what} has a key twice")
+    return table
+
+
+def check_count(tensors: int) -> None:
+    """Raise when a file has more tensors than any real one: each takes memory before it is read."""
+    require(tensors <= _TENSORS, f"it has more than {_TENSORS} tensors")
 
 
 def check_growth(name: str, declared: int, stored: int) -> None:

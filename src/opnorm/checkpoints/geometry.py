@@ -26,6 +26,9 @@ SCALAR = "a single number"
 QUANTIZED = "quantized: the stored integers are not the matrix that the layer applies"
 
 
+_BLOCKS = 2**14  # that a stack of matrices may have: each takes a proof of its own
+
+
 class Sliding(NamedTuple):
     """How a convolution slides, in Keras's words."""
 
@@ -131,11 +134,23 @@ def batch_variance(kind: str, epsilon: float) -> Geometry:
     return diagonal(kind, f"diagonal 1 / sqrt(variance + {epsilon:g})", lambda v: 1 / np.sqrt(v + epsilon))
 
 
-def stacked(kind: str, text: str, *, assumed: bool = False) -> Geometry:
-    """Return the geometry of matrices (count, out, in), each applied to its own input: a recurrence's directions."""
-    return Geometry(
-        kind, text, lambda kernels: BlockDiagonal([aslinearoperator(one) for one in kernels]), assumed=assumed
-    )
+def stacked(kind: str, text: str, blocks: Callable[[Array], Array] = np.asarray, *, assumed: bool = False) -> Geometry:
+    """Return the geometry of matrices, each applied to its own input: a recurrence's directions, experts.
+
+    Args:
+        kind: The layer.
+        text: What it does.
+        blocks: Returns the matrices (count, out, in) of a kernel.
+        assumed: Whether it is a guess.
+    """
+
+    def operator(kernel: Array) -> LinearOperator:
+        found = blocks(kernel)
+        if len(found) > _BLOCKS:
+            raise ValueError(f"{len(found)} matrices side by side, more than {_BLOCKS}")
+        return BlockDiagonal([aslinearoperator(one) for one in found])
+
+    return Geometry(kind, text, operator, assumed=assumed)
 
 
 def scaled(geometry: Geometry, factor: Callable[[Array], Array], text: str) -> Geometry:
@@ -143,7 +158,9 @@ def scaled(geometry: Geometry, factor: Callable[[Array], Array], text: str) -> G
     operator = geometry.operator
     if operator is None:
         return geometry
-    return geometry._replace(text=f"{geometry.text}, {text}", operator=lambda array: operator(factor(array)))
+    readings = tuple(scaled(one, factor, text) for one in geometry.readings)
+    text = f"{geometry.text}, {text}"
+    return geometry._replace(text=text, operator=lambda array: operator(factor(array)), readings=readings)
 
 
 def _slid(

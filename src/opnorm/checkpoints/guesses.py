@@ -1,22 +1,39 @@
 """What a tensor probably does, from its name and shape, where the file says nothing: every answer is `assumed`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.kernels import guess_kernel
 from opnorm.checkpoints.records import Geometry
 
-EPSILON = 1e-5  # PyTorch's default of batch normalization
+EPSILONS = (1e-5, 1e-3)  # defaults of batch normalization: PyTorch's; Keras's, and of many PyTorch models
 
 FLOATS = {"float16", "bfloat16", "float32", "float64"}
-_EMBEDDING = re.compile(r"(^|[._/])(\w*embed\w*|wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
-_OPTIMIZER = re.compile(r"(^|[._/])(optimizer\w*|optim\w*|exp_avg\w*|momentum_buffer)([._/]|$)", re.IGNORECASE)
-_LAST_IS_OUT = re.compile(r"(^|[._/:])(kernel|recurrent_kernel|depthwise_kernel|pointwise_kernel)(:0)?$")
+_DEQUANTIZED = {"qint8", "quint8", "qint32"}  # PyTorch's quantized tensors carry their scales, and are read by them
+_MOMENTS = (
+    "exp_avg|exp_avg_sq|exp_avgs|exp_avg_sqs|max_exp_avg_sq|exp_inf|momentum_buffer|square_avg|acc_delta|grad_avg|"
+    "momentum|momenta|moments"
+)
+_OPTIMIZER = re.compile(
+    rf"(^|[./])(optimizers?(_?\w{{1,2}})?|optim|opt_state)(_states?)?(_dict)?[./]|(^|[./])({_MOMENTS})([./]|$)"
+)
+_EMBEDDING = re.compile(r"embed|(^|[._/])(wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
+_POSITION = re.compile(
+    r"(^|[./])(pos(ition(al)?)?_?emb(ed(ding)?s?)?|(cls|dist|mask|reg(ister)?)_tokens?)$", re.IGNORECASE
+)
+_LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lambda_?\d)([./]|$))", re.IGNORECASE)
+_INDEX = re.compile(r"(^|[._/])(ids|index|indices|idx|mask|masks|position|positions|offsets?|lengths?|shape)([._/]|$)")
+_RANDOM = re.compile(r"rng|random|seed", re.IGNORECASE)
+_SMALL = ("float4", "float6", "float8")
 _LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|down|up)\b|lora_[AB]\.", re.IGNORECASE)
+_CONV1D = re.compile(r"(^|[./])(c_attn|c_proj|c_fc|q_attn)[./]weight$")  # GPT-2's Conv1D is stored (in, out)
 _SCALE = re.compile(r"(scale|gamma|weight|norm\w*)(:0)?$", re.IGNORECASE)
+_LAST_IS_OUT = re.compile(r"(^|[._/:])(kernel|recurrent_kernel|depthwise_kernel|pointwise_kernel)(:0)?$")
 
 
 class Named(NamedTuple):
@@ -30,48 +47,103 @@ class Named(NamedTuple):
 
 def unique(name: str, taken: set[str]) -> str:
     """Return `name`, with a number where it is taken."""
-    fresh, count = name, 1
+    fresh, above = name, 1
     while fresh in taken:
-        fresh, count = f"{name}#{count}", count + 1
+        fresh, above = f"{name}#{above}", 2 * above
+    if above > 4:  # the last number that was free; one that is taken lies at its half
+        low, above = above // 4, above // 2
+        while above - low > 1:
+            middle = (low + above) // 2
+            low, above = (middle, above) if f"{name}#{middle}" in taken else (low, middle)
+        fresh = f"{name}#{above}"
     taken.add(fresh)
     return fresh
 
 
-def guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
+def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] = ()) -> Geometry:
     """Return what a tensor probably does; PyTorch's layout unless its name ends as Keras's kernels do.
 
     Args:
         tensor: The tensor.
         others: All tensors of the file, by name: a batch normalization is known by its neighbours.
+        channels: Numbers of channels that tensors of the file have: they tell which groups a convolution may have.
     """
-    reason = _reason(tensor)
-    if reason:
-        return g.nothing("unknown", reason, assumed=True)
-    if len(tensor.shape) <= 1:
+    known = _by_name(tensor, others)
+    if known is not None:
+        return known
+    if len(tensor.shape) == 1:
         return _vector(tensor, others)
     if len(tensor.shape) == 2:
-        return _matrix(tensor)
-    return _kernel(tensor)
+        return _matrix(tensor, others)
+    return guess_kernel(tensor.name, tensor.shape, channels, keras=_LAST_IS_OUT.search(tensor.name) is not None)
 
 
-def _reason(tensor: Named) -> str:
-    """Return why a tensor is no map, as far as its name and dtype tell, or ""."""
+def channels_of(tensors: Collection[Named]) -> frozenset[int]:
+    """Return the numbers of channels that a file's kernels and vectors have."""
+    kernels = {tensor.shape[0] for tensor in tensors if len(tensor.shape) in (1, 3, 4, 5)}
+    return frozenset(kernels | {tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 2})
+
+
+def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
+    """Return what name and dtype tell without the shape, None when that is nothing."""
     last = re.split(r"[./]", tensor.name)[-1].split(":")[0].lower()
+    reason = _reason(tensor, last)
+    if reason:
+        return g.nothing("unknown", reason, assumed=True)
+    if tensor.dtype not in FLOATS | _DEQUANTIZED:
+        return _codes(tensor)
+    if len(tensor.shape) == 0:
+        return g.nothing("unknown", g.SCALAR, assumed=True)
+    if re.search(r"(^|_)bias(_|$)", last) or last == "beta":
+        return g.nothing("unknown", g.BIAS, assumed=True)
+    if last in ("running_mean", "moving_mean"):
+        return g.nothing("unknown", g.MEAN, assumed=True)
+    if last in ("running_var", "moving_variance"):
+        return _variance(tensor, others)
+    added = _POSITION.search(tensor.name) and len(tensor.shape) > 2 and tensor.shape[0] == 1
+    return g.nothing("unknown", "a table that is added, not multiplied", assumed=True) if added else None
+
+
+def _reason(tensor: Named, last: str) -> str:
+    """Return why a tensor is no map whatever its numbers are, or ""."""
     if 0 in tensor.shape:
         return "an empty tensor"
-    if _OPTIMIZER.search(tensor.name):
+    if _OPTIMIZER.search(tensor.name) and not last.startswith("weight"):
         return g.OPTIMIZER
-    if last in ("num_batches_tracked", "iteration", "iter", "step", "count"):
-        return g.COUNTER
-    if tensor.dtype not in FLOATS and not tensor.dtype.startswith("float8"):
-        return g.INTEGERS if "int" in tensor.dtype else f"{tensor.dtype}: no real numbers"
-    if len(tensor.shape) == 0:
-        return g.SCALAR
-    if re.search(r"(^|_)bias(_|$)", last) or last == "beta":
-        return g.BIAS
-    if last in ("running_mean", "moving_mean"):
-        return g.MEAN
-    return "part of the map of the scale beside it" if last in ("running_var", "moving_variance") else ""
+    single = prod(tensor.shape) == 1
+    return g.COUNTER if single and last in ("num_batches_tracked", "iteration", "iter", "step", "count") else ""
+
+
+def _codes(tensor: Named) -> Geometry:
+    """Return what a tensor of no floating-point numbers is: a kernel may be stored in integers, or in float8."""
+    kind, integers = tensor.dtype, "int" in tensor.dtype
+    if kind == "bool":
+        return g.nothing("unknown", "bool: no real numbers, but a mask", assumed=True)
+    if kind.startswith(("<U", "|S", ">U", "datetime", "timedelta", "str")):
+        return g.nothing("unknown", f"{kind}: no numbers", assumed=True)
+    vector = len(tensor.shape) < 2 and (kind not in ("int8", "uint8") or _RANDOM.search(tensor.name))
+    if integers and (vector or _INDEX.search(re.split(r"[./]", tensor.name)[-1])):
+        return g.nothing("unknown", g.INTEGERS, assumed=True)
+    if integers:
+        return g.unknown("unknown", f"{g.INTEGERS}: a quantized kernel, perhaps", assumed=True)
+    if kind.startswith("complex"):
+        return g.unknown("unknown", f"{kind}: no real numbers; of complex ones no norm is computed", assumed=True)
+    reason = f"codes of {kind}, whose scale is not found" if kind.startswith(_SMALL) else f"numbers of {kind}"
+    return g.unknown("unknown", reason, assumed=True)
+
+
+def _variance(tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    """Return the map of a batch normalization without a scale; with one the scale has it."""
+    parent = re.sub(r"(running_var|moving_variance)$", "", tensor.name)
+    if tensor.name not in others or any(parent + name in others for name in ("weight", "gamma")):
+        return g.nothing("unknown", "part of the map of the scale beside it", assumed=True)
+    first, *rest = (g.batch_variance("BatchNorm", epsilon) for epsilon in EPSILONS)
+    return _assumed_epsilon(first, rest)
+
+
+def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
+    text = f"{first.text}; epsilon is not in the file"
+    return first._replace(text=text, assumed=True, readings=tuple(one._replace(assumed=True) for one in rest))
 
 
 def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
@@ -79,12 +151,17 @@ def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     for name in ("running_var", "moving_variance"):
         variance = others.get(parent + name)
         if variance is not None and parent != tensor.name and variance.shape == tensor.shape:
-            return g.batch_normalization("BatchNorm", variance.read, EPSILON, assumed=True)
+            first, *rest = (g.batch_normalization("BatchNorm", variance.read, epsilon) for epsilon in EPSILONS)
+            return _assumed_epsilon(first, rest)
+    if _LAYER_SCALE.search(tensor.name):
+        return g.diagonal("LayerScale", "diagonal, each feature times its number", np.asarray, assumed=True)
+    if tensor.name.rpartition(".")[2].endswith("flat_param"):
+        return g.unknown("unknown", "all weights of several layers in one vector", assumed=True)
     scale = _SCALE.search(tensor.name)
     return g.nothing("unknown", g.SCALE if scale else "a vector: a bias or a scale, no matrix", assumed=True)
 
 
-def _matrix(tensor: Named) -> Geometry:
+def _matrix(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     if _LORA.search(tensor.name):
         return g.rows("LoRA", "factor of a low-rank update, (out, in)", assumed=True)
     if _EMBEDDING.search(tensor.name):
@@ -93,18 +170,17 @@ def _matrix(tensor: Named) -> Geometry:
         return g.columns("Dense", assumed=True)
     if re.search(r"weight_(ih|hh)(_l\d+)?(_reverse)?$", tensor.name):
         return g.rows("RNN", "matrix (gates, in), all gates together", assumed=True)
-    return g.rows("Linear", "matrix, (out, in) or its transpose: the norm is the same", assumed=True)
+    return _linear(tensor, others)
 
 
-def _kernel(tensor: Named) -> Geometry:
-    """Return a convolution at stride 1: striding and grouping only make its norm smaller, transposing keeps it."""
-    if len(tensor.shape) > 5:
-        return g.nothing("unknown", f"a tensor with {len(tensor.shape)} axes of an unknown layer", assumed=True)
-    if len(tensor.shape) == 3 and "conv" not in tensor.name.lower():
-        reason = "three axes: a convolution over one axis or a stack of matrices, and nothing tells which"
-        return g.nothing("unknown", reason, assumed=True)
-    keras = _LAST_IS_OUT.search(tensor.name) is not None
-    make, layout = (g.convolution, "(*spatial, in, out)") if keras else (g.channels_first, "(out, in, *spatial)")
-    found = make("Conv", tensor.shape, g.Sliding(), assumed=True)
-    text = f"convolution {layout}, strides 1, groups 1 and zero padding assumed; a transposed one has the same norm"
-    return found._replace(text=text)
+def _linear(tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    """Return a matrix whose orientation its bias tells, else PyTorch's, unless its name speaks of another."""
+    bias = others.get(re.sub(r"weight$", "bias", tensor.name))
+    outputs = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    rows, columns = tensor.shape
+    if outputs == columns != rows:
+        return g.columns("Linear", "matrix (in, out): its bias has as many entries as it has columns", assumed=True)
+    usual = tensor.name.endswith(".weight") and not _CONV1D.search(tensor.name)
+    oriented = outputs == rows != columns or rows == columns or usual
+    text = "matrix, (out, in) or its transpose: the norm is the same"
+    return g.rows("Linear", text, assumed=True)._replace(oriented=oriented)

@@ -23,6 +23,7 @@ class Geometry(NamedTuple):
     assumed: bool = False  # guessed from shape and name; nothing in the file says it
     unknown: bool = False  # with no operator: there may be a norm, which is not known, and a check must not pass
     readings: tuple["Geometry", ...] = ()  # where it is assumed: what else the layer may do with the weight
+    oriented: bool = True  # it is known which axis is the input's, and how many inputs an output has
 
 
 class Weight(NamedTuple):
@@ -31,7 +32,7 @@ class Weight(NamedTuple):
     name: str  # as in the file, unique
     shape: tuple[int, ...]
     dtype: str  # as stored: "float32", "bfloat16", "float8_e4m3fn", "int8"
-    read: Callable[[], np.ndarray]  # the values, decoded to a dtype of NumPy's (or ml_dtypes'); nothing is kept
+    read: Callable[[], np.ndarray]  # what the layer applies, of a dtype of NumPy's or ml_dtypes'; nothing is kept
     geometry: Geometry
     constraint: Mapping[str, Any] | None = None  # the Keras config of the constraint declared for it
 

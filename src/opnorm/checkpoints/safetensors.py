@@ -6,46 +6,74 @@ from typing import Any
 
 import numpy as np
 
-from opnorm.checkpoints.files import JSON_BYTES, byte_size, extra, guarded, inside, parse_json, require
-from opnorm.checkpoints.guesses import Named, guess
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.files import JSON_BYTES, byte_size, check_count, extra, guarded, inside, parse_json, require
+from opnorm.checkpoints.flat import Entry, flat_weights, unread
+from opnorm.checkpoints.guesses import Named, unique
+from opnorm.checkpoints.records import Checkpoint
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32", "I16": "int16",
-    "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-    "C64": "complex64",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
+_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits of numbers of which several share a byte
+_IN_ALL = 2**18  # tensors of all shards: Kimi K2 has 140,000, with their scales
 _LENGTH = 8  # bytes that say how long the header is
 
 
 def read_safetensors(path: Path) -> Checkpoint:
     """Return the checkpoint of one `.safetensors` file."""
-    return _checkpoint(_tensors(path))
+    return Checkpoint("safetensors", flat_weights(path, list(_tensors(path).values())))
 
 
 def read_shards(path: Path) -> Checkpoint:
-    """Return the checkpoint of the shards that an index names; each must lie in the index's folder."""
+    """Return the checkpoint of the shards that an index names; each must lie in the index's folder.
+
+    What a shard holds and the index does not name has its row too, and a note.
+    """
     index = parse_json(path.read_bytes() if path.stat().st_size <= JSON_BYTES else b"", "the index")
     require(isinstance(index, Mapping) and isinstance(index.get("weight_map"), Mapping), "it has no `weight_map`")
-    places = index["weight_map"]
-    files = {name: inside(path.parent, name) for name in sorted(set(map(str, places.values())))}
+    places = {name: str(shard) for name, shard in index["weight_map"].items()}
+    files = {name: inside(path.parent, name) for name in sorted(set(places.values()))}
     shards = {name: _tensors(file) for name, file in files.items()}
+    count = sum(map(len, shards.values()))
+    require(count <= _IN_ALL, f"its shards have {count} tensors, more than {_IN_ALL}")
     for name, shard in places.items():
-        require(name in shards[str(shard)], f"the tensor {name!r} is not in {shard!r}")
-    return _checkpoint({name: shards[str(shard)][name] for name, shard in places.items()})
+        require(name in shards[shard], f"the tensor {name!r} is not in {shard!r}")
+    others = [(n, entry) for shard, held in shards.items() for n, entry in held.items() if places.get(n) != shard]
+    taken = set(places)
+    unnamed = [entry._replace(named=entry.named._replace(name=unique(name, taken))) for name, entry in others]
+    notes = (f"{len(unnamed)} tensors of the shards are not named in the index",) if unnamed else ()
+    entries = [shards[shard][name] for name, shard in places.items()] + unnamed
+    return Checkpoint("safetensors", flat_weights(path, entries), None, notes)
 
 
-def _checkpoint(tensors: dict[str, Named]) -> Checkpoint:
-    weights = [Weight(*tensor, guess(tensor, tensors)) for tensor in tensors.values()]
-    return Checkpoint("safetensors", tuple(weights))
-
-
-def _tensors(path: Path) -> dict[str, Named]:
+def _tensors(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a file, which fill it from the end of its header to its own, one after another."""
     header, start = _header(path)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    require(isinstance(notes, Mapping) and all(map(_is_text, notes.values())), "its __metadata__ is no table of texts")
+    check_count(len(header))
+    at = 0
+    for begin, end in sorted(_offsets(name, entry) for name, entry in header.items()):
+        require(begin == at and begin <= end, f"its tensors leave a hole or overlap at {begin}")
+        at = end
     room = path.stat().st_size - start
-    return {name: _tensor(path, name, entry, start, room) for name, entry in header.items()}
+    require(at == room, f"its tensors fill {at} of {room} bytes")
+    return {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _offsets(name: str, entry: Any) -> tuple[int, int]:
+    """Return where a tensor begins and ends."""
+    offsets = entry.get("data_offsets") if isinstance(entry, Mapping) else None
+    proper = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int for n in offsets)
+    require(proper, f"the entry of {name!r} makes no sense")
+    return tuple(offsets)  # type: ignore[arg-type]
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -60,20 +88,23 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, _LENGTH + length
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int, room: int) -> Named:
+def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Entry:
     """Return a tensor whose place in the file agrees with its shape and dtype."""
-    require(isinstance(entry, Mapping), f"the entry of {name!r} is no table")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    require(dtype in _DTYPES, f"{name!r} has the dtype {dtype!r}, which is not read")
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    require(lists and all(type(n) is int for n in (*shape, *offsets)), f"the entry of {name!r} makes no sense")
-    numpy_type = _numpy_type(_DTYPES[dtype])
-    size = byte_size(shape, numpy_type.itemsize)
-    fits = 0 <= offsets[0] <= offsets[1] <= room and offsets[1] - offsets[0] == size
-    require(fits, f"{name!r} takes {size} bytes and is placed at {offsets} of {room}")
-    shape = tuple(shape)
-    read = guarded(path, _read, path, start + offsets[0], numpy_type, shape)
-    return Named(name, shape, _DTYPES[dtype], read)
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    begin, end = _offsets(name, entry)
+    known = isinstance(dtype, str) and (dtype in _DTYPES or dtype in _PACKED)
+    require(known, f"{name!r} has the dtype {dtype!r}, which the format does not have")
+    proper = isinstance(shape, list) and all(type(n) is int for n in shape)
+    require(proper, f"the entry of {name!r} makes no sense")
+    bits = _PACKED.get(dtype) or 8 * _numpy_type(_DTYPES[dtype]).itemsize
+    size = byte_size(shape, bits)
+    require(8 * (end - begin) == size, f"{name!r} takes {-(-size // 8)} bytes and is placed at {[begin, end]}")
+    if dtype in _PACKED:
+        reason = f"it has the dtype {dtype}, which is not read"
+        return unread(path, name, tuple(shape), dtype, reason)
+    read = guarded(path, _read, path, start + begin, _numpy_type(_DTYPES[dtype]), tuple(shape))
+    return Entry(Named(name, tuple(shape), _DTYPES[dtype], read))
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

@@ -1,37 +1,23 @@
 """PyTorch files (`.pt`, `.pth`, `.bin`): tensors by name, read from the archive one at a time, without PyTorch."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 from zipfile import ZIP_STORED, ZipInfo
-
-import numpy as np
 
 from opnorm.checkpoints import torch_pickle
 from opnorm.checkpoints.archives import members, read_member, searchable
-from opnorm.checkpoints.files import DEPTH, JSON_BYTES, byte_size, check_growth, extra, guarded, require
-from opnorm.checkpoints.guesses import Named, guess, unique
-from opnorm.checkpoints.records import Checkpoint, CheckpointError, Weight
-from opnorm.checkpoints.torch_pickle import Opaque, Storage, StoredTensor
+from opnorm.checkpoints.files import DEPTH, JSON_BYTES, check_count, require
+from opnorm.checkpoints.flat import flat_weights
+from opnorm.checkpoints.guesses import unique
+from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.torch_records import TENSORS, Global, Opaque, Storage, Table, Tensor
+from opnorm.checkpoints.torch_tensors import Find, Run, dtype_of, entry
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
-_NAMES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "Float8_e4m3fnStorage": "float8_e4m3fn",
-    "Float8_e5m2Storage": "float8_e5m2", "UntypedStorage": "uint8",
-    "double": "float64", "half": "float16", "long": "int64", "int": "int32", "short": "int16", "float": "float32",
-}  # fmt: skip
-
-
-class Run(NamedTuple):
-    """A run of bytes."""
-
-    open: Callable[[], BinaryIO]
-    start: int
-    size: int
+_NAME = 1000  # characters of a key
+_KEYS = 16  # items of a key that is a tuple
 
 
 def read_torch(path: Path) -> Checkpoint:
@@ -41,10 +27,24 @@ def read_torch(path: Path) -> Checkpoint:
     require(len(pickles) == 1, "the archive holds no data.pkl, so it is none of PyTorch's")
     prefix = pickles[0].removesuffix("data.pkl")
     require(_order(path, found.get(f"{prefix}byteorder")) == b"little", "its numbers are big-endian")
-    value = torch_pickle.load(io.BytesIO(read_member(path, found[pickles[0]], JSON_BYTES)))
+    held = list(_members(path, found, prefix, "data", ()))
+    constants = f"{prefix}constants.pkl" in found  # where a frozen module keeps its weights
+    held += list(_members(path, found, prefix, "constants", ("constants",))) if constants else []
     scripted = any(name.startswith(f"{prefix}code/") for name in found)
     notes = ("the archive holds TorchScript code, which was not run",) if scripted else ()
-    return _checkpoint(path, value, lambda storage: _member(path, found, f"{prefix}data/{storage.key}"), notes)
+    return _checkpoint(path, held, notes)
+
+
+Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
+
+
+def _members(
+    path: Path, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
+) -> Iterator[Held]:
+    """Yield the tensors of one pickle of an archive; their storages lie in a folder of its name."""
+    value = torch_pickle.load(io.BytesIO(read_member(path, found[f"{prefix}{part}.pkl"], JSON_BYTES)))
+    for name, tensor in _tensors(value, names):
+        yield name, tensor, lambda storage: _member(path, found, f"{prefix}{part}/{storage.key}")
 
 
 def _order(path: Path, info: ZipInfo | None) -> bytes:
@@ -66,12 +66,11 @@ def read_old_torch(path: Path) -> Checkpoint:
         require(torch_pickle.load(start) == _MAGIC, "it is a pickle, but none of PyTorch's; nothing of it was run")
         torch_pickle.load(start)  # the protocol's version
         system = torch_pickle.load(start)
-        value, keys = torch_pickle.load(start), torch_pickle.load(start)
-    require(isinstance(system, dict) and system.get("little_endian") is True, "its numbers are big-endian")
-    tensors = list(_flat(value))
-    storages = {tensor.storage.key: tensor.storage for _, tensor in tensors}
+        (value, storages), keys = torch_pickle.load_with_storages(start), torch_pickle.load(start)
+    require(isinstance(system, Table) and system.get("little_endian") is True, "its numbers are big-endian")
+    tensors = list(_tensors(value, ()))
     runs = dict(_runs(path, start.tell(), keys, storages))
-    return _checkpoint(path, value, lambda storage: _known(runs, storage.key), ())
+    return _checkpoint(path, [(*held, lambda storage: _known(runs, storage.key)) for held in tensors], ())
 
 
 def _known(runs: Mapping[str, Run], key: str) -> Run:
@@ -82,77 +81,60 @@ def _known(runs: Mapping[str, Run], key: str) -> Run:
 def _runs(path: Path, at: int, keys: Any, storages: Mapping[str, Storage]) -> Iterator[tuple[str, Run]]:
     """Yield the places of storages: each is its count, then its numbers."""
     require(isinstance(keys, list), "its list of storages is missing")
-    for key in map(str, keys):
+    for key in map(_text, keys):
         require(key in storages, f"the storage {key!r} belongs to no tensor")
-        size = storages[key].size * _dtype(storages[key].kind.name).itemsize
+        dtype = dtype_of(storages[key].kind.name)
+        if dtype is None:
+            raise CheckpointError(f"it holds a storage of {storages[key].kind.name}, whose length is not known")
+        size = storages[key].size * dtype.itemsize
         yield key, Run(lambda: path.open("rb"), at + 8, size)
         at += 8 + size
     require(at <= path.stat().st_size, "its storages are cut off")
 
 
-def _checkpoint(path: Path, value: Any, find: Callable[[Storage], Run], notes: tuple[str, ...]) -> Checkpoint:
+def _checkpoint(path: Path, held: list[Held], notes: tuple[str, ...]) -> Checkpoint:
     taken: set[str] = set()
-    tensors = [_named(path, unique(name, taken), tensor, find) for name, tensor in _flat(value)]
-    by_name = {tensor.name: tensor for tensor in tensors}
-    weights = [Weight(*tensor, guess(tensor, by_name)) for tensor in tensors]
-    return Checkpoint("torch", tuple(weights), None, notes)
+    entries = [entry(path, unique(name, taken), tensor, find) for name, tensor, find in held]
+    return Checkpoint("torch", flat_weights(path, entries), None, notes)
 
 
-def _flat(value: Any) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield every tensor with the dotted path of its keys; what is held twice is met once."""
-    return _walk(value, (), set())
+def _tensors(value: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with the dotted path of its keys, after `names`."""
+    for count, found in enumerate(_walk(value, names, set())):
+        check_count(count)
+        yield found
 
 
-def _walk(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, StoredTensor]]:
-    if isinstance(value, StoredTensor):
-        yield ".".join(path) or "tensor", value
+def _walk(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with the path to it; a table that is held twice is met once."""
+    if isinstance(value, TENSORS):
+        yield ".".join(names) or "tensor", value
         return
-    require(len(path) <= DEPTH, "its tables are nested too deeply")
+    require(len(names) <= DEPTH, "its tables are nested too deeply")
     inner = value.state if isinstance(value, Opaque) else value
-    if id(inner) in seen or not isinstance(inner, dict | list | tuple) or isinstance(inner, torch_pickle.Global):
+    inner = inner.pairs if isinstance(inner, Table) else inner
+    if id(inner) in seen or not isinstance(inner, list | tuple) or isinstance(inner, Global | Storage):
         return
     seen.add(id(inner))
-    items = inner.items() if isinstance(inner, dict) else enumerate(inner)
-    for key, item in items:
-        yield from _walk(item, (*path, str(key)), seen)
+    table = isinstance(value, Table) or (isinstance(value, Opaque) and isinstance(value.state, Table))
+    for key, item in inner if table else enumerate(inner):
+        if isinstance(item, _CONTAINERS):
+            yield from _walk(item, (*names, _text(key)), seen)
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    plain: Any = _NAMES.get(name, name)
-    if plain.startswith(("bfloat", "float8")):
-        plain = getattr(extra("ml_dtypes"), plain)
-    try:
-        found: np.dtype[Any] = np.dtype(plain)
-        return found
-    except TypeError as error:
-        raise CheckpointError(f"its tensors have the dtype {name}, which is not read") from error
+def _text(key: Any) -> str:
+    """Return the text of a key: of a text, a number, or a few of them; of another kind its name."""
+    several = type(key) is tuple and len(key) <= _KEYS
+    text = f"({', '.join(map(_plain, key))})" if several else _plain(key)
+    require(len(text) <= _NAME, f"it has a key of {len(text)} characters")
+    return text
 
 
-def _named(path: Path, name: str, tensor: StoredTensor, find: Callable[[Storage], Run]) -> Named:
-    """Return a tensor whose view lies within its storage, and whose storage lies within the file."""
-    dtype = _dtype(tensor.dtype.name if tensor.dtype else tensor.storage.kind.name)
-    run = find(tensor.storage)
-    size, extent = byte_size(tensor.shape, dtype.itemsize), _extent(tensor)
-    inside = (tensor.offset + extent) * dtype.itemsize <= run.size
-    require(inside, f"{name!r} reaches beyond its storage of {run.size} bytes")
-    check_growth(name, size, run.size)  # strides of zero repeat a storage
-    part = Run(run.open, run.start + tensor.offset * dtype.itemsize, extent * dtype.itemsize)
-    return Named(name, tensor.shape, str(dtype), guarded(path, _read, part, dtype, tensor.shape, tensor.strides))
+def _plain(key: Any) -> str:
+    if isinstance(key, Global):
+        return str(key)
+    short = type(key) in (str, float, bool, type(None)) or (type(key) is int and abs(key) < 2**63)
+    return str(key) if short else type(key).__name__
 
 
-def _extent(tensor: StoredTensor) -> int:
-    """Return how many numbers of its storage a view spans."""
-    if 0 in tensor.shape:
-        return 0
-    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-
-
-def _read(part: Run, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    with part.open() as file:
-        file.seek(part.start)
-        data = file.read(part.size)
-    require(len(data) == part.size, "its storage is cut off")
-    steps = [stride * dtype.itemsize for stride in strides]
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.array(np.ndarray(shape, dtype, data, strides=steps), order="C")  # a copy: strides of zero share memory
+_CONTAINERS = (*TENSORS, Table, Opaque, list, tuple)

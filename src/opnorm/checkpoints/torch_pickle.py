@@ -1,75 +1,39 @@
-"""PyTorch's pickles read by an interpreter that cannot call anything: classes and functions are only ever names."""
+"""PyTorch's pickles read by an interpreter that cannot call anything: classes and functions are only ever names.
+
+What a pickle says is never hashed, compared or shown unless it is a text or a number: tuples nested in themselves would
+keep Python busy for ever, or overflow its stack.
+"""
 
 import pickletools
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from itertools import islice
+from typing import Any, BinaryIO
 
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.records import CheckpointError
+from opnorm.checkpoints.torch_calls import allowed, checked, result, set_state, storage
+from opnorm.checkpoints.torch_records import Global, Opaque, Storage, Table
 
-
-class Global(NamedTuple):
-    """The name of a class or function; it is never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-class Storage(NamedTuple):
-    """A run of numbers in the file."""
-
-    kind: Global
-    key: str
-    size: int  # in numbers
-
-
-class StoredTensor(NamedTuple):
-    """A view of a storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: Global | None  # None: the storage's
-
-
-class Opaque:
-    """A value of an allowed class that holds no readable tensor, or a TorchScript module with its attributes."""
-
-    def __init__(self, kind: Global):
-        self.kind = kind
-        self.state: Any = None
-
-
-_TENSORS = {  # of (storage, offset, shape, strides, ...)
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-}
-_PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
-_DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
-_LISTS = {"builtins.set", "builtins.frozenset", "builtins.list", "__builtin__.set", "torch.Size"}
-_OPAQUE = {
-    "torch.device", "torch.serialization._get_layout", "torch._utils._rebuild_qtensor", "torch.Generator",
-    "torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_meta_tensor_no_storage", "_codecs.encode",
-    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray",
-    "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_doublelist", "torch.jit._pickle.build_boollist",
-    "torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag",
-}  # fmt: skip
-_ALLOWED = _TENSORS | _PARAMETERS | _DICTS | _LISTS | _OPAQUE | {"torch._tensor._rebuild_from_type_v2"}
+_OPERATIONS = 3 * 2**19  # of one pickle: a tensor takes about 45, and an empty table of one byte 150 bytes
+_COPIES = 2**21  # items that the calls of one pickle may copy
+_CHARACTERS = 32  # of a text, that count as an item
+_MEMO = 2**32  # entries are numbered from 0
 
 
 def load(file: BinaryIO) -> Any:
-    """Return the value of one pickle: dicts, lists, tuples, numbers, texts, StoredTensors and Opaques.
+    """Return the value of one pickle: Tables, lists, tuples, numbers, texts, tensors and Opaques.
 
     Raises:
-        CheckpointError: When the pickle names a class or function that is not one of a fixed few, or is broken.
+        CheckpointError: When the pickle names a class or function that is not one of a fixed few, is broken, or asks
+            for more work than a table of contents does.
     """
-    return _Machine().run(pickletools.genops(file))
+    return load_with_storages(file)[0]
+
+
+def load_with_storages(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Return the value of one pickle, and every storage that it refers to, by its key."""
+    machine = _Machine()
+    return machine.run(pickletools.genops(file)), machine.storages
 
 
 class _Mark:
@@ -81,10 +45,12 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.memo: dict[Any, Any] = {}
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+        self.copied = 0
 
     def run(self, operations: Iterator[tuple[Any, Any, Any]]) -> Any:
-        for opcode, argument, _ in operations:
+        for opcode, argument, _ in islice(operations, _OPERATIONS):
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in _PUSHES:
@@ -95,7 +61,7 @@ class _Machine:
                 method = getattr(self, f"do_{opcode.name.lower()}", None)
                 require(method is not None, f"its pickle uses {opcode.name}, which no tensor needs")
                 method(argument)  # type: ignore[misc]
-        raise CheckpointError("its pickle has no end")
+        raise CheckpointError(f"its pickle has no end within {_OPERATIONS} operations")
 
     def popped(self) -> list[Any]:
         """Return what was pushed since the last mark."""
@@ -114,12 +80,13 @@ class _Machine:
     def do_memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def do_put(self, key: Any) -> None:
+    def do_put(self, key: int) -> None:
+        require(0 <= key < _MEMO, "its pickle remembers a value under a number that makes no sense")
         self.memo[key] = self.stack[-1]
 
     do_binput = do_long_binput = do_put
 
-    def do_get(self, key: Any) -> None:
+    def do_get(self, key: int) -> None:
         self.stack.append(self.memo[key])
 
     do_binget = do_long_binget = do_get
@@ -141,47 +108,57 @@ class _Machine:
 
     def do_dict(self, _: Any) -> None:
         items = self.popped()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(Table(list(zip(items[::2], items[1::2], strict=True))))
 
     def do_append(self, _: Any) -> None:
         item = self.stack.pop()
-        _checked(self.stack[-1], list).append(item)
+        checked(self.stack[-1], list).append(item)
 
     def do_appends(self, _: Any) -> None:
         items = self.popped()
         if not isinstance(self.stack[-1], Opaque):
-            _checked(self.stack[-1], list).extend(items)
+            checked(self.stack[-1], list).extend(items)
 
     do_additems = do_appends
 
     def do_setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _checked(self.stack[-1], dict)[key] = value
+        checked(self.stack[-1], Table).pairs.append((key, value))
 
     def do_setitems(self, _: Any) -> None:
         items = self.popped()
-        _checked(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+        checked(self.stack[-1], Table).pairs.extend(zip(items[::2], items[1::2], strict=True))
 
     def do_global(self, argument: str) -> None:
-        self.stack.append(_allowed(*argument.split(" ", 1)))
+        self.stack.append(allowed(*argument.split(" ", 1)))
 
     def do_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(_allowed(str(module), str(name)))
+        self.stack.append(allowed(module, name))
 
     def do_binpersid(self, _: Any) -> None:
-        self.stack.append(_storage(self.stack.pop()))
+        found = storage(self.stack.pop())
+        self.storages[found.key] = found
+        self.stack.append(found)
 
     def do_reduce(self, _: Any) -> None:
-        arguments, function = _checked(self.stack.pop(), tuple), _checked(self.stack.pop(), Global)
-        self.stack.append(_result(function, arguments))
+        arguments, function = checked(self.stack.pop(), tuple), checked(self.stack.pop(), Global)
+        self.copied += sum(map(_length, arguments))
+        require(self.copied < _COPIES, "its pickle copies more than a table of contents holds")
+        self.stack.append(result(function, arguments))
 
     do_newobj = do_reduce
 
     def do_build(self, _: Any) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Opaque):  # the state of a dict is PyTorch's note on versions
-            self.stack[-1].state = state
+        set_state(self.stack[-1], state)
+
+
+def _length(value: Any) -> int:
+    """Return how many items a call that is handed `value` may copy."""
+    if isinstance(value, str):
+        return len(value) // _CHARACTERS
+    return len(value) if isinstance(value, list | tuple) else len(value.pairs) if isinstance(value, Table) else 0
 
 
 _PUSHES = {
@@ -191,55 +168,5 @@ _PUSHES = {
 }  # fmt: skip
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list, "MARK": _Mark,
+    "EMPTY_LIST": list, "EMPTY_DICT": lambda: Table([]), "EMPTY_SET": list, "MARK": _Mark,
 }  # fmt: skip
-
-
-def _checked(value: Any, kind: type) -> Any:
-    require(isinstance(value, kind), f"its pickle treats a {type(value).__name__} as a {kind.__name__}")
-    return value
-
-
-def _allowed(module: str, name: str) -> Global:
-    found = Global(module, name)
-    plain = module in ("torch", "torch.storage") and "." not in name
-    storage = plain and (name.endswith("Storage") or name.startswith(_DTYPES))
-    known = str(found) in _ALLOWED or storage or module.startswith("__torch__.")
-    require(known, f"its pickle asks for {module}.{name}, which would run code; nothing was run")
-    return found
-
-
-_DTYPES = ("float", "bfloat", "int", "uint", "double", "half", "long", "short", "bool", "complex", "qint", "quint")
-
-
-def _storage(identifier: Any) -> Storage:
-    proper = isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage"
-    require(proper and isinstance(identifier[1], Global), "its pickle refers to something that is no storage")
-    require(type(identifier[4]) is int, "a storage of it has no size")
-    return Storage(identifier[1], str(identifier[2]), identifier[4])
-
-
-def _result(function: Global, arguments: tuple[Any, ...]) -> Any:
-    """Return what a call would give, without any call."""
-    name = str(function)
-    if name in _TENSORS:
-        return _tensor(arguments, len(arguments) > 6 and name.endswith("_v3"))
-    if name in _PARAMETERS:
-        return arguments[0]
-    if name == "torch._tensor._rebuild_from_type_v2":
-        return _result(_checked(arguments[0], Global), _checked(arguments[2], tuple))
-    if name in _DICTS:
-        return dict(arguments[0]) if arguments and isinstance(arguments[0], list | dict) else {}
-    if name in _LISTS:
-        return list(arguments[0]) if arguments and isinstance(arguments[0], list | tuple) else []
-    require(name in _OPAQUE or name.startswith("__torch__."), f"its pickle calls {name}, which was not run")
-    return Opaque(function)
-
-
-def _tensor(arguments: tuple[Any, ...], typed: bool) -> StoredTensor:
-    storage, offset, shape, strides = arguments[:4]
-    numbers = [offset, *_checked(shape, tuple), *_checked(strides, tuple)]
-    require(all(type(n) is int and 0 <= n < 2**63 for n in numbers), "a tensor of it has a place that makes no sense")
-    require(len(shape) == len(strides) <= 32, "a tensor of it has more strides than axes")
-    dtype = _checked(arguments[6], Global) if typed else None
-    return StoredTensor(_checked(storage, Storage), offset, shape, strides, dtype)

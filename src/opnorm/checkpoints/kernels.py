@@ -1,0 +1,121 @@
+"""What a kernel with three or more axes may do, where only its name and shape are known: every reading of it."""
+
+import re
+from collections.abc import Collection, Sequence
+from math import lcm, prod, sqrt
+
+import numpy as np
+
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.records import Geometry
+from opnorm.checks import Array
+
+_CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
+_DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
+_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
+_ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
+_LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
+
+
+def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
+    """Return what a kernel probably does, with the readings between which its norm lies.
+
+    Args:
+        name: Its name.
+        shape: Its shape, of at least three axes.
+        channels: Numbers of channels that the file's tensors have.
+        keras: Whether it is stored as (*spatial, in, out), and not as PyTorch does, (out, in, *spatial).
+    """
+    if len(shape) > 5:
+        reason = f"a tensor with {len(shape)} axes of an unknown layer"
+        return g.unknown("unknown", reason, assumed=True)
+    if _EXPERTS.search(name):
+        return _experts(shape)
+    if len(shape) == 3 and not _CONVOLUTION.search(name):
+        return _three_axes(shape, channels, keras=keras)
+    depthwise = _DEPTHWISE.search(name) is not None
+    return _convolution(shape, channels, keras=keras, depthwise=depthwise)
+
+
+def _experts(shape: tuple[int, ...]) -> Geometry:
+    if len(shape) != 3:
+        return g.unknown("experts", f"experts with {len(shape)} axes of an unknown layout", assumed=True)
+    text = "a matrix for each expert, (out, in) or its transpose: the largest of their norms"
+    return g.stacked("experts", text, assumed=True)._replace(oriented=False)
+
+
+def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
+    """Return a stack of matrices or a convolution, each with the other readings: nothing tells which it is.
+
+    Each matrix of a stack is a part of the whole as a matrix, which is a part of a convolution with these taps.
+    """
+    stack = g.stacked("unknown", "a matrix for each place of the first axis, which share no input", assumed=True)
+    wide = [_reshaped("matrix (in, out x out)", shape, 1), _reshaped("matrix (in x in, out)", shape, 2)]
+    if shape[0 if keras else 2] > _LONGEST:
+        return stack._replace(text=f"{stack.text} (or not: three axes)", oriented=False, readings=tuple(wide))
+    found = _convolution(shape, channels, keras=keras, depthwise=False)
+    text = f"three axes: a {found.text}; or a matrix, or a stack of matrices"
+    return found._replace(text=text, readings=(*found.readings, stack, *wide))
+
+
+def _reshaped(text: str, shape: tuple[int, ...], split: int) -> Geometry:
+    return g.reshaped("unknown", text, (prod(shape[:split]), prod(shape[split:])), assumed=True)
+
+
+def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bool, depthwise: bool) -> Geometry:
+    """Return a convolution at stride 1: of all readings it has the largest norm.
+
+    Strides leave outputs away, groups leave products away, a dilation only moves frequencies; the transposed
+    convolution has the same norm. The smallest norm is that of windows that do not overlap, with the most groups.
+    """
+    groups = _groups(shape, channels, keras=keras)
+    if keras and depthwise:
+        found = g.depthwise("Conv", shape, g.Sliding(), assumed=True)
+        text = "depthwise convolution (*spatial, channels, multiplier), strides 1 and zero padding assumed"
+    else:
+        sliding = g.Sliding(groups=groups if depthwise and shape[-1 if keras else 1] == 1 else 1)
+        make, layout = (g.convolution, "(*spatial, in, out)") if keras else (g.channels_first, "(out, in, *spatial)")
+        found = make("Conv", shape, sliding, assumed=True)
+        text = f"convolution {layout}, strides 1, groups {sliding.groups} and zero padding assumed"
+    text += "; a transposed one has the same norm"
+    by_inputs = keras and (depthwise or shape[-1] == 1)
+    least = _separate_inputs(shape) if by_inputs else _separate_outputs(shape, groups, keras=keras)
+    single = not by_inputs and groups == prod(shape[:-2] if keras else shape[2:]) == 1  # tap, and group
+    return found._replace(text=text, oriented=False, readings=() if single else (least,))
+
+
+def _groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
+    """Return the most groups that a kernel may have: one for each output, or by the channels that the file has."""
+    inputs, outputs = (shape[-2], shape[-1]) if keras else (shape[1], shape[0])
+    if inputs == 1:
+        return outputs
+    counts = {count // inputs for count in (*channels, outputs) if count % inputs == 0}
+    return lcm(*(count for count in counts if count and outputs % count == 0))
+
+
+def _separate_outputs(shape: tuple[int, ...], groups: int, *, keras: bool) -> Geometry:
+    """Return the reading of windows that do not overlap, the outputs in `groups`."""
+
+    def blocks(kernel: Array) -> Array:
+        rows = kernel.reshape(-1, shape[-1]).T if keras else kernel.reshape(shape[0], -1)
+        return _leading(rows.reshape(groups, -1, rows.shape[1]))
+
+    return g.stacked("Conv", f"convolution, groups {groups}, windows that do not overlap", blocks, assumed=True)
+
+
+def _separate_inputs(shape: tuple[int, ...]) -> Geometry:
+    """Return the reading of a depthwise kernel of Keras's whose windows do not overlap."""
+
+    def blocks(kernel: Array) -> Array:
+        return _leading(kernel.reshape(-1, *shape[-2:]).transpose(1, 2, 0))
+
+    return g.stacked("Conv", "depthwise convolution, windows that do not overlap", blocks, assumed=True)
+
+
+def _leading(blocks: Array) -> Array:
+    """Return the blocks that may have the largest norm: it lies between the Frobenius norm and that / sqrt(sides)."""
+    largest = np.abs(blocks).max()
+    if largest == 0:
+        return blocks[:1]
+    lengths = np.linalg.norm((blocks / largest).reshape(len(blocks), -1), axis=1)
+    return np.asarray(blocks[lengths >= (1 - _ROUNDING) * lengths.max() / sqrt(min(blocks.shape[1:]))])

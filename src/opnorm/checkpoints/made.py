@@ -1,0 +1,52 @@
+"""A layer's weight made of several tensors: one stands for it, the others are its parts."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.guesses import Named, guess
+from opnorm.checkpoints.records import Geometry
+
+Read = Callable[[], np.ndarray]
+
+
+class Made(NamedTuple):
+    """What was found out about a tensor with the help of others."""
+
+    geometry: Geometry
+    read: Read | None = None  # the values that the layer applies, where they are not those stored
+
+
+class File(NamedTuple):
+    """The tensors of a file, by name, and the numbers of channels that they have."""
+
+    path: Path
+    tensors: Mapping[str, Named]
+    channels: Collection[int]
+
+
+def layer(file: File, tensor: Named, name: str, read: Read, how: str) -> Made:
+    """Return what stands for the weight `name` of a layer: `tensor`, with the values that the layer applies.
+
+    Args:
+        file: All tensors.
+        tensor: The tensor.
+        name: The weight's name in a layer that stores it as it is: it tells what the layer does.
+        read: Returns the values that the layer applies.
+        how: What is done to the stored values, for people.
+    """
+    found = guess(Named(name, tensor.shape, "float64", read), file.tensors, file.channels)
+    return Made(found._replace(text=f"{found.text}; {how}"), read)
+
+
+def part(of: str) -> Made:
+    """Return what a part of a layer's weight is, which stands in the row of `of`."""
+    return Made(g.nothing("unknown", f"a part of the weight in the row of {of!r}"))
+
+
+def unknown(reason: str) -> Made:
+    """Return what is known of a tensor of which a weight is made in a way that is not followed here."""
+    return Made(g.unknown("unknown", reason))
