@@ -62,7 +62,9 @@ def test_an_update_without_a_state_starts_afresh_and_a_wrong_one_is_refused():
         assert 0.89 <= norm(result) <= 1 + EXACT
     with pytest.raises(ValueError, match=r"Argument `state` must have the shape .*\(2, 4\). Received: state=\(3, 3\)"):
         opnorm.SpectralNorm().update(kernel, np.ones((3, 3)))
-    with pytest.raises(ValueError, match=r"Argument `kernel` must be an array, tensor or variable. Received: kernel='abc'"):
+    with pytest.raises(
+        ValueError, match=r"Argument `kernel` must be an array, tensor or variable. Received: kernel='abc'"
+    ):
         opnorm.SpectralNorm().project("abc")
 
 
