@@ -126,7 +126,8 @@ class Uses:
         work = sum(value.work for value in sources) + sum(prod(result.shape) for result in results)
         require(all(prod(r.shape) <= max(_ENTRIES, 2 * largest) for r in results), "too large")
         require(work <= max(_WORK, 16 * largest) and len(main.ways) < _STEPS, "too much work")
-        ways, digest = (*main.ways, op.kind), _digest(op, [len(op.outputs), *(value.digest for value in held.values())])
+        parts = [value.digest if i in places else self.steering(value) for i, value in held.items()]
+        ways, digest = (*main.ways, op.kind), _digest(op, [len(op.outputs), *parts])
         makers = [self.maker(result, sources, most) for result in results]
         return [
             Value(main.tensor, result.shape, result.dtype, f"{digest}.{i}", make, ways, work=work)
