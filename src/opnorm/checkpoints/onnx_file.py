@@ -1,6 +1,6 @@
 """`.onnx` files: every tensor with what the operators do with it, and the outermost graph with its functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def read_onnx(path: Path) -> Checkpoint:
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
-    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes))
+    fixed = {name for name, value in uses.values.items() if not value.moving}
+    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed))
 
 
 def _parsed(path: Path) -> Any:
@@ -49,18 +50,25 @@ def _trained(weight: Weight, definitions: Definitions) -> Weight:
     return weight._replace(geometry=g.nothing("training", g.STATE)) if is_state else weight
 
 
-def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str, Shape]) -> Graph:
+def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str, Shape], fixed: Set[str]) -> Graph:
     """Return the outermost graph; operators on constants alone are no nodes, their results are weights."""
     makers = {value: value for value in unfolded.inputs}
     names = Names()
     for value in unfolded.inputs:
         names.fresh(value)
+    read = {value for op, _ in calls for value in op.inputs} | set(unfolded.outputs)
     nodes = []
     for op, met in calls:
         node = _node(names.fresh(op.name), op, met, makers, shapes)
-        makers.update((value, node.name) for value in op.outputs if value)
         nodes.append(node)
-    outputs = tuple(makers[value] for value in unfolded.outputs if value in makers)
+        parts = op.outputs if op.kind == "Split" else op.outputs[:1]
+        makers.update(dict.fromkeys(parts, node.name))
+        for i, value in enumerate(op.outputs):
+            if value in read and value not in makers:  # the places of a maximum, say: what holds of the first does not
+                further = Node(names.fresh(f"{op.name}:{i}"), f"result {i + 1} of {op.kind}", node.inputs, {}, {})
+                nodes.append(further)
+                makers[value] = further.name
+    outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
     return Graph(tuple(nodes), unfolded.inputs, outputs)
 
 

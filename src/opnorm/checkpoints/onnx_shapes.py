@@ -1,4 +1,4 @@
-"""The shapes of an ONNX graph's values, as far as the file and ONNX's own inference tell them."""
+"""The shapes of an ONNX graph's values, as far as its inputs and ONNX's own inference tell them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,12 +11,16 @@ Shape = tuple[int | str, ...]
 def value_shapes(model: Any) -> Mapping[str, Shape]:
     """Return the shape of each value whose number of axes is known; numbers are inferred from shapes, never computed.
 
-    A size that the file leaves open is its name there, or a name that no other value has: two sizes that compare equal
-    are equal in every run.
+    Of what the file says only the shapes of its inputs count, which are what may be fed: what it says of other values
+    is nothing that a runtime would hold it to, and is forgotten. A size that the file leaves open is its name there, or
+    a name that no other value has: two sizes that compare equal are equal in every run.
     """
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.ClearField("type")
     try:
         graph = extra("onnx.shape_inference").infer_shapes(model).graph
-    except Exception:  # the inference is C++ that raises what it likes; without it, there are the file's own shapes
+    except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
         graph = model.graph
     return dict(_known(graph))
 
@@ -29,6 +33,6 @@ def _known(graph: Any) -> Iterator[tuple[str, Shape]]:
 
 
 def _size(name: str, axis: int, size: Any) -> int | str:
-    if size.HasField("dim_value"):
+    if size.HasField("dim_value") and size.dim_value >= 0:
         return int(size.dim_value)
     return size.dim_param or f"axis {axis} of {name}"

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any
 
-from opnorm.checkpoints.records import CheckpointError, Graph, Node
+from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.activations import is_activation, parse
 from opnorm.networks.effects import Unbounded, constants
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
 
+_NAME = 10_000  # characters of the name of nodes that were joined, which holds all of theirs
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
@@ -91,8 +93,11 @@ def _separated(node: Node) -> list[Node]:
     return [depthwise, Node(f"{node.name}/pointwise", f"Conv{rank}", (depthwise.name,), ones, second)]
 
 
-def fold(graph: Graph) -> Graph:
-    """Return the same network with linear neighbours joined, where nothing else reads what stands between them."""
+def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
+    """Return the same network with linear neighbours joined, where nothing else reads what stands between them.
+
+    After the deadline none are joined.
+    """
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     folded: dict[str, Node] = {}
     current: dict[str, str] = {}  # of a node that was joined, the name of what now computes it
@@ -100,7 +105,8 @@ def fold(graph: Graph) -> Graph:
         only = node.inputs[0] if len(node.inputs) == 1 else ""
         node = node._replace(inputs=tuple(current.get(name, name) for name in node.inputs))
         before = folded.get(current.get(only, only))
-        joined = join(before, node) if before is not None and readers[only] == 1 else None
+        alone = readers[only] == 1 and not deadline.passed
+        joined = join(before, node, deadline) if before is not None and alone else None
         if joined is not None and before is not None:
             del folded[before.name]
         after = joined or node
@@ -109,9 +115,11 @@ def fold(graph: Graph) -> Graph:
     return Graph(tuple(folded.values()), graph.inputs, tuple(current.get(name, name) for name in graph.outputs))
 
 
-def join(a: Node, b: Node) -> Node | None:
+def join(a: Node, b: Node, deadline: Deadline = NEVER) -> Node | None:
     """Return one node that does `a`, then `b`; None when they are not joined."""
     name = f"{a.name} + {b.name}"
+    if len(name) > _NAME:
+        return None
     try:
         if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):
             return a._replace(name=name)
@@ -121,10 +129,9 @@ def join(a: Node, b: Node) -> Node | None:
             return scaled(a, b, outputs=True)._replace(name=name)
         if a.kind in _SCALES and b.kind in KERNELS:
             return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
-        return product(a, b, name) if a.kind in KERNELS and b.kind in KERNELS else None
-    except CheckpointError:
-        raise
-    except (Unbounded, ValueError, TypeError, LookupError):  # not understood, not joined; the node's own rule says why
+        return product(a, b, name, deadline) if a.kind in KERNELS and b.kind in KERNELS else None
+    except (Unbounded, MemoryError, ArithmeticError, ValueError, TypeError, LookupError):
+        # Not understood, or not read, and so not joined: the node's own rule says why.
         return None
 
 
