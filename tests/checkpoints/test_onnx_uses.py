@@ -1,4 +1,4 @@
-"""ONNX: every use of a constant is bounded, through what computes constants; the truth is onnx's reference evaluator."""
+"""ONNX: every use of a constant is bounded, through what computes constants; the truth is onnx's own evaluator."""
 
 import numpy as np
 import onnx
@@ -127,7 +127,9 @@ HIDDEN = {  # kernels whose norm is there and not known: a check must not pass
     "too large to expand": [call("Expand", "w e", "k"), call("MatMul", "x k", "y")],
     "an unknown operator": [helper.make_node("Mystery", ["x", "w"], ["y"], domain="made.up")],
     "an operator without a map": [call("GridSample", "x w", "y")],
-    "a stack of kernels looked up": [call("Unsqueeze", "w o", "u"), call("Gather", "u i", "k"), call("MatMul", "i k", "y")],
+    "a stack of kernels looked up": [
+        call("Unsqueeze", "w o", "u"), call("Gather", "u i", "k"), call("MatMul", "i k", "y"),
+    ],
     "a kernel with seven axes": [call("Unsqueeze", "w many", "k"), call("Conv", "x k", "y")],
     "groups that do not divide": [call("Unsqueeze", "w o", "u"), call("Conv", "x u", "y", group=3)],
     "an integer product": [call("Cast", "w", "k", to=3), call("MatMulInteger", "x k", "y")],
