@@ -54,6 +54,8 @@ def _flat(max_value: Any) -> list[float]:
 
 
 def _hull(*slopes: float) -> tuple[float, float]:
+    if not all(map(isfinite, slopes)):  # `min` and `max` may pass over a NaN
+        raise Unbounded(f"its slopes {slopes} are not finite")
     return min(slopes), max(slopes)
 
 
@@ -112,8 +114,6 @@ def activation(name: str, options: Options) -> Effect:
     if name not in FIXED and name not in _WITH_OPTIONS:
         raise Unbounded(f"no bound is known for the activation {name}")
     slopes = FIXED[name] if name in FIXED else _WITH_OPTIONS[name](options)
-    if not all(map(isfinite, slopes)):
-        raise Unbounded(f"its slopes {slopes} are not finite")
     constant = max(abs(slopes[0]), abs(slopes[1]))
     return Effect(constant, f"{name}: slopes in [{slopes[0]:g}, {slopes[1]:g}]", slopes)
 

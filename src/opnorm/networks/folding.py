@@ -12,7 +12,7 @@ from typing import Any
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.activations import is_activation, parse
-from opnorm.networks.effects import Unbounded, constants
+from opnorm.networks.effects import constants
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
@@ -35,14 +35,25 @@ def split(graph: Graph) -> Graph:
     replaced: set[str] = set()  # by a gate that was written out
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        plain = _unwrap(node._replace(kind=_kind(node.kind), inputs=inputs))
-        gate, within = gate_node(plain, nodes) or (plain, ())
+        parts, within = _read(node._replace(inputs=inputs), nodes)
         replaced.update(within)
-        parts = _parts(gate)
         nodes |= {part.name: part for part in parts}
         renamed[node.name] = parts[-1].name
     outputs = tuple(renamed.get(name, name) for name in graph.outputs)
     return Graph(tuple(_without_unread(nodes, replaced, outputs)), graph.inputs, outputs)
+
+
+def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str, ...]]:
+    """Return the nodes that do what `node` does, and those before it that they replace."""
+    try:
+        plain = _unwrap(node._replace(kind=_kind(node.kind)))
+        gate, within = gate_node(plain, nodes) or (plain, ())
+        return _parts(gate), within
+    except KeyError as missing:  # not the node as it is: its activation, say, would be lost
+        reason = f"its file does not say its {missing.args[0]}"
+    except Exception as error:
+        reason = f"its settings make no sense: {error}"
+    return [Node(node.name, "Unread", node.inputs, {"reason": reason}, {})], ()
 
 
 def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
@@ -130,8 +141,7 @@ def join(a: Node, b: Node, deadline: Deadline = NEVER) -> Node | None:
         if a.kind in _SCALES and b.kind in KERNELS:
             return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
         return product(a, b, name, deadline) if a.kind in KERNELS and b.kind in KERNELS else None
-    except (Unbounded, MemoryError, ArithmeticError, ValueError, TypeError, LookupError):
-        # Not understood, or not read, and so not joined: the node's own rule says why.
+    except Exception:  # not understood, or not read, and so not joined: the node's own rule says why
         return None
 
 

@@ -16,7 +16,7 @@ TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "ConvTran
 KERNELS = (*MATRICES, *CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, "EinsumDense")
 _CHANGED = ("lora", "scale", "zero_point", "zero")  # roles of weights that change what a kernel means
 _PAIRS = 2048  # rows of an embedding whose distances are all computed: 4 million
-_WORK = 2**31  # numbers in all these distances: a few seconds
+_WORK = 2**29  # numbers in all these differences: a second
 
 
 def bound_weight(weight: Weight) -> Bounds:
@@ -103,6 +103,11 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 @rule("Activation")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return activation(*parse(node.options.get("activation")))
+
+
+@rule("Unread")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    raise Unbounded(str(node.options["reason"]))
 
 
 def of_activation(node: Node, bounds: BoundWeight) -> Effect:

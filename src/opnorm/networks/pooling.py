@@ -12,7 +12,7 @@ from opnorm.checks import Array
 from opnorm.networks.effects import Unbounded
 
 _ROWS = 2**16  # of all matrices of one axis together: half a second
-_ENTRIES = 2**28
+_ENTRIES = 2**26
 _FACTOR = 4096  # of an interpolation that is written out
 
 
