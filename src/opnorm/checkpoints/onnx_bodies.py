@@ -82,6 +82,7 @@ class Definitions:
         self.names = Names()
         self.main = self.graph(model.graph, "", 0)
         self.functions = {function_key(f, f.name): self.function(f) for f in model.functions}
+        require(len(self.functions) == len(model.functions), "two of its functions have one name")
         known = set(self.tensors)
         for info in model.training_info:
             self.graph(info.initialization, "initialization.", 0)

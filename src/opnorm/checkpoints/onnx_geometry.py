@@ -48,6 +48,7 @@ _BESIDE = {  # of ONNX's own operators: those whose constants are added, compare
     "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "OneHot", "Range", "TopK",
     "QuantizeLinear", "NonMaxSuppression", "Mod", "Shape", "Size", "PRelu",
 }  # fmt: skip
+SCALE_OF_INTEGERS = "the scale or zero point of quantized numbers"
 _INTEGER = "integers, whose scale is multiplied by a later operator"
 
 
@@ -75,9 +76,9 @@ def use_geometry(use: Use, tensor: Named) -> Geometry:
 def _dequantized(use: Use, found: Geometry) -> Geometry:
     places = _SCALES[use.kind].get(use.position)
     if places is None:
-        return g.nothing(use.kind, "the scale or zero point of quantized numbers")
+        return g.nothing(use.kind, SCALE_OF_INTEGERS)
     scale, zero = (use.constants.get(place) for place in places)
-    axis = 0 if use.kind == "QLinearConv" else -1
+    axis = 0 if use.kind == "QLinearConv" else -1 if use.position else -2  # a matrix on the left: one for each row
     return _rescaled(found, scale, zero, axis)
 
 
@@ -226,6 +227,7 @@ _MAPS: dict[str, Callable[[Use, Named], Geometry]] = {
         ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"), _normalized
     ),
     "Gemm": _gemm,
+    "DequantizeLinear": lambda use, _: g.nothing(use.kind, SCALE_OF_INTEGERS),  # of the integers of an activation
     "BatchNormalization": _batch_normalization,
     "Gather": _gather,
     "Einsum": _einsum,

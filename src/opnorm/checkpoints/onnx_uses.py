@@ -14,7 +14,7 @@ from opnorm.checkpoints.files import border, guarded, require
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.onnx_bodies import Names
 from opnorm.checkpoints.onnx_folding import Given, Result, Shape, data, planned
-from opnorm.checkpoints.onnx_geometry import RECURRENT, TOGETHER, Use, use_geometry
+from opnorm.checkpoints.onnx_geometry import RECURRENT, SCALE_OF_INTEGERS, TOGETHER, Use, use_geometry
 from opnorm.checkpoints.onnx_shapes import Shape as ShapeInFile
 from opnorm.checkpoints.onnx_unfold import Op
 from opnorm.checkpoints.records import CheckpointError, Geometry, Weight
@@ -86,7 +86,7 @@ class Uses:
         """Note of the constants that are no main source of a computed one that they went into it."""
         reason = f"goes into the weight that {op.kind} computes from {tensor!r}"
         if op.kind == "DequantizeLinear":
-            reason = "the scale or zero point of quantized numbers"
+            reason = SCALE_OF_INTEGERS
         for value in held:
             if value.tensor != tensor:
                 weight = Weight(*self.tensors[value.tensor], g.nothing(op.kind, reason))
