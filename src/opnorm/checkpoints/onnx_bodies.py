@@ -3,7 +3,7 @@
 Every tensor of the file is found here, once, wherever it stands and whether or not anything uses it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,8 @@ class Definitions:
     def graph(self, graph: Any, prefix: str, depth: int) -> Body:
         """Return a graph's body, and keep its tensors, named after `prefix`."""
         require(depth < DEPTH, "its graphs are nested too deeply")
+        _require_texts(value.name for value in (*graph.initializer, *graph.input, *graph.output))
+        _require_texts(value.values.name for value in graph.sparse_initializer)
         dense = {t.name: self.keep(prefix + t.name, onnx_tensor, t) for t in graph.initializer}
         sparse = {s.values.name: self.keep(prefix + s.values.name, sparse_tensor, s) for s in graph.sparse_initializer}
         count = len(graph.initializer) + len(graph.sparse_initializer)
@@ -104,6 +106,7 @@ class Definitions:
 
     def function(self, function: Any) -> Body:
         """Return a function's body, and keep its tensors, named after it."""
+        _require_texts((function.name, function.domain, *function.input, *function.output))
         prefix = f"{function.name}."
         steps, constants = self.steps(function.node, prefix, 0)
         defaults = {a.name: self.value(a, prefix + a.name) for a in function.attribute_proto}
@@ -137,6 +140,8 @@ class Definitions:
 
     def step(self, node: Any, prefix: str, depth: int) -> Step:
         """Return one operator, and keep the tensors in its attributes and graphs."""
+        _require_texts((node.name, node.op_type, node.domain, *node.input, *node.output))
+        _require_texts(text for a in node.attribute for text in (a.name, a.ref_attr_name))
         label = node.name or (node.output[0] if node.output else node.op_type)
         place = node.output[0] if node.op_type == "Constant" and node.output else ""  # what a constant is called
         options, inner = {}, []
@@ -176,12 +181,10 @@ def function_key(proto: Any, name: str) -> FunctionKey:
 
 
 def _checked(body: Body) -> Body:
-    """Return the body; its names must be texts, and each must stand for one value."""
+    """Return the body; each of its names must stand for one value."""
     taken = [*body.inputs, *body.constants]
     for step in body.steps:
         taken += [name for name in step.outputs if name]
-        require(all(isinstance(t, str) for t in (step.name, *step.function, *step.inputs, *step.outputs)), _NO_TEXT)
-    require(all(isinstance(name, str) for name in (*taken, *body.outputs)), _NO_TEXT)
     if len(set(taken)) < len(taken):
         seen: set[str] = set()
         twice = next(name for name in taken if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -189,4 +192,6 @@ def _checked(body: Body) -> Body:
     return body
 
 
-_NO_TEXT = "a name in it is not UTF-8"
+def _require_texts(names: Iterable[Any]) -> None:
+    """Raise unless all are texts; protocol buffers give those that are not UTF-8 as bytes."""
+    require(all(isinstance(name, str) for name in names), "a name in it is not UTF-8")
