@@ -123,7 +123,15 @@ FILES = {
     "an attribute of an unknown operator": model([call("Mystery", "x", "y", domain="made.up", coefficients=BODY)]),
     "a function that nothing calls": model([call("Relu", "x", "y")], functions=[function("F", linear(BODY))]),
 }  # fmt: skip
-FILES["a kernel in a call's attribute"].functions[0].node[0].attribute.add(name="value", ref_attr_name="kernel", type=4)
+FILES["a function's default"] = model(
+    [call("F", "x", "y", domain="own")],
+    functions=[function("F", [call("Constant", "", "k"), call("MatMul", "x k", "y")],
+                        attribute_protos=[helper.make_attribute("kernel", BODY)])],
+)  # fmt: skip
+for name in ("a kernel in a call's attribute", "a function's default"):
+    FILES[name].functions[0].node[0].attribute.add(name="value", ref_attr_name="kernel", type=4)
+FILES["a training graph"] = model([call("Relu", "x", "y")])
+FILES["a training graph"].training_info.add().initialization.CopyFrom(graph(linear(BODY), "y"))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -153,6 +161,8 @@ KNOWN = {
     "a kernel handed out by a branch": {"w.then_branch.k": None, "w.else_branch.k": None},
     "an attribute of an unknown operator": {"y.coefficients": None},
     "a function that nothing calls": {},
+    "a function's default": {"F.kernel": norm(BODY)},
+    "a training graph": {},
 }
 
 

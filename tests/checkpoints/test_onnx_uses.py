@@ -229,6 +229,15 @@ def test_a_scale_for_each_block_is_spread_over_it(tmp_path, axis, shape):
     np.testing.assert_allclose(operator(weight(saved(tmp_path, model))).matmat(np.eye(4)), truth.T, rtol=1e-6)
 
 
+def test_a_quantized_matrix_on_the_left_has_a_scale_for_each_row(tmp_path):
+    values, scale = np.arange(-8, 8, dtype="int8").reshape(4, 4), np.abs(normal(4))
+    one, none = np.float32(1), np.int8(0)
+    node = call("QLinearMatMul", "w s z x one none one none", "y")
+    constants = {"w": values, "s": scale, "z": np.zeros(4, "int8"), "one": one, "none": none}
+    found = operator(weight(saved(tmp_path, onnx_model([node], constants))))
+    np.testing.assert_array_equal(found.matmat(np.eye(4)), values * scale[:, None].astype("f8"))
+
+
 def test_a_scale_that_the_network_computes_leaves_the_norm_unknown(tmp_path):
     nodes = [call("DequantizeLinear", "w s", "d"), call("MatMul", "x d", "y")]
     found = rows(tmp_path, onnx_model(nodes, {"w": np.ones((4, 6), "int8")}, inputs=("x", "s")))

@@ -15,6 +15,10 @@ def value_shapes(model: Any) -> Mapping[str, Shape]:
     is nothing that a runtime would hold it to, and is forgotten. A size that the file leaves open is its name there, or
     a name that no other value has: two sizes that compare equal are equal in every run.
     """
+    for value in model.graph.input:
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_value < 0:
+                size.ClearField("dim_value")
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.ClearField("type")
