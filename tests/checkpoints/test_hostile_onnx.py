@@ -111,6 +111,11 @@ SLOW = {
         *[call("Transpose", f"v{i}", f"v{i + 1}") for i in range(3000)],
         call("MatMul", "x v3000", "y"),
     ],
+    "a long way round": [
+        call("Identity", "w", "v0"),
+        *[call("Add", f"w v{i}", f"v{i + 1}") for i in range(3000)],
+        call("MatMul", "x v3000", "y"),
+    ],
     "a size without end": [call("Expand", "w e", "k"), call("MatMul", "x k", "y")],
     "a shape without end": [call("ConstantOfShape", "e", "k"), call("MatMul", "x k", "y")],
     "one kernel used in many ways": [

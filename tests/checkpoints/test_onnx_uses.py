@@ -70,6 +70,7 @@ FOLDED = {  # operators on w, (4, 6), and constants beside it; then a product
         {"b": np.array([5, 0]), "e": np.array([-(2**63), 3]), "a": np.array([1, 0]), "t": np.array([-2, 1])},
     ),
     "split": ([call("Split", "w s", "other k", axis=1)], {"s": np.array([2, 4])}),
+    "split, and a part left out": ([helper.make_node("Split", ["w"], ["", "k"], axis=1, num_outputs=2)], {}),
     "split in equal parts": ([call("Split", "w", "other k", axis=1, num_outputs=2)], {}),
     "repeated": ([call("Expand", "s e", "k")], {"s": normal(4, 1), "e": np.array([4, 6])}),
     "filled": (

@@ -43,6 +43,7 @@ class Value(NamedTuple):
     ways: tuple[str, ...] = ()  # the operators between
     moving: bool = False  # it depends on the network's input as well
     work: int = 0  # entries computed on the way
+    steps: int = 0  # operators on the longest way
 
 
 class Met(NamedTuple):
@@ -106,10 +107,8 @@ class Uses:
             return self.folded(op, held)
         except (LookupError, ValueError, TypeError, ArithmeticError):
             most = max(held.values(), key=lambda value: prod(value.shape)) if alone or handed is None else handed
-            digest, ways = (
-                _digest(op, [len(op.outputs), *(value.digest for value in held.values())]),
-                (*most.ways, op.kind)[-3:],
-            )
+            digest = _digest(op, [len(op.outputs), *(value.digest for value in held.values())])
+            ways = (*most.ways, op.kind)[-3:]
             return [most._replace(make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
 
     def folded(self, op: Op, held: Mapping[int, Value]) -> list[Value]:
@@ -120,17 +119,18 @@ class Uses:
         require(all(value.make for value in held.values()), "made of what is not worked out")
         shapes = [held[i].shape if i in held else () for i in range(len(op.inputs))]
         dtypes = [held[i].dtype if i in held else "" for i in range(len(op.inputs))]
-        outputs = len([name for name in op.outputs if name])
-        results = planned(op.kind, Given(op.options, shapes, dtypes, lambda i: self.steering(held.get(i)), outputs))
+        given = Given(op.options, shapes, dtypes, lambda i: self.steering(held.get(i)), len(op.outputs))
+        results = planned(op.kind, given)
         largest, main = max(prod(value.shape) for value in sources), sources[most]
         work = sum(value.work for value in sources) + sum(prod(result.shape) for result in results)
         require(all(prod(r.shape) <= max(_ENTRIES, 2 * largest) for r in results), "too large")
-        require(work <= max(_WORK, 16 * largest) and len(main.ways) < _STEPS, "too much work")
+        steps = 1 + max(value.steps for value in sources)
+        require(work <= max(_WORK, 16 * largest) and steps <= _STEPS, "too much work")
         parts = [value.digest if i in places else self.steering(value) for i, value in held.items()]
         ways, digest = (*main.ways, op.kind), _digest(op, [len(op.outputs), *parts])
         makers = [self.maker(result, sources, most) for result in results]
         return [
-            Value(main.tensor, result.shape, result.dtype, f"{digest}.{i}", make, ways, work=work)
+            Value(main.tensor, result.shape, result.dtype, f"{digest}.{i}", make, ways, False, work, steps)
             for i, (result, make) in enumerate(zip(results, makers, strict=True))
         ]
 
@@ -182,7 +182,8 @@ class Uses:
         row = known[key]
         if not value.ways or op.kind in _LINEAR:
             return row
-        return Weight(row.name, value.shape, value.dtype, self.reader(value), row.geometry)
+        values = row.geometry._replace(operator=None)  # which is an operator of the stored numbers
+        return Weight(row.name, value.shape, value.dtype, self.reader(value), values)
 
     def reader(self, value: Value) -> Callable[[], np.ndarray]:
         """Return the function that reads a constant: as it is stored, or else in float64."""
