@@ -138,6 +138,46 @@ def test_work_and_memory_for_computed_constants_are_bounded(tmp_path, name):
     assert found["w" if "shape without" not in name else "e"].status in ("failed", "bounded")
 
 
+@pytest.mark.parametrize("where", ["initializer", "constant", "sparse", "input", "branch", "default"])
+def test_a_negative_size_does_not_end_the_process(tmp_path, where):
+    """onnx's shape inference aborts where it meets one: this test would end pytest."""
+    bad = numpy_helper.from_array(np.ones((4, 6), "float32"), "w")
+    bad.dims[0] = -5
+    cut = [call("Slice", "w s e", "k"), call("MatMul", "x k", "y")]
+    steering = {"s": np.array([0]), "e": np.array([2]), "v": SQUARE}
+    if where == "input":
+        model = onnx_model([*cut, call("MatMul", "y v", "z")], steering, inputs=("x", "w"))
+        model.graph.input[1].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [-5, 6]))
+    elif where == "branch":
+        end = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        claim = helper.make_tensor_value_info("w", TensorProto.FLOAT, [-5, 6])
+        inner = helper.make_graph(cut, "g", [], [end], value_info=[claim])
+        inner.input.append(claim)
+        nodes = [call("If", "c", "h", then_branch=inner, else_branch=inner), call("MatMul", "h v", "z")]
+        model = onnx_model(nodes, steering, inputs=("x", "c"))
+    elif where == "default":
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+        body = [call("Constant", "", "w"), *cut]
+        body[0].attribute.add(name="value", ref_attr_name="kernel", type=4)
+        protos = [helper.make_attribute("kernel", bad)]
+        f = helper.make_function("own", "F", ["x", "s", "e"], ["y"], body, opsets, attribute_protos=protos)
+        nodes = [call("F", "x s e", "y", domain="own"), call("MatMul", "y v", "z")]
+        model = onnx_model(nodes, steering, functions=[f])
+        model.opset_import.append(opsets[1])
+    else:
+        first = [call("Constant", "", "w", value=bad)] if where == "constant" else []
+        if where == "sparse":
+            at = helper.make_tensor("", TensorProto.INT64, [1], [0])
+            values = helper.make_tensor("", TensorProto.FLOAT, [1], [1.0])
+            first = [call("Constant", "", "w", sparse_value=helper.make_sparse_tensor(values, at, [-5, 6]))]
+        model = onnx_model([*first, *cut, call("MatMul", "y v", "z")], steering)
+        model.graph.initializer.extend([bad] if where == "initializer" else [])
+    onnx.save(model, tmp_path / "a.onnx")
+    rows = {row.name: row.status for row in timed(tmp_path / "a.onnx").rows}
+    assert rows["v"] == "bounded"
+    assert "bounded" not in [status for name, status in rows.items() if name != "v"]
+
+
 def test_one_name_for_all_operators_takes_no_longer(tmp_path):
     nodes = [helper.make_node("Relu", [f"r{i}" if i else "x"], [f"r{i + 1}"], name="same") for i in range(20_000)]
     onnx.save(onnx_model([*nodes, call("MatMul", "r20000 w", "y")], {"w": SQUARE}), tmp_path / "a.onnx")
