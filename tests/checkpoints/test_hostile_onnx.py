@@ -138,6 +138,31 @@ def test_work_and_memory_for_computed_constants_are_bounded(tmp_path, name):
     assert found["w" if "shape without" not in name else "e"].status in ("failed", "bounded")
 
 
+IMAGE = np.ones((1, 1, 2, 6), "float32")
+NEGATIVE = {  # what onnx infers a negative size for
+    "Expand": ([call("Expand", "d n", "w")], {"d": IMAGE[0, 0, :1], "n": np.array([-5, 6])}),
+    "Pad": ([call("Pad", "d n", "w")], {"d": IMAGE[0, 0], "n": np.array([-9, 0, 0, 0])}),
+    "Conv": ([call("Conv", "d k", "w")], {"d": IMAGE, "k": np.ones((1, 1, 5, 1), "float32")}),
+    "MaxPool": ([call("MaxPool", "d", "w", kernel_shape=[5, 1])], {"d": IMAGE}),
+    "Split": ([call("Split", "d n", "w q", axis=0)], {"d": IMAGE[0, 0], "n": np.array([-2, 4])}),
+    "TopK": ([call("TopK", "d n", "w q", axis=0)], {"d": IMAGE[0, 0], "n": np.array([-2])}),
+}
+
+
+@pytest.mark.parametrize("kind", NEGATIVE)
+def test_a_negative_size_that_is_inferred_does_not_end_the_process(tmp_path, kind):
+    nodes, tensors = NEGATIVE[kind]
+    tensors = {
+        **tensors,
+        "s": np.array([0]),
+        "e": np.array([1]),
+        "a": np.array([2 if kind in ("Conv", "MaxPool") else 0]),
+    }
+    cut = [call("Slice", "w s e a", "c"), call("Slice", "c s e a", "y"), call("MatMul", "x v", "z")]
+    onnx.save(onnx_model([*nodes, *cut], {**tensors, "v": SQUARE}, outputs=("y", "z")), tmp_path / "a.onnx")
+    assert {row.name: row.status for row in timed(tmp_path / "a.onnx").rows}["v"] == "bounded"
+
+
 @pytest.mark.parametrize("where", ["initializer", "constant", "sparse", "input", "branch", "default"])
 def test_a_negative_size_does_not_end_the_process(tmp_path, where):
     """onnx's shape inference aborts where it meets one: this test would end pytest."""

@@ -6,6 +6,7 @@ from typing import Any
 from opnorm.checkpoints.files import extra
 
 Shape = tuple[int | str, ...]
+_ROUNDS = 8  # of inference: operators Slice one after another
 
 
 def value_shapes(model: Any) -> Mapping[str, Shape]:
@@ -25,11 +26,41 @@ def value_shapes(model: Any) -> Mapping[str, Shape]:
     for value in model.graph.output:
         value.ClearField("type")
     try:
-        # The inference is C++ that ends the process at a negative size, and else raises what it likes.
-        graph = extra("onnx.shape_inference").infer_shapes(model).graph if _is_sound(graphs) else model.graph
-    except Exception:
-        graph = model.graph
-    return dict(_known(graph))
+        return _inferred(model, graphs) if _is_sound(graphs) else dict(_known(model.graph))
+    except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
+        return dict(_known(model.graph))
+
+
+def _inferred(model: Any, graphs: list[Any]) -> Mapping[str, Shape]:
+    """Return what onnx infers; it ends the process where Slice cuts a negative size, so that is met last.
+
+    A Slice takes part once the shape of its input is known to have no negative size.
+    """
+    infer, rounds = extra("onnx.shape_inference").infer_shapes, 0
+    hidden = [node for graph in graphs for node in graph.node if node.op_type == "Slice"]
+    for node in hidden:
+        node.op_type = "Later"
+    shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
+    while rounds < _ROUNDS:
+        inferred = infer(model).graph
+        shapes |= dict(_known(inferred))
+        safe = set(shapes) - _negative(inferred)
+        shown = [node for node in hidden if node.op_type != "Slice" and node.input and node.input[0] in safe]
+        for node in shown:
+            node.op_type = "Slice"
+        rounds = rounds + 1 if shown else _ROUNDS
+    return shapes
+
+
+def _sizes_of(graph: Any) -> dict[str, Shape]:
+    """Return the shapes of the graph's tensors."""
+    return {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def _negative(graph: Any) -> set[str]:
+    """Return the values to which the inference gave a negative size."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name for value in values if any(size.dim_value < 0 for size in value.type.tensor_type.shape.dim)}
 
 
 def _graphs(holder: Any) -> Iterator[Any]:
