@@ -258,3 +258,18 @@ def test_the_graph_names_who_feeds_whom(tmp_path):
     assert (graph.inputs, graph.outputs) == (("x",), ("sum",))
     assert list(graph.nodes[0].weights) == ["kernel", "bias"]
     assert graph.nodes[0].options["transB"] == 1
+
+
+def test_shapes_are_inferred_through_slices(tmp_path):
+    """Each of them is held back until its input's shape is known."""
+    nodes = [
+        helper.make_node("Slice", ["x", "one", "end", "axis"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Slice", ["b", "one", "end", "axis"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    tensors = {"one": np.array([1]), "end": np.array([100]), "axis": np.array([1])}
+    model = onnx_model(nodes, tensors)
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 7]))
+    graph = saved(tmp_path, model).graph
+    assert [node.options["input_shapes"] for node in graph.nodes] == [(("n", size),) for size in (7, 6, 6, 5)]

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.guesses import FLOATS, Named, guess
+from opnorm.checkpoints.guesses import FLOATS, Named
+from opnorm.checkpoints.onnx_folding import spread_along
+from opnorm.checkpoints.onnx_shapes import Shape
 from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array, real_array
 
@@ -18,6 +20,7 @@ class Use(NamedTuple):
     position: int
     options: Mapping[str, Any]
     constants: Mapping[int, Named]  # the operator's constant inputs, by position
+    beside: Shape | None = None  # of the one other input, if there is one and its shape is known
 
 
 _ROLES = {  # of the inputs, by operator: names that Keras gives them
@@ -38,16 +41,14 @@ _ROLES = {  # of the inputs, by operator: names that Keras gives them
     "Gather": {0: "embeddings"},
 }
 _SCALES = {"QLinearConv": {3: (4, 5)}, "QLinearMatMul": {0: (1, 2), 3: (4, 5)}}  # kernel: its scale and zero point
-_MOVES = {
-    "Slice",
-    "Split",
-    "Concat",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-}  # what a matrix survives
+RECURRENT = ("LSTM", "GRU", "RNN")  # whose attributes do not change what their kernels are
+TOGETHER = {"BatchNormalization", "Einsum", *_SCALES}  # what a constant is depends on the constants beside it
+_BESIDE = {  # of ONNX's own operators: those whose constants are added, compared, chosen from, or steer
+    "Add", "Sub", "Sum", "Mean", "Concat", "Where", "Max", "Min", "Clip", "Pad", "Resize", "Upsample", "Pow", "Dropout",
+    "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "OneHot", "Range", "TopK",
+    "QuantizeLinear", "NonMaxSuppression", "Mod", "Shape", "Size", "PRelu",
+}  # fmt: skip
+SCALE_OF_INTEGERS = "the scale or zero point of quantized numbers"
 _INTEGER = "integers, whose scale is multiplied by a later operator"
 
 
@@ -59,54 +60,37 @@ def role(kind: str, position: int) -> str:
 def use_geometry(use: Use, tensor: Named) -> Geometry:
     """Return what an operator does with a constant."""
     what = role(use.kind, use.position)
-    if tensor.dtype not in FLOATS and not tensor.dtype.startswith(("float8", "float4", "int", "uint")):
+    if tensor.dtype in ("string", "bool"):
         return g.nothing(use.kind, f"{tensor.dtype}: no real numbers")
     if what in ("bias", "beta"):
         return g.nothing(use.kind, g.BIAS)
+    if tensor.dtype not in FLOATS and not tensor.dtype.startswith(("float8", "float4", "int", "uint")):
+        return g.unknown(use.kind, f"{tensor.dtype}: no real numbers that opnorm reads")
     found = _MAPS.get(use.kind, _other)(use, tensor)
-    return _dequantized(use, found) if use.kind in _SCALES else found
-
-
-def rank(geometry: Geometry) -> int:
-    """Return how telling a geometry is: of several uses of a constant the most telling one is shown."""
-    return (geometry.operator is not None) * 2 - geometry.assumed
-
-
-def dequantized(use: Use, found: Geometry) -> Geometry:
-    """Return the geometry of integers that a DequantizeLinear turns into numbers, of which `found` is the geometry."""
-    if use.position != 0 or use.options.get("block_size"):
-        return g.nothing(use.kind, "the scale or zero point of quantized numbers")
-    axis = int(use.options.get("axis", 1))
-    return _rescaled(found, use.constants.get(1), use.constants.get(2), axis)
+    found = _dequantized(use, found) if use.kind in _SCALES else found
+    if what.endswith("kernel") and found.operator is None:
+        return g.unknown(use.kind, found.reason)
+    return found
 
 
 def _dequantized(use: Use, found: Geometry) -> Geometry:
     places = _SCALES[use.kind].get(use.position)
     if places is None:
-        return g.nothing(use.kind, "the scale or zero point of quantized numbers")
+        return g.nothing(use.kind, SCALE_OF_INTEGERS)
     scale, zero = (use.constants.get(place) for place in places)
-    axis = 0 if use.kind == "QLinearConv" else -1
+    axis = 0 if use.kind == "QLinearConv" else -1 if use.position else -2  # a matrix on the left: one for each row
     return _rescaled(found, scale, zero, axis)
 
 
 def _rescaled(found: Geometry, scale: Named | None, zero: Named | None, axis: int) -> Geometry:
     if scale is None or found.operator is None:
-        return g.nothing(found.kind, g.QUANTIZED if found.operator else found.reason)
+        return g.unknown(found.kind, g.QUANTIZED if found.operator else found.reason)
 
     def factor(array: Array) -> Array:
-        shift = 0.0 if zero is None else _along(real_array(zero.read(), "zero_point"), array.ndim, axis)
-        return np.asarray((array - shift) * _along(real_array(scale.read(), "scale"), array.ndim, axis))
+        shift = 0.0 if zero is None else spread_along(real_array(zero.read(), "zero_point"), array.shape, axis)
+        return np.asarray((array - shift) * spread_along(real_array(scale.read(), "scale"), array.shape, axis))
 
     return g.scaled(found, factor, "integers times their scale")
-
-
-def _along(values: Array, axes: int, axis: int) -> Array:
-    """Return one number, or one for each index along `axis`, so that it spreads over an array."""
-    if values.size == 1:
-        return values.reshape(())
-    shape = [1] * axes
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def _sliding(use: Use, axes: int) -> g.Sliding | str:
@@ -155,54 +139,98 @@ def _matmul(use: Use, tensor: Named) -> Geometry:
     if len(tensor.shape) < 2:
         return g.reshaped(use.kind, "vector", (max(tensor.shape, default=1), 1))
     if any(n != 1 for n in tensor.shape[:-2]):
-        return g.nothing(use.kind, "a stack of matrices, and the file does not say whether they share their input")
+        return g.unknown(use.kind, "a stack of matrices, and the file does not say whether they share their input")
     if use.position == 0:
         return g.rows(use.kind) if len(tensor.shape) == 2 else g.reshaped(use.kind, "matrix", tensor.shape[-2:])
     return g.columns(use.kind) if len(tensor.shape) == 2 else g.reshaped(use.kind, "matrix", tensor.shape[-2:])
 
 
 def _batch_normalization(use: Use, tensor: Named) -> Geometry:
-    if use.position == 1 and 4 in use.constants and use.constants[4].shape == tensor.shape:
-        epsilon = float(use.options.get("epsilon", 1e-5))
-        return g.batch_normalization(use.kind, use.constants[4].read, epsilon)
-    reason = {3: g.MEAN, 4: "part of the map of `gamma`"}.get(use.position, "no variance of its shape is in the file")
-    return g.nothing(use.kind, reason)
+    variance = use.constants.get(4)
+    if use.position != 1:
+        return g.nothing(use.kind, g.MEAN if use.position == 3 else "part of the map of `gamma`")
+    if variance is None or variance.shape != tensor.shape or use.options.get("training_mode"):
+        return g.unknown(use.kind, "no variance of its shape is in the file, or it is taken from each batch")
+    return g.batch_normalization(use.kind, variance.read, float(use.options.get("epsilon", 1e-5)))
 
 
 def _recurrent(use: Use, tensor: Named) -> Geometry:
     if use.position not in (1, 2):
-        return g.nothing(use.kind, "peepholes or a starting state" if use.position > 3 else g.BIAS)
+        return _other(use, tensor) if use.position == 7 else g.nothing(use.kind, "a starting state or lengths")
     if len(tensor.shape) != 3:
-        return g.nothing(use.kind, f"a recurrent kernel with {len(tensor.shape)} axes")
+        return g.unknown(use.kind, f"a recurrent kernel with {len(tensor.shape)} axes")
     return g.stacked(use.kind, "matrix (gates, in), all gates together, for each direction")
 
 
 def _gather(use: Use, tensor: Named) -> Geometry:
-    if use.position or len(tensor.shape) != 2 or use.options.get("axis", 0) or tensor.dtype not in FLOATS:
-        return g.nothing(use.kind, "indices, or a table that is no embedding")
+    if use.position or tensor.dtype not in FLOATS:
+        return g.nothing(use.kind, "indices, or a table of integers")
+    if len(tensor.shape) != 2 or use.options.get("axis", 0):
+        return g.unknown(use.kind, "a table that is no embedding")
     return g.columns(use.kind, "matrix (tokens, features)")
 
 
+def _factor(use: Use, tensor: Named) -> Geometry:
+    """Return the geometry of numbers that each entry is multiplied with, or divided by, its own one."""
+    if use.kind == "Div" and use.position == 0:
+        return g.nothing(use.kind, "a constant that is divided by something computed: no linear map")
+    if not _covers(use.beside, tensor.shape):
+        return g.unknown(use.kind, "the shape of the other factor is not known, and it may be repeated to fit")
+    if use.kind == "Div":
+        return g.diagonal(use.kind, "diagonal, divides each entry by its own number", _inverse)
+    return g.diagonal(use.kind, "diagonal, multiplies each entry with its own number", lambda array: array)
+
+
+def _inverse(array: Array) -> Array:
+    with np.errstate(divide="ignore"):  # one that divides by zero has no norm, and the operator says so
+        return 1 / array
+
+
+def _covers(shape: Shape | None, factors: tuple[int, ...]) -> bool:
+    """Return whether no entry of a value of this shape meets several of the factors."""
+    if all(n == 1 for n in factors):
+        return True
+    if shape is None or len(factors) > len(shape):
+        return False
+    return all(n in (1, size) for n, size in zip(factors[::-1], shape[::-1], strict=False))
+
+
+def _einsum(use: Use, tensor: Named) -> Geometry:
+    equation = str(use.options.get("equation", "")).replace(" ", "")
+    terms = equation.split("->")[0].split(",")
+    if len(terms) != 2 or "->" not in equation or len(use.constants) != 1:
+        return g.unknown(use.kind, f"the equation {equation!r} with this constant at {use.position}")
+    if use.position == 0:
+        equation = f"{terms[1]},{terms[0]}->{equation.split('->')[1]}"
+    found = g.einsum(use.kind, equation, len(tensor.shape))
+    return found if found.operator else g.unknown(use.kind, found.reason)
+
+
+def _normalized(use: Use, tensor: Named) -> Geometry:
+    return g.nothing(use.kind, g.SCALE) if use.position == 1 else _other(use, tensor)
+
+
 def _other(use: Use, tensor: Named) -> Geometry:
-    if tensor.dtype not in FLOATS:
-        return g.nothing(use.kind, g.INTEGERS if use.kind in ("", "unused") else f"integers that steer {use.kind}")
-    if use.kind in _MOVES and len(tensor.shape) > 1:
-        found = guess(tensor, {})
-        return found._replace(text=f"{found.text}; the file passes it through {use.kind} first")
-    if use.kind in ("Add", "Sub", "Sum"):
-        return g.nothing(use.kind, "a constant is added, not multiplied")
-    return g.nothing(use.kind, f"an input of {use.kind}, of which no linear map is known")
+    own = "." not in use.kind and " " not in use.kind
+    if tensor.dtype not in FLOATS and own and not tensor.dtype.startswith("float"):
+        return g.nothing(use.kind, f"integers that steer {use.kind}")
+    if use.kind in _BESIDE:
+        return g.nothing(use.kind, f"an input of {use.kind}, which adds it, compares with it or is steered by it")
+    return g.unknown(use.kind, f"an input of {use.kind}, of which opnorm knows no linear map")
 
 
 _MAPS: dict[str, Callable[[Use, Named], Geometry]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"), _convolution),
     **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul"), _matmul),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(RECURRENT, _recurrent),
     **dict.fromkeys(
-        ("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-        lambda use, _: g.nothing(use.kind, g.SCALE),
+        ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"), _normalized
     ),
     "Gemm": _gemm,
+    "DequantizeLinear": lambda use, _: g.nothing(use.kind, SCALE_OF_INTEGERS),  # of the integers of an activation
     "BatchNormalization": _batch_normalization,
     "Gather": _gather,
+    "Einsum": _einsum,
+    "Mul": _factor,
+    "Div": _factor,
 }

@@ -4,6 +4,7 @@ The constants are proved in `docs/lipschitz.md` and checked again by the tests; 
 """
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from opnorm.networks.effects import Effect, Unbounded
@@ -18,10 +19,10 @@ _MISH = (-0.112527, 1.088499)  # 1.0884982 at 1.4906, -0.1125262 at -2.2564
 _SLOPES: dict[tuple[str, ...], tuple[float, float]] = {
     ("linear", "Identity"): (1.0, 1.0),
     ("relu", "Relu", "relu6", "Relu6", "ReLU6"): _MONOTONE,
-    ("softplus", "Softplus", "squareplus", "Squareplus", "sparse_plus", "SparsePlus"): _MONOTONE,
+    ("softplus", "Softplus", "squareplus", "sparse_plus", "SparsePlus"): _MONOTONE,
     ("tanh", "Tanh", "hard_tanh", "HardTanh", "tanh_shrink", "TanhShrink", "Atan", "Clip"): _MONOTONE,
-    ("softsign", "Softsign", "SoftSign", "soft_shrink", "SoftShrink", "log_sigmoid", "LogSigmoid"): _MONOTONE,
-    ("celu", "Celu"): _MONOTONE,  # alpha only shifts where it bends
+    ("softsign", "Softsign", "SoftSign", "soft_shrink", "log_sigmoid", "LogSigmoid"): _MONOTONE,
+    ("celu",): _MONOTONE,
     ("sigmoid", "Sigmoid"): (0.0, 0.25),
     ("sparse_sigmoid", "SparseSigmoid"): (0.0, 0.5),
     ("silu", "swish", "Silu", "SiLU", "Swish"): _SILU,
@@ -52,12 +53,26 @@ def _flat(max_value: Any) -> list[float]:
 
 
 def _hull(*slopes: float) -> tuple[float, float]:
+    if not all(map(isfinite, slopes)):  # `min` and `max` may pass over a NaN
+        raise Unbounded(f"its slopes {slopes} are not finite")
     return min(slopes), max(slopes)
 
 
 def _selu(options: Options) -> tuple[float, float]:
     gamma = float(options.get("gamma", 1.0507010))
     return _hull(0.0, gamma, gamma * float(options.get("alpha", 1.6732633)) * (1 + 1e-15))  # one rounding
+
+
+def _above(least: float, option: str, default: float) -> Callable[[Options], tuple[float, float]]:
+    """Return the slopes of a monotone function whose parameter only says where it bends, if it is larger than that."""
+
+    def slopes(options: Options) -> tuple[float, float]:
+        value = float(options.get(option, default))
+        if not value > least:
+            raise Unbounded(f"with {option} {value:g} it has no bounded slope")
+        return _MONOTONE
+
+    return slopes
 
 
 def _hard_sigmoid(options: Options) -> tuple[float, float]:
@@ -78,6 +93,9 @@ _WITH_OPTIONS: dict[str, Callable[[Options], tuple[float, float]]] = {
     "Selu": _selu,
     "HardSigmoid": _hard_sigmoid,
     "hard_sigmoid": _hard_sigmoid_of_keras,
+    "Celu": _above(0, "alpha", 1.0),  # below zero alpha (exp(x / alpha) - 1) grows without bound where alpha < 0
+    "SoftShrink": _above(-1e-300, "threshold", 0.5),  # jumps at a negative threshold
+    "Squareplus": _above(-1e-300, "b", 4.0),  # (x + sqrt(x^2 + b)) / 2
 }
 
 

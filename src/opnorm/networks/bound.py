@@ -3,10 +3,12 @@
 What each node does to a distance is a rule of its kind; this file puts the nodes together (`docs/lipschitz.md`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf
 from typing import NamedTuple
 
+from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.networks.chains import Chain, Effects, find_chains
 from opnorm.networks.distances import Reach, added, side_by_side, source, through
@@ -14,6 +16,8 @@ from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
 from opnorm.networks.shape_rules import MEETINGS
+
+_EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm")  # whose first input may be the constant one
 
 
 class Step(NamedTuple):
@@ -45,10 +49,14 @@ class NetworkBound(NamedTuple):
         return tuple(step for step in self.steps if step.constant is None)
 
 
+Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
+_INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
 
 
-def network_bound(graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map) -> NetworkBound:
+def network_bound(
+    graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map, deadline: Deadline = NEVER
+) -> NetworkBound:
     """Return a proved upper bound of a network's Lipschitz constant, and the constant of each of its nodes.
 
     All inputs together are one vector, and so are all outputs. Linear neighbours are joined before their norm is taken,
@@ -59,14 +67,19 @@ def network_bound(graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply
         bounds: The proved bracket of a weight's norm; a table of known ones saves time. Also called with products of
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
+        deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
     """
-    graph = fold(split(graph))
-    found = apply(lambda node: _effect(node, graph, bounds), graph.nodes)
+    graph = fold(split(graph), deadline)
+    readers = _readers(graph)
+    found = apply(lambda node: _effect(node, graph, readers, bounds), graph.nodes)
     effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
-    chains = {chain.last: chain for chain in find_chains(graph, effects)}
+    if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
+        note = f"{len(graph.inputs)} inputs are too many for a bound"
+        return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
+    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline)}
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
@@ -77,29 +90,46 @@ def network_bound(graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
 
 
-def _effect(node: Node, graph: Graph, bounds: BoundWeight) -> Effect | Unbounded:
+def _readers(graph: Graph) -> Readers:
+    readers: dict[str, set[str]] = defaultdict(set)
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers[name].add(node.kind)
+    return readers
+
+
+def _effect(node: Node, graph: Graph, readers: Readers, bounds: BoundWeight) -> Effect | Unbounded:
+    """Return the effect of a node, or why it has none: whatever fails, it is this node that has no constant."""
     try:
-        if (node.options.get("arguments") or {}).get("training"):
-            raise Unbounded("it is called in training mode")
-        effect = RULES.get(node.kind, of_activation)(node, bounds)
-        if len(node.inputs) > 1 and node.kind not in MEETINGS:
-            raise Unbounded("a second input, such as a mask, steers it")
-        if effect.discrete:
-            _require_tokens(node, graph)
-        return effect
-    except Unbounded as reason:
-        return reason
-    except CheckpointError:
-        raise
+        return _ruled(node, graph, readers, bounds)
+    except (Unbounded, CheckpointError) as reason:
+        return Unbounded(str(reason))
     except KeyError as missing:
         return Unbounded(f"its file does not say its {missing.args[0]}")
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # settings come from files
+    except MemoryError:
+        return Unbounded("it does not fit into memory")
+    except Exception as error:  # settings come from files, and rules trust them
         return Unbounded(f"its settings or weights make no sense: {error}")
 
 
-def _require_tokens(node: Node, graph: Graph) -> None:
-    readers = {other.kind for other in graph.nodes if set(other.inputs) & set(node.inputs)}
-    if not set(node.inputs) <= set(graph.inputs) or readers != {node.kind}:
+def _ruled(node: Node, graph: Graph, readers: Readers, bounds: BoundWeight) -> Effect:
+    if (node.options.get("arguments") or {}).get("training"):
+        raise Unbounded("it is called in training mode")
+    if "0" in node.weights and node.kind not in _EITHER_WAY:
+        raise Unbounded("its first input is a constant, and another one steers it")
+    effect = RULES.get(node.kind, of_activation)(node, bounds)
+    if len(node.inputs) > 1 and node.kind not in MEETINGS:
+        raise Unbounded("a second input, such as a mask, steers it")
+    if effect.discrete:
+        _require_tokens(node, graph, readers)
+    if not 0 <= effect.constant < inf:
+        raise Unbounded(f"its settings give the constant {effect.constant}")
+    return effect
+
+
+def _require_tokens(node: Node, graph: Graph, readers: Readers) -> None:
+    kinds = set().union(*(readers[name] for name in node.inputs))
+    if not set(node.inputs) <= set(graph.inputs) or kinds != {node.kind} or set(node.inputs) & set(graph.outputs):
         raise Unbounded("its tokens are computed, or read by something else than tables")
 
 

@@ -7,6 +7,7 @@ from math import inf, prod
 from typing import NamedTuple
 
 from opnorm.bounds.certificates import up
+from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
 from opnorm.networks.effects import Effect, Unbounded
@@ -15,6 +16,7 @@ from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import MATRICES
 from opnorm.networks.sector_bounds import Slopes, bound_chain
 
+_ENTRIES = 2**27  # of the matrices of one run: 1 GiB
 Effects = Mapping[str, Effect | Unbounded]
 
 
@@ -34,7 +36,7 @@ class _Link(NamedTuple):
     is_matrix: bool  # else an activation
 
 
-def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
+def find_chains(graph: Graph, effects: Effects, deadline: Deadline = NEVER) -> list[Chain]:
     """Return every longest run with two matrices or more, nothing else reading what stands inside it."""
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     runs: dict[str, list[_Link]] = {}  # by the name of the last node so far
@@ -45,18 +47,20 @@ def find_chains(graph: Graph, effects: Effects) -> list[Chain]:
         before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
         link = _Link(node, effect, _matrix(node) is not None)
         if link.is_matrix or (before and effect.slopes is not None):
-            runs[node.name] = [*before, link]
             if before:
                 del runs[node.inputs[0]]
+            before.append(link)
+            runs[node.name] = before
     trimmed = [_until_matrix(run) for run in runs.values()]
-    return [_bounded(run) for run in trimmed if sum(link.is_matrix for link in run) > 1]
+    several = [run for run in trimmed if sum(link.is_matrix for link in run) > 1]
+    return [_bounded(run, deadline) for run in several]
 
 
 def _matrix(node: Node) -> Array | None:
     """Return the matrix of a dense node, (outputs, inputs), None for other nodes."""
     try:
         return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
-    except Unbounded:
+    except Exception:  # not one matrix, or not read
         return None
 
 
@@ -64,17 +68,28 @@ def _until_matrix(run: list[_Link]) -> list[_Link]:
     return run[: max(i for i, link in enumerate(run) if link.is_matrix) + 1]
 
 
-def _bounded(run: list[_Link]) -> Chain:
+def _bounded(run: list[_Link], deadline: Deadline) -> Chain:
     slopes: list[Slopes] = []
     for link in run:
         if link.is_matrix:
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
             slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
-    matrices = [matrix for link in run if link.is_matrix and (matrix := _matrix(link.node)) is not None]
-    whole = bound_chain(matrices, slopes[:-1])
+    whole = _whole(run, slopes[:-1], deadline)
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
+
+
+def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline) -> float | None:
+    """Return the proved bound of the run as one, None where it has none, or needs too much memory or time."""
+    matrices: list[Array] = []
+    for link in run:
+        if deadline.passed or sum(kept.size for kept in matrices) > _ENTRIES:
+            return None
+        if link.is_matrix and (matrix := _matrix(link.node)) is not None:
+            matrices.append(matrix)
+    # A factorization is a third of a product's multiplications, and each matrix of the chain takes a few of them.
+    return bound_chain(matrices, slopes) if deadline.affords(sum(2.0 * sum(W.shape) ** 3 for W in matrices)) else None
 
 
 def _composed(first: Slopes, second: Slopes) -> Slopes:

@@ -1,6 +1,7 @@
 """What a node of a network does to a distance: one record, and the registry of the rules that give it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +84,15 @@ def constants(node: Node) -> list[Array]:
 
 
 def per_axis(value: Any, rank: int) -> tuple[int, ...]:
-    """Return one integer for each of `rank` axes."""
-    return (int(value),) * rank if np.ndim(value) == 0 else tuple(int(v) for v in value)
+    """Return one positive integer for each of `rank` axes.
+
+    Raises:
+        Unbounded: When it is anything else: settings come from files.
+    """
+    found = (index(value),) * rank if np.ndim(value) == 0 else tuple(index(v) for v in value)
+    if len(found) != rank or min(found, default=1) < 1:
+        raise Unbounded(f"{value!r} is no positive integer for each of {rank} axes")
+    return found
 
 
 def kernels(node: Node) -> Iterator[tuple[str, Weight]]:

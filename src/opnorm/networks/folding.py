@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any
 
-from opnorm.checkpoints.records import CheckpointError, Graph, Node
+from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.activations import is_activation, parse
-from opnorm.networks.effects import Unbounded, constants
+from opnorm.networks.effects import constants
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
 
+_NAME = 10_000  # characters of the name of nodes that were joined, which holds all of theirs
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _SEPARABLE_KERNELS = {"depthwise_kernel", "pointwise_kernel"}
@@ -34,14 +36,25 @@ def split(graph: Graph) -> Graph:
     replaced: set[str] = set()  # by a gate that was written out
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        plain = _unwrap(node._replace(kind=_kind(node.kind), inputs=inputs))
-        gate, within = gate_node(plain, nodes) or (plain, ())
+        parts, within = _read(node._replace(inputs=inputs), nodes)
         replaced.update(within)
-        parts = _parts(gate)
         nodes |= {part.name: part for part in parts}
         renamed[node.name] = parts[-1].name
     outputs = tuple(renamed.get(name, name) for name in graph.outputs)
     return Graph(tuple(_without_unread(nodes, replaced, outputs)), graph.inputs, outputs)
+
+
+def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str, ...]]:
+    """Return the nodes that do what `node` does, and those before it that they replace."""
+    try:
+        plain = _unwrap(node._replace(kind=_kind(node.kind)))
+        gate, within = gate_node(plain, nodes) or (plain, ())
+        return _parts(gate), within
+    except KeyError as missing:  # not the node as it is: its activation, say, would be lost
+        reason = f"its file does not say its {missing.args[0]}"
+    except Exception as error:
+        reason = f"its settings make no sense: {error}"
+    return [Node(node.name, "Unread", node.inputs, {"reason": reason}, {})], ()
 
 
 def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
@@ -92,8 +105,11 @@ def _separated(node: Node) -> list[Node]:
     return [depthwise, Node(f"{node.name}/pointwise", f"Conv{rank}", (depthwise.name,), ones, second)]
 
 
-def fold(graph: Graph) -> Graph:
-    """Return the same network with linear neighbours joined, where nothing else reads what stands between them."""
+def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
+    """Return the same network with linear neighbours joined, where nothing else reads what stands between them.
+
+    After the deadline none are joined.
+    """
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     folded: dict[str, Node] = {}
     current: dict[str, str] = {}  # of a node that was joined, the name of what now computes it
@@ -101,7 +117,8 @@ def fold(graph: Graph) -> Graph:
         only = node.inputs[0] if len(node.inputs) == 1 else ""
         node = node._replace(inputs=tuple(current.get(name, name) for name in node.inputs))
         before = folded.get(current.get(only, only))
-        joined = join(before, node) if before is not None and readers[only] == 1 else None
+        alone = readers[only] == 1 and not deadline.passed
+        joined = join(before, node, deadline) if before is not None and alone else None
         if joined is not None and before is not None:
             del folded[before.name]
         after = joined or node
@@ -110,9 +127,11 @@ def fold(graph: Graph) -> Graph:
     return Graph(tuple(folded.values()), graph.inputs, tuple(current.get(name, name) for name in graph.outputs))
 
 
-def join(a: Node, b: Node) -> Node | None:
+def join(a: Node, b: Node, deadline: Deadline = NEVER) -> Node | None:
     """Return one node that does `a`, then `b`; None when they are not joined."""
     name = f"{a.name} + {b.name}"
+    if len(name) > _NAME:
+        return None
     try:
         if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):
             return a._replace(name=name)
@@ -122,10 +141,8 @@ def join(a: Node, b: Node) -> Node | None:
             return scaled(a, b, outputs=True)._replace(name=name)
         if a.kind in _SCALES and b.kind in KERNELS:
             return scaled(b, a, outputs=False)._replace(name=name, inputs=a.inputs)
-        return product(a, b, name) if a.kind in KERNELS and b.kind in KERNELS else None
-    except CheckpointError:
-        raise
-    except (Unbounded, ValueError, TypeError, LookupError):  # not understood, not joined; the node's own rule says why
+        return product(a, b, name, deadline) if a.kind in KERNELS and b.kind in KERNELS else None
+    except Exception:  # not understood, or not read, and so not joined: the node's own rule says why
         return None
 
 

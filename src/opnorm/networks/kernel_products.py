@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.bounds.brackets import matrix_of
 from opnorm.bounds.certificates import gamma, up
+from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Geometry, Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.effects import Unbounded
@@ -111,19 +112,25 @@ def _spread(factors: Array, form: Form, *, last: bool) -> Array:
     return np.repeat(by_group.T, cout // form.groups, axis=1)
 
 
-def product(a: Node, b: Node, name: str) -> Node | None:
-    """Return one node for `b` after `a`, a matrix or convolution and a pointwise map; None for all other pairs."""
+def product(a: Node, b: Node, name: str, deadline: Deadline = NEVER) -> Node | None:
+    """Return one node for `b` after `a`, a matrix or convolution and a pointwise map; None for all other pairs.
+
+    None too for products that would take longer than the deadline: they are formed again when they are read.
+    """
     first, second = form_of(a), form_of(b)
     if first.adjoint or not second.pointwise or first.channels[1] != second.channels[0]:
         return None
     if prod(first.values.shape[:-1]) * first.groups * max(second.channels) > _ENTRIES:
+        return None
+    inner = second.channels[0]
+    if not deadline.affords(float(prod(first.values.shape[:-1])) * first.groups * inner * second.channels[1] * _DEPTH):
         return None
 
     def multiplied() -> Array:
         first, second = form_of(a), form_of(b)
         return np.asarray(_without_groups(first.values, first.groups) @ second.values.reshape(second.channels))
 
-    inner, left, right = second.channels[0], _size(first.values), _size(second.values)
+    left, right = _size(first.values), _size(second.values)
     error = _error(a) * right + left * _error(b) + _error(a) * _error(b) + gamma(inner) * left * right
     values = multiplied()
     # Compared with the root mean square of the singular values: beside a larger error it is not worth joining.

@@ -16,6 +16,7 @@ TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "ConvTran
 KERNELS = (*MATRICES, *CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, "EinsumDense")
 _CHANGED = ("lora", "scale", "zero_point", "zero")  # roles of weights that change what a kernel means
 _PAIRS = 2048  # rows of an embedding whose distances are all computed: 4 million
+_WORK = 2**29  # numbers in all these differences: a second
 
 
 def bound_weight(weight: Weight) -> Bounds:
@@ -68,8 +69,8 @@ def channel_factors(node: Node) -> Array:
         return _normalization(node)
     gamma = find(node.weights, "gamma", "scale")
     variance = find(node.weights, "moving_variance", "var", "input_var", "variance", "running_var")
-    if variance is None or node.options.get("training_mode"):
-        raise Unbounded("its moving variance is not there")
+    if variance is None or node.options.get("training_mode") or not node.options.get("is_test", 1):
+        raise Unbounded("its moving variance is not there, or not used: it is in training mode")
     epsilon = float(node.options.get("epsilon", 1e-5))  # ONNX's default; Keras always writes it
     return np.asarray((1.0 if gamma is None else gamma) / np.sqrt(variance + epsilon))
 
@@ -93,7 +94,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 @rule("PReLU", "PRelu")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     slopes = find(node.weights, *node.weights)
-    if slopes is None or len(node.weights) != 1:
+    if slopes is None or len(node.weights) != 1 or "0" in node.weights:
         raise Unbounded("its slopes are not there")
     low, high = min(1.0, float(slopes.min())), max(1.0, float(slopes.max()))
     return Effect(max(abs(low), abs(high)), f"slopes in [{low:g}, {high:g}]", (low, high))
@@ -104,10 +105,17 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return activation(*parse(node.options.get("activation")))
 
 
+@rule("Unread")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    raise Unbounded(str(node.options["reason"]))
+
+
 def of_activation(node: Node, bounds: BoundWeight) -> Effect:
     """Return the effect of a node that is an activation by its kind."""
     if not is_activation(node.kind):
         raise Unbounded(f"opnorm has no rule for {node.kind}")
+    if set(node.options.get("arguments") or {}) - {"training", "mask"}:
+        raise Unbounded("it was called with arguments that opnorm does not read")
     return activation(node.kind, node.options)
 
 
@@ -125,7 +133,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 def row_distance(rows: Array) -> float:
     """Return an upper bound of the distance of any two rows: of all pairs, or twice the radius around their mean."""
-    if len(rows) > _PAIRS:
+    if len(rows) > _PAIRS or len(rows) * rows.size > _WORK:
         return up(2 * float(np.max(np.linalg.norm(rows - rows.mean(axis=0), axis=1))))
     return up(max(float(np.max(np.linalg.norm(rows - row, axis=1))) for row in rows))
 

@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 from opnorm.bounds.certificates import up
 from opnorm.checks import Array
+from opnorm.networks.effects import Unbounded
+
+_ROWS = 2**16  # of all matrices of one axis together: half a second
+_ENTRIES = 2**26
+_FACTOR = 4096  # of an interpolation that is written out
 
 
 class Window(NamedTuple):
@@ -67,9 +72,19 @@ def _average_axis(window: Window, counts: str) -> float:
     """Return the root of the largest row sum of A A^T: entries are not negative, so it bounds the largest eigenvalue.
 
     A row sum sees one extent to each side. Beyond four extents the two borders do not meet, and the sums repeat with
-    the stride: every size is covered.
+    the stride: every size is covered. Of wide windows that are all divided by their size, row sums of A are at most
+    one, and column sums `visits / size`.
+
+    Raises:
+        Unbounded: When the window is too wide for that, and counts only what lies inside the image.
     """
-    matrices = (_average_matrix(window, counts, n) for n in range(1, 4 * window.extent + 2 * window.stride + 1))
+    longest = 4 * window.extent + 2 * window.stride
+    if longest**2 > _ROWS * window.stride or longest**3 > _ENTRIES * window.stride:
+        inside = window.pads == (0, 0) and not window.ceil_mode
+        if counts != "window" and not inside:
+            raise Unbounded(f"a window of {window.size} with stride {window.stride} is too wide to try all borders")
+        return up(sqrt(window.visits / window.size)) if not window.ceil_mode else up(sqrt(window.visits))
+    matrices = (_average_matrix(window, counts, n) for n in range(1, longest + 1))
     return max((_from_row_sums(A) for A in matrices if A.size), default=0.0)
 
 
@@ -102,6 +117,8 @@ def linear_upsampling(factors: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=64)
 def _interpolation_axis(factor: int) -> float:
+    if factor > _FACTOR:
+        raise Unbounded(f"an interpolation by {factor} is too large to write out")
     return max(_from_row_sums(_interpolation_matrix(factor, n)) for n in range(1, 9))  # as in `_average_axis`
 
 

@@ -1,6 +1,7 @@
 """Rules for nodes without weights: pooling, resizing, moving entries about, and the places where branches meet."""
 
 from math import prod, sqrt
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ _KEPT = ("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D", "Cropp
 
 @rule(*SAME)
 def _(node: Node, bounds: BoundWeight) -> Effect:
+    mode = node.weights.get("2") if node.kind == "Dropout" else None  # ONNX's third input
+    if (mode is not None and np.any(mode.read())) or not node.options.get("is_test", 1):
+        raise Unbounded("it drops entries: it is in training mode")
     return Effect(1.0, "its input, at inference", (1.0, 1.0))
 
 
@@ -45,7 +49,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("RepeatVector")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(up(sqrt(int(node.options["n"]))), "repeats its input")
+    return Effect(nearest_upsampling(per_axis(node.options["n"], 1)), "repeats its input")
 
 
 @rule("Cast")
@@ -78,19 +82,23 @@ def _windows(node: Node) -> list[Window]:
         sizes = per_axis(options["pool_size"], rank)
         strides = per_axis(options.get("strides") or sizes, rank)
         pads: str | tuple[int, int] = "same" if options.get("padding") == "same" else (0, 0)
+        _require(options.get("padding", "valid"), ("same", "valid"))
         return [Window(k, s, 1, pads) for k, s in zip(sizes, strides, strict=True)]
     return _onnx_windows(options)
 
 
 def _onnx_windows(options: Any) -> list[Window]:
-    sizes = [int(k) for k in options["kernel_shape"]]
-    rank = len(sizes)
+    rank = len(options["kernel_shape"])
+    sizes = per_axis(options["kernel_shape"], rank)
     strides = per_axis(options.get("strides") or 1, rank)
     dilations = per_axis(options.get("dilations") or 1, rank)
-    pads = [int(p) for p in options.get("pads") or [0] * (2 * rank)]
+    pads = [index(p) for p in options.get("pads") or [0] * (2 * rank)]
     automatic = _text(options.get("auto_pad", "NOTSET"))
     if automatic == "SAME_LOWER":  # the mirror image of "same": the same norms
         automatic = "SAME_UPPER"
+    _require(automatic, ("NOTSET", "SAME_UPPER", "VALID"))
+    if len(pads) != 2 * rank or min(pads) < 0 or (automatic == "VALID" and any(pads)):
+        raise Unbounded(f"the pads {pads} of {rank} axes")
     ceil_mode = bool(options.get("ceil_mode", 0))
     return [
         Window(
@@ -102,6 +110,11 @@ def _onnx_windows(options: Any) -> list[Window]:
         )
         for i in range(rank)
     ]
+
+
+def _require(value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise Unbounded(f"{value!r} is none of {', '.join(known)}")
 
 
 def _text(value: Any) -> str:
@@ -123,9 +136,9 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     shapes = input_shapes(node)
     first = node.kind == "GlobalAveragePool" or node.options.get("data_format") == "channels_first"
     pixels = None if shapes is None else shapes[0][2:] if first else shapes[0][1:-1]
-    if not pixels or not all(isinstance(size, int) for size in pixels):
+    if not pixels or not all(isinstance(size, int) and size > 0 for size in pixels):
         return Effect(1.0, "mean over an unknown number of pixels, at least one")
-    count = prod(int(n or 1) for n in pixels)
+    count = prod(int(n or 1) for n in pixels)  # `or` for the type: none is None here
     return Effect(up(1 / sqrt(count)), f"mean over {count} pixels")
 
 
