@@ -69,7 +69,7 @@ def test_a_million_taps_are_bounded_within_the_time_limit_and_little_memory(size
     if size is None:
         contains(found, 1e6)
     else:  # one window from below, all taps from above
-        assert 1e3 <= found.lower * (1 + ROUNDING)
+        assert found.lower * (1 + 1e-6) >= 1e3
         assert found.upper <= 1e6 * (1 + 1e-5)
 
 
@@ -77,7 +77,7 @@ def test_a_million_taps_are_bounded_within_the_time_limit_and_little_memory(size
 @pytest.mark.parametrize("geometry", [{}, {"strides": 2}, {"input_shape": (7, 9)}, {"input_shape": (40, 40)}])
 def test_a_bracket_with_little_memory_holds(limit, geometry):
     operator = Convolution(K, **geometry)
-    truth, found = bracket(operator, 1e-6), norms(operator, memory_limit=limit)
+    truth, found = bracket(operator, 1e-2), norms(operator, memory_limit=limit)
     assert found.lower <= truth[1] * (1 + ROUNDING)
     assert truth[0] <= found.upper * (1 + ROUNDING) < np.inf
     assert found.crowded <= (limit < 1e8)
