@@ -13,10 +13,12 @@ files of weights.
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +102,14 @@ _WITHOUT_KERAS = {"auditing", "bounds", "networks", "operators"}
 _SUBMODULES = tuple(name for name in ("jax", "tf1", "torch") if find_spec(f"opnorm.{name}"))
 
 
+# A child that is forked while another thread imports would wait for ever for a half-imported module.
+_importing = RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
+    )
+
+
 class _Missing(ModuleType):
     """A submodule whose import failed: every use of it imports it again, and so raises the same `ImportError`."""
 
@@ -114,7 +124,9 @@ def _imported(name: str) -> object:
         return import_module(f"opnorm.{name}")
     if _HOMES[name].partition(".")[0] not in _WITHOUT_KERAS:
         import_module("keras")  # first: what it registers imports modules that a half-imported one would be missing in
-    return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
+        return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
+    with _importing:
+        return getattr(import_module(f"opnorm.{_HOMES[name]}"), name)
 
 
 if not TYPE_CHECKING:  # hidden from type checkers: to them a module with `__getattr__` has every name there is

@@ -13,8 +13,9 @@ from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.matrices import bracket_matrix
 from opnorm.bounds.memory import Memory
 from opnorm.bounds.products import can_be_written_out, norm_by_products, written_out
-from opnorm.checks import Array, check_tolerance, real_array, to_axes
+from opnorm.checks import Array, check_tolerance, real_array, require, to_axes, to_axis
 from opnorm.operators.convolution import Convolution
+from opnorm.operators.layouts import kernel_axes, require_layout
 from opnorm.operators.linear import BlockDiagonal, Diagonal, is_registered, linear_operator
 from opnorm.operators.sizes import Adjoint
 
@@ -32,7 +33,9 @@ class Bounds(NamedTuple):
     upper: float
 
 
-def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float | None = None) -> Bounds:
+def spectral_norm(
+    x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float | None = None, layout: str | None = None
+) -> Bounds:
     """Return `Bounds(lower, upper)` of the largest singular value of `x`, both ends proved in float64 arithmetic.
 
     Convolutions without `input_shape`, and those too big to write out, are bounded through their symbol, over every
@@ -43,10 +46,15 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
             its axes `axis` against the others; a vector, whose norm is Euclidean; a built layer that
             `opnorm.linear_operator` knows; or a LinearOperator, `opnorm.Convolution` among them.
         axis: The output axes of a kernel; of a matrix either one gives the same.
-        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
+        tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given; from 1e-15 to
+            1e3.
+        layout: The order of the axes of a convolution's kernel, in place of `axis`: "HWIO", as of Keras, or "OIHW", as
+            of PyTorch; see `opnorm.Convolution`. A PyTorch tensor with more than two axes needs it, or an `axis` that
+            is not the default.
 
     Raises:
-        ValueError: When `x` is empty, complex, not finite or has no axes, or a layer is not built.
+        ValueError: When `x` is empty, complex, not finite or has no axes, a layer is not built, or an argument does not
+            make sense.
 
     Example:
         >>> lower, upper = opnorm.spectral_norm([[3.0, 0.0], [4.0, 0.0]])
@@ -57,13 +65,25 @@ def spectral_norm(x: Any, *, axis: int | tuple[int, ...] = -1, tolerance: float 
         S. M. Rump, "Verification of positive definiteness", BIT 46 (2006).
     """
     tolerance = None if tolerance is None else check_tolerance(tolerance)
+    axis = to_axis("axis", axis)
     if is_registered(x):
         x = linear_operator(x)
     if hasattr(x, "toarray"):  # a sparse matrix
         x = aslinearoperator(x)
     if isinstance(x, LinearOperator):
+        require(layout is None, "layout", "is for kernels in arrays, not for operators", layout)
         return Bounds(*bracket(x, tolerance))
-    return Bounds(*bracket_matrix(_as_matrix(_entries(x), axis), tolerance or MATRIX_TOLERANCE))
+    require_layout(x, layout if axis == -1 else axis, "x")
+    array = _entries(x)
+    outputs = axis if layout is None else _outputs(array, axis, layout)
+    return Bounds(*bracket_matrix(_as_matrix(array, outputs), tolerance or MATRIX_TOLERANCE))
+
+
+def _outputs(kernel: Array, axis: int | tuple[int, ...], layout: str) -> int:
+    """Return the axis of the channels out of a kernel with a layout."""
+    require(kernel.ndim > 2, "layout", "is for kernels with more than two axes", layout)
+    require(axis in (-1, (-1,)), "axis", "must not be given with `layout`, which says where the outputs are", axis)
+    return kernel_axes(layout, kernel.ndim)[-1]
 
 
 def _entries(x: Any) -> Array:

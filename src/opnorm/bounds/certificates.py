@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opnorm.bounds import lapack
+from opnorm.bounds.forks import blas_section
 from opnorm.bounds.lapack import Matrices
 from opnorm.checks import Array
 
@@ -37,7 +38,8 @@ def down(value: float) -> float:
 
 def frobenius_above(A: Matrices) -> float:
     """Return an upper bound of the Frobenius norm of `A`, entries of magnitude near 1, to a few roundings."""
-    return up(float(np.linalg.norm(A)) * (1 + gamma(2 * A.size)))
+    with blas_section():
+        return up(float(np.linalg.norm(A)) * (1 + gamma(2 * A.size)))
 
 
 def shift(tau: float, rows: int, short: int, frobenius: float, *, is_complex: bool) -> float:
@@ -142,6 +144,7 @@ def norm_below(A: Matrices, v: Matrices, frobenius: float) -> float:
         v: (n,), of norm near 1.
         frobenius: At least the Frobenius norm of `A`.
     """
-    length = float(np.linalg.norm(v)) * (1 + gamma(2 * v.size + 8))
-    image = float(np.linalg.norm(A @ v)) * (1 - gamma(2 * A.shape[0] + 8))
+    with blas_section():
+        length = float(np.linalg.norm(v)) * (1 + gamma(2 * v.size + 8))
+        image = float(np.linalg.norm(A @ v)) * (1 - gamma(2 * A.shape[0] + 8))
     return down(image / length - 1.5 * gamma(2 * v.size + 8) * frobenius)

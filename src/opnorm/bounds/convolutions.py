@@ -7,6 +7,7 @@ import numpy as np
 from opnorm.bounds.certificates import down, gamma, up
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.estimates import bytes_per_frequency
+from opnorm.bounds.forks import blas_section
 from opnorm.bounds.matrices import bracket_blocks, rescale
 from opnorm.bounds.memory import Memory
 from opnorm.bounds.suprema import bracket_symbol, can_be_tiled
@@ -144,7 +145,8 @@ def _from_below(operator: Convolution, exponent: int, deadline: Deadline, memory
     few = min(corner.shape) <= _STEPS  # too few steps to forget where they began
     if few or corner.work > _LONGEST or not memory.holds(vectors) or not deadline.affords(2 * corner.work):
         return _from_window(operator, exponent, deadline, memory)
-    return _from_products(corner, deadline)
+    with blas_section():
+        return _from_products(corner, deadline)
 
 
 def _from_window(operator: Convolution, exponent: int, deadline: Deadline, memory: Memory) -> float:

@@ -6,6 +6,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from opnorm.bounds.cells import Cells
 from opnorm.bounds.certificates import norm_below
 from opnorm.bounds.deadlines import Deadline
+from opnorm.bounds.forks import blas_section
 from opnorm.bounds.memory import Memory
 from opnorm.bounds.parallel import in_batches
 from opnorm.bounds.symbols import Complex, Symbol
@@ -57,7 +58,8 @@ def estimate_norms(symbol: Symbol, cells: Cells, steps: int, deadline: Deadline,
 
     def estimate(part: slice) -> Array:
         deadline.check()
-        return _decomposed(symbol, cells, part) if small else _iterated(symbol, cells.centres[part], steps)
+        with blas_section():
+            return _decomposed(symbol, cells, part) if small else _iterated(symbol, cells.centres[part], steps)
 
     return np.concatenate(in_batches(estimate, len(cells), size, threads))
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import LowLevelCallable
 from scipy.linalg import cython_blas, cython_lapack
 
+from opnorm.bounds.forks import blas_section
+
 Matrices = NDArray[np.float64] | NDArray[np.complex128]
 
 
@@ -30,7 +32,8 @@ def gram(columns: Matrices) -> Matrices:
     how = (b"C" if complex_ else b"T") if by_columns else b"N"
     update = _routine(cython_blas, "zherk" if complex_ else "dsyrk", 10)
     stride = rows if by_columns else n
-    update(b"L", how, _int(n), _int(rows), _real(1), _data(entries), _int(stride), _real(0), _data(result), _int(n))
+    with blas_section():
+        update(b"L", how, _int(n), _int(rows), _real(1), _data(entries), _int(stride), _real(0), _data(result), _int(n))
     return result
 
 
@@ -43,7 +46,8 @@ def is_positive_definite(matrix: Matrices) -> bool:
     info = ctypes.c_int()
     factorize = _routine(cython_lapack, "zpotrf" if np.iscomplexobj(matrix) else "dpotrf", 5)
     n = _int(_order(matrix))
-    factorize(b"L", n, _data(matrix), n, ctypes.byref(info))
+    with blas_section():
+        factorize(b"L", n, _data(matrix), n, ctypes.byref(info))
     return info.value == 0
 
 
@@ -52,7 +56,8 @@ def times(matrix: Matrices, vector: NDArray[np.float64]) -> NDArray[np.float64]:
     result, n = np.zeros(len(matrix)), _int(_order(matrix))
     vector = np.ascontiguousarray(vector, dtype=np.float64)
     multiply = _routine(cython_blas, "dsymv", 10)
-    multiply(b"L", n, _real(1), _data(matrix), n, _data(vector), _int(1), _real(0), _data(result), _int(1))
+    with blas_section():
+        multiply(b"L", n, _real(1), _data(matrix), n, _data(vector), _int(1), _real(0), _data(result), _int(1))
     return result
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from opnorm.bounds.certificates import Gram, frobenius_above, gamma, norm_below, up
 from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.eigenvectors import top_eigenvector
+from opnorm.bounds.forks import blas_section
 from opnorm.bounds.memory import Memory
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
@@ -97,9 +98,10 @@ def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline, memory: Memo
     # The Gram matrix, its shifted copy and Lanczos's vectors; a strided A is copied by BLAS.
     fits = memory.holds(8.0 * (2 * short**2 + 32 * short) + (0 if _is_contiguous(A) else A.nbytes))
     # The Gram matrix; Cholesky and Lanczos, generously.
-    if not fits or not deadline.affords(A.size * short / 2 + short**3):
-        return _bracket_roughly(A, deadline)
+    possible = fits and deadline.affords(A.size * short / 2 + short**3)
     with one_blas_thread() if A.size <= _SMALL else nullcontext():
+        if not possible:
+            return _bracket_roughly(A, deadline)
         try:
             return _bracket_by_proof(A, tolerance, deadline)
         except OutOfTimeError:  # Lanczos steps that do not end
@@ -152,7 +154,8 @@ def _bracket_roughly(A: Array, deadline: Deadline) -> tuple[float, float]:
         lower = max(lower, norm_below(A, v, frobenius))
         if deadline.passed or lower == 0:
             break
-        v = (A @ v) @ A
+        with blas_section():
+            v = (A @ v) @ A
     return lower, min(frobenius, up(float(np.sqrt(product))))
 
 

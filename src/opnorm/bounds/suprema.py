@@ -14,6 +14,7 @@ from opnorm.bounds.cells import Cells, tiling, tiling_size
 from opnorm.bounds.certificates import down, proved, up
 from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.estimates import batches, climb, estimate_norms
+from opnorm.bounds.forks import blas_section
 from opnorm.bounds.matrices import bracket_blocks
 from opnorm.bounds.memory import Memory
 from opnorm.bounds.parallel import in_batches
@@ -172,7 +173,8 @@ def _climbed(symbol: Symbol, cells: Cells, norms: Array, lower: float, deadline:
     """Return the best proved lower bound that local searches from the largest of the estimates `norms` find."""
     for best in np.argsort(norms)[-_CLIMBS:]:
         if not deadline.passed and norms[best] > lower * 0.99:  # an estimate may be a percent too small
-            lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
+            with blas_section():
+                lower = max(lower, climb(symbol, int(cells.groups[best]), cells.centres[best], 8)[0])
     return lower
 
 
@@ -182,7 +184,8 @@ def _proved_at(symbol: Symbol, cells: Cells, upper: float, deadline: Deadline, m
 
     def prove(part: slice) -> NDArray[np.bool_]:
         deadline.check()
-        return proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part])
+        with blas_section():
+            return proved(symbol.at(cells.groups[part], cells.centres[part]), taus[part])
 
     return np.concatenate([np.zeros(0, dtype=bool), *in_batches(prove, len(cells), *batches(symbol, memory))])
 

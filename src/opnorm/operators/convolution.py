@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from opnorm.checks import Array, positive_integers, real_array
+from opnorm.operators.layouts import kernel_axes, require_layout
 from opnorm.operators.sizes import Adjoint, SizedOperator
 
 _CALL = 1e5  # multiplications that take as long as the calls for one tap: some ten microseconds
@@ -23,13 +24,17 @@ class Convolution(SizedOperator):
     every image size: `opnorm.spectral_norm` bounds the norm over all of them, and applying it raises an error.
 
     Args:
-        kernel: (*spatial, cin / groups, cout), Keras's layout, with 1, 2 or 3 spatial axes.
+        kernel: (*spatial, cin / groups, cout), Keras's layout, with 1, 2 or 3 spatial axes; any other by `layout`.
         input_shape: Spatial sizes of the input, without batch and channels; an int when there is one axis.
         strides: A positive int, or one per axis. Any combination with `dilation_rate` is allowed.
         padding: `"same"` and `"valid"` as in Keras and TensorFlow, `"causal"` (one axis), or pairs
             `((before, after), ...)`, one per axis, as in PyTorch and ONNX. Always zeros.
         dilation_rate: A positive int, or one per axis.
         groups: Number of independent blocks of channels.
+        layout: The order of the kernel's axes: "HWIO", the default for arrays, or "OIHW" for the weights of `torch.nn`;
+            I and O say where the channels in and out are, the other letters stand for all spatial axes. The weight of a
+            transposed convolution of PyTorch is "OIHW" of the convolution that it transposes. A PyTorch tensor must
+            say.
 
     Raises:
         ValueError: When an argument does not make sense, or the input is smaller than the kernel.
@@ -49,13 +54,16 @@ class Convolution(SizedOperator):
         padding: str | Sequence[Sequence[int]] = "same",
         dilation_rate: int | Sequence[int] = 1,
         groups: int = 1,
+        layout: str | None = None,
     ):
+        require_layout(kernel, layout, "kernel")
         self.kernel = real_array(kernel, "kernel")
         if self.kernel.ndim not in (3, 4, 5):
             raise ValueError(
                 "Argument `kernel` must have shape (*spatial, channels in, channels out) with 1 to 3 spatial axes. "
                 f"Received: shape={self.kernel.shape}"
             )
+        self.kernel = self.kernel.transpose(kernel_axes("HWIO" if layout is None else layout, self.kernel.ndim))
         self.rank = self.kernel.ndim - 2
         self.strides = positive_integers(strides, self.rank, "strides")
         self.dilation_rate = positive_integers(dilation_rate, self.rank, "dilation_rate")

@@ -1,0 +1,44 @@
+"""A child forked while another thread proves: neither waits for ever, and both find what they should."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+CODE = """
+    import os, sys, threading, time, warnings
+    warnings.simplefilter("ignore")  # Python's, of a fork with threads
+    import numpy as np
+    import opnorm
+
+    rng = np.random.default_rng(0)
+    kernel, matrix = rng.standard_normal((3, 3, 8, 8)), rng.standard_normal((300, 200))
+    wide = rng.standard_normal((2100, 2050))  # BLAS takes all its threads
+    truth = np.linalg.svd(matrix, compute_uv=False)[0]
+
+    def work(values):
+        while True:
+            opnorm.spectral_norm(values)
+
+    for values in (opnorm.Convolution(kernel), matrix, wide):
+        threading.Thread(target=work, args=(values,), daemon=True).start()
+    for turn in range(12):
+        time.sleep(0.01 * turn)
+        child = os.fork()
+        if child == 0:
+            lower, upper = opnorm.spectral_norm(matrix)
+            opnorm.spectral_norm(opnorm.Convolution(kernel))
+            os._exit(0 if lower <= truth <= upper else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    print("done")
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing forks there")
+def test_children_forked_while_threads_prove_finish():
+    code = textwrap.dedent(CODE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == "done", done.stderr[-2000:]
