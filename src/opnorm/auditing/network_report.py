@@ -26,8 +26,10 @@ def report_network(
     def bounds(weight: Weight) -> Bounds:
         return known.get(_key(weight)) or _bracketed(weight, settings)
 
+    limit = settings.time_limit
+    deadline = Deadline.after(None if limit is None else limit * max(1, len(graph.nodes)))
     try:
-        return _as_dict(network_bound(graph, bounds, apply))
+        return _as_dict(network_bound(graph, bounds, apply, deadline))
     except Exception as error:  # graphs come from files; the rows stand without the network
         return _as_dict(NetworkBound(None, None, "none", (Step("the whole", "graph", None, reason_of(error)),)))
 
