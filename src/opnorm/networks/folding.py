@@ -20,7 +20,6 @@ from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRI
 _NAME = 10_000  # characters of the name of nodes that were joined, which holds all of theirs
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
-_SEPARABLE_KERNELS = {"depthwise_kernel", "pointwise_kernel"}
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
@@ -85,7 +84,7 @@ def _unwrap(node: Node) -> Node:
 
 def _parts(node: Node) -> list[Node]:
     parts = [node]
-    if node.kind in _SEPARABLE and set(node.weights) >= _SEPARABLE_KERNELS:
+    if node.kind in _SEPARABLE:
         parts = _separated(node)
     specification = node.options.get("activation")
     name, _ = parse(specification)
