@@ -13,6 +13,7 @@ from opnorm.checks import Array
 _NEW = re.compile(r"original\d*|\d+\..+")  # after the weight's own name
 _OLD = ("orig", "g", "u", "v", "mask")
 _ALIGNED = 0.9  # cosine of u and W v from which they count as each other's; of other vectors it is small
+_CLEARER = 0.1  # what the axis misses of being parallel, over what another one misses
 _SAME = 1e-6  # relative difference of two norms that are one
 
 Members = dict[str, Named]
@@ -63,8 +64,8 @@ def _spectral(W: Array, u: Array, v: Array) -> Array:
         image = np.moveaxis(W, axis, 0).reshape(len(u), -1) @ v
         sigma, length = float(u @ image), float(np.linalg.norm(image) * np.linalg.norm(u))
         found.append((abs(sigma) / length if length else 0.0, sigma))
-    (_, sigma), *others = sorted(found, reverse=True)
-    clear = not others or (max(found)[0] >= _ALIGNED and others[0][0] < _ALIGNED)
+    (best, sigma), *others = sorted(found, reverse=True)
+    clear = not others or (best >= _ALIGNED and 1 - best <= _CLEARER * (1 - others[0][0]))
     same = all(abs(other - sigma) <= _SAME * abs(sigma) for _, other in others)
     require(clear or same, "nothing tells which axis its spectral normalization takes for the outputs")
     require(sigma != 0, "its spectral normalization divides by 0")
