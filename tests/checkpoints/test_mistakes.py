@@ -24,7 +24,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
         (b"\xef\xbb\xbf<!doctype html>", "web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied", "XML"),
         (b"GGUF\3\0\0\0", "GGUF"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
     ],
 )
