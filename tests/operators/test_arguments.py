@@ -8,7 +8,7 @@ from opnorm.bounds.brackets import spectral_norm
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal, linear_operator
 
-STRANGE = ["x", b"x", None, object(), {}, [[1, 2], [3]], [None], 10**400]
+STRANGE = ["x", b"x", None, object, {}, [[1, 2], [3]], [None], 10**400]
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=repr)
