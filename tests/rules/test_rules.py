@@ -8,7 +8,9 @@ import pytest
 from frameworks import FRAMEWORKS, array, tensor
 
 from opnorm.backends import of
-from opnorm.iterations.power import Search
+from opnorm.iterations.matrices import matrix_maps
+from opnorm.iterations.power import Search, random_directions
+from opnorm.iterations.subspace import settled_subspace_iteration
 from opnorm.rules import Clip, Operator, Orthogonalize, Scale, overwrite, updated
 
 C = 0.7  # the target of every rule
@@ -256,3 +258,28 @@ def test_overwriting_a_torch_tensor_gives_what_the_rule_returns(dtype):
         overwrite(rule, kernel, found)
         assert kernel.data_ptr() == place
         torch.testing.assert_close(kernel, expected, rtol=1e-7 if dtype == "float32" else 0, atol=0)
+
+
+@every_framework
+@pytest.mark.parametrize("shape", [(1, 200), (20, 1), (3, 40)])
+def test_with_a_margin_flat_kernels_stay_in_the_ball_for_hundreds_of_updates(framework, shape):
+    rule, random = Clip(1.0, Operator(), 0.1), np.random.default_rng(3)
+    kernel, state = random.standard_normal(shape) * 0.3, rule.start(shape, (0, 0))
+    for _ in range(200):
+        moved = (kernel + 0.02 * random.standard_normal(shape)).astype("float32")
+        (kernel,), (state,) = run(framework, [rule], [moved], [state])
+        assert np.linalg.norm(kernel, 2) <= 1 + 1e-6
+        assert np.isfinite(state).all()
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_more_vectors_than_a_kernel_has_singular_values_do_no_harm(framework):
+    random = np.random.default_rng(3)
+    kernel, vectors = random.standard_normal((1, 200)), random_directions((8, 1, 200), (0,))
+    for _ in range(400):  # the surplus ones shrink to numbers that LAPACK loses its way in
+        kernel = kernel + 0.02 * random.standard_normal(kernel.shape)
+        maps = matrix_maps(tensor(framework, kernel[:, None].astype("float32")))
+        found = settled_subspace_iteration(maps, tensor(framework, vectors), SEARCH)
+        vectors = array(found.vectors)
+        assert array(found.sigma).item() == pytest.approx(np.linalg.norm(kernel, 2), rel=1e-3)
+        assert np.isfinite(vectors).all()

@@ -28,6 +28,7 @@ from opnorm.iterations.power import (
 
 _BLOCK = 8  # vectors of a cold start: of 60 Gaussian kernels of each of five shapes, none ended 1e-3 below its norm
 _TURN = 0.95  # squared cosine of the angle by which one step turns u: below it u knew little of this kernel
+_ROUNDING = 1e-12  # of squared lengths: what surplus vectors of a kernel of low rank shrink to, and below
 _RESOLUTION = 1e-5  # of lengths, relative: below it directions are rounding, and not blown up
 
 
@@ -105,7 +106,7 @@ def _iteration(maps: Maps, vectors: Tensor, crowded: bool = True) -> Estimate:
     size, before = _swapped(sizes[:, :1]), xp.length(images[:1])
     sound = (size > 0) & (size < float("inf"))
     return Estimate(
-        vectors=xp.where(sound, _swapped(following), vectors),
+        vectors=xp.where(sound & xp.isfinite(_swapped(following)), _swapped(following), vectors),
         sigma=xp.where(sound, size * scale, 0.0),
         rotation=xp.where(sound, size / (before + TINY) - 1, 0.0),
         start=vectors[:1],
@@ -122,7 +123,8 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     xp = of(rows)
     gram = rows @ xp.transpose(rows, (0, 2, 1))
-    values, vectors = xp.eigh(-xp.where(abs(gram) < float("inf"), gram, 0.0))  # PyTorch's raises an error for NaN
+    size = abs(gram)  # of the order of 1 at the most; LAPACK loses its way in numbers near the smallest, and in NaN
+    values, vectors = xp.eigh(-xp.where((size > _ROUNDING) & (size < float("inf")), gram, 0.0))
     rotation = xp.transpose(vectors, (0, 2, 1))
     lengths = xp.sqrt(xp.where(values < 0, abs(values), 0.0))[..., None]
     least = _RESOLUTION * lengths[:, :1] + TINY

@@ -13,7 +13,7 @@ from opnorm.iterations.power import Search, converged
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.projecting import projected, wide
 
-_UNSEEN = 0.1  # of the margin: what a search from below may miss
+_UNSEEN, _LEAST = 0.1, 3e-3  # of the margin, and of the norm at least: what a search from below may miss
 _VECTORS = 8  # dozens of singular values stand at the last cut: any of them may be the next to leave the ball
 # What `SpectralNorm` does by default.
 _USUAL = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
@@ -62,7 +62,7 @@ class Clip:
         questions = [Question(rules[i].operator, rules[i].search, blockwise=True) for i in watched]
         norms = find_norms(questions, [kernels[i] for i in watched], [states[i] for i in watched])
         for i, norm, state in zip(watched, *norms, strict=True):
-            found[i], following[i] = norm > (1 - _UNSEEN * rules[i].margin) * rules[i].max_value, state
+            found[i], following[i] = norm > rules[i]._allowed, state
         for i, rule in enumerate(rules):
             if rule._slides:
                 found[i], following[i] = rule._slid(kernels[i], states[i])
@@ -79,6 +79,10 @@ class Clip:
     @property
     def _slides(self) -> bool:
         return self.operator.operator == "convolution"
+
+    @property
+    def _allowed(self) -> float:
+        return (1 - max(_UNSEEN * self.margin, _LEAST)) * self.max_value
 
     def _slid(self, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         xp, operator = of(kernel), self.operator

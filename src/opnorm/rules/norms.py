@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -43,12 +44,13 @@ def first_vectors(operator: Operator, shape: tuple[int, ...], count: int, seed: 
     """Return the vectors that a search on a kernel of `shape` starts from: isotropic, unit length, float32.
 
     Their shape is `(count, columns)`, `(count, groups, columns)` where there are several blocks, with no more vectors
-    than columns; for a convolution `(1, groups * frequencies, 2 * columns)`.
+    than a block has singular values; for a convolution `(1, groups * frequencies, 2 * columns)`.
     """
     if operator.operator == "convolution":
         return random_directions((1, *start_shape(operator.slides(shape), operator.strides, operator.groups)), seed)
     groups, columns = output_shape(shape, operator.axis, operator.groups)
-    return random_directions((min(count, columns), *((groups,) if groups > 1 else ()), columns), seed)
+    count = min(count, columns, prod(shape) // (groups * columns))  # a block has no more singular values
+    return random_directions((count, *((groups,) if groups > 1 else ()), columns), seed)
 
 
 def find_norms(
