@@ -28,8 +28,7 @@ from opnorm.iterations.power import (
 
 _BLOCK = 8  # vectors of a cold start: of 60 Gaussian kernels of each of five shapes, none ended 1e-3 below its norm
 _TURN = 0.95  # squared cosine of the angle by which one step turns u: below it u knew little of this kernel
-_ROUNDING = 1e-12  # of squared lengths: what surplus vectors of a kernel of low rank shrink to, and below
-_RESOLUTION = 1e-5  # of lengths, relative: below it directions are rounding, and not blown up
+_RESOLUTION = 1e-5  # of lengths, relative: below it directions are rounding, and zero takes their place
 
 
 def settled_pair_iteration(maps: Maps, vectors: Tensor, search: Search) -> Estimate:
@@ -123,12 +122,11 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     xp = of(rows)
     gram = rows @ xp.transpose(rows, (0, 2, 1))
-    size = abs(gram)  # of the order of 1 at the most; LAPACK loses its way in numbers near the smallest, and in NaN
-    values, vectors = xp.eigh(-xp.where((size > _ROUNDING) & (size < float("inf")), gram, 0.0))
+    values, vectors = xp.eigh(-xp.where(abs(gram) < float("inf"), gram, 0.0))  # PyTorch's raises an error for NaN
     rotation = xp.transpose(vectors, (0, 2, 1))
     lengths = xp.sqrt(xp.where(values < 0, abs(values), 0.0))[..., None]
-    least = _RESOLUTION * lengths[:, :1] + TINY
-    return rotation @ rows / xp.where(lengths > least, lengths, least), rotation, lengths
+    present = lengths > _RESOLUTION * lengths[:, :1]  # smaller ones would shrink on until their squares vanish
+    return xp.where(present, rotation @ rows / xp.where(present, lengths, 1.0), 0.0), rotation, lengths
 
 
 def _swapped(vectors: Tensor) -> Tensor:
