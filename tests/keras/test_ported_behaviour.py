@@ -93,7 +93,7 @@ def test_power_iterations_must_be_a_positive_integer(count):
 
 
 def test_only_a_layer_with_a_kernel_can_be_wrapped():
-    with pytest.raises(ValueError, match="isn't a supported layer type"):
+    with pytest.raises(ValueError, match=r"Argument `layer` must be a Keras layer\. Received: layer="):
         wrap(gaussian(2, 4))
     with pytest.raises(ValueError, match=r"must have a kernel.*ReLU"):
         wrap(L.ReLU())(np.ones((4, 2)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from opnorm.checks import to_count, to_flag, to_operator
+from opnorm.checks import require, to_count, to_operator
 from opnorm.keras.selection import Selection, to_selection
 from opnorm.keras.showing import written
 from opnorm.keras.sites import PassedOver
@@ -68,7 +68,10 @@ class SpectralMonitor(keras.callbacks.Callback):
         self.operator = operator
         self.include, self.exclude = to_selection("include", include), to_selection("exclude", exclude)
         self.exact_every = exact_every if exact_every is None else to_count("exact_every", exact_every, 1)
-        self.per_kernel = per_kernel if per_kernel is None else to_flag("per_kernel", per_kernel)
+        require(
+            per_kernel is None or isinstance(per_kernel, bool), "per_kernel", "must be True, False or None", per_kernel
+        )
+        self.per_kernel = per_kernel
         self.history: list[tuple[int, dict[str, float]]] = []
         self.passed_over: list[PassedOver] = []
         self._kernels: list[Watched] | None = None
