@@ -9,8 +9,10 @@ import numpy as np
 from opnorm.auditing.adapters import Update, by_layer, called, find_updates, reason_against
 from opnorm.auditing.audits import opened, path_of
 from opnorm.auditing.comparison import BRACKETS, Bracket, Difference, DiffRow
+from opnorm.auditing.effective import is_plain, rounding, subtracted
 from opnorm.auditing.lora import Product, bracket_product, widened
 from opnorm.auditing.measure import afford, measure, reason_of, values_of
+from opnorm.auditing.norms import frobenius_norm
 from opnorm.auditing.sandbox import Progress, diff_in_child
 from opnorm.auditing.settings import Globs, Options, Settings
 from opnorm.checkpoints import geometry as g
@@ -124,9 +126,47 @@ def _jobs(
 def _compared(a: Weight, b: Weight, settings: Settings) -> DiffRow:
     if a.shape != b.shape:
         return DiffRow(a.name, a.shape, "shapes differ", reason=f"{list(a.shape)} in base, {list(b.shape)} in tuned")
-    geometry = b.geometry if a.geometry.assumed else a.geometry
-    delta = a._replace(read=lambda: _subtract(values_of(b), values_of(a)))
-    return _row(a, [w._replace(geometry=geometry) for w in (a, b, delta)], "compared", settings)
+    plain, a, b = _as_known(a, b, settings)
+    delta, error, reason = _change_of(a, b, plain, settings)
+    several = [a, b] if delta is None else [a, b, delta]
+    row = _row(a, several, "compared", settings, None if delta is None else [0.0, 0.0, error])
+    first, second = _described(a.geometry), _described(b.geometry)
+    row = row if first == second else row._replace(geometry=f"{first} in base, {second} in tuned")
+    return row._replace(status="failed", reason=reason) if reason and row.status in ("compared", "skipped") else row
+
+
+def _as_known(a: Weight, b: Weight, settings: Settings) -> tuple[bool, Weight, Weight]:
+    """Return whether both layers apply just their weights' numbers, and the weights, each with its own geometry.
+
+    Of two that do, one whose geometry is a guess is taken for what the other file knows.
+    """
+    try:
+        afford(a.shape, settings.memory_limit)
+    except MemoryError:  # which the row says
+        return False, a, b
+    plain = is_plain(a.geometry, a.shape) and is_plain(b.geometry, b.shape)
+    if plain and a.geometry.assumed:
+        a = a._replace(geometry=b.geometry)
+    elif plain and b.geometry.assumed:
+        b = b._replace(geometry=a.geometry)
+    return plain, a, b
+
+
+def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[Weight | None, float, str]:
+    """Return a weight whose geometry is the change, and how far it may be from it; or None, and why there is none."""
+    first, second = a.geometry.operator, b.geometry.operator
+    if first is None or second is None:
+        return None, 0.0, "" if first is second else "in one file it is a linear map, in the other none is known"
+    try:
+        afford(a.shape, settings.memory_limit)
+        x, y = values_of(a), values_of(b)
+        base, tuned = first(x), second(y)
+        operator = subtracted(tuned, base)
+        error = 0.0 if plain or (np.array_equal(x, y) and not frobenius_norm(operator)) else rounding(tuned, base)
+    except Exception as found:  # as in `measure`
+        return None, 0.0, reason_of(found)
+    geometry = a.geometry._replace(operator=lambda _: operator)
+    return a._replace(read=lambda: _subtract(y, x), dtype="float64", geometry=geometry), error, ""
 
 
 def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
@@ -202,7 +242,9 @@ def _row(
     found = [None if row.lower is None or row.upper is None else (row.lower, row.upper) for row in measured]
     if errors:
         taps = prod(weight.shape[2:])
-        found = [ends and widened(ends, error, taps) for ends, error in zip(found, errors, strict=True)]
+        found = [
+            widened(ends, error, taps) if ends and error else ends for ends, error in zip(found, errors, strict=True)
+        ]
     failed = [row for row in measured if row.status != "bounded"]
     brackets: dict[str, Any] = dict(zip(BRACKETS, found, strict=False))
     brackets |= {"difference": difference} if difference else {}
