@@ -26,7 +26,7 @@ def subtracted(tuned: Any, base: Any) -> LinearOperator:
     """
     if type(tuned) is type(base):
         if isinstance(tuned, Adjoint):
-            return Adjoint(subtracted(tuned.operator, base.operator))
+            return Adjoint(subtracted(tuned.operator, base.operator))  # type: ignore[arg-type]
         if isinstance(tuned, BlockDiagonal) and len(tuned.blocks) == len(base.blocks):
             return BlockDiagonal([subtracted(*pair) for pair in zip(tuned.blocks, base.blocks, strict=True)])
         if isinstance(tuned, Convolution) and _usage(tuned) == _usage(base):
