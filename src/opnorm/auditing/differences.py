@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from opnorm.auditing.adapters import Update, by_layer, called, find_updates, reason_against
+from opnorm.auditing.adapters import Update, as_in_base, by_layer, called, find_updates, reason_against
 from opnorm.auditing.audits import opened, path_of
 from opnorm.auditing.comparison import BRACKETS, Bracket, Difference, DiffRow
 from opnorm.auditing.effective import is_plain, rounding, subtracted
@@ -69,6 +69,7 @@ def compare(
     """Return the comparison of two opened checkpoints, each with its file's name."""
     (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
+    new = as_in_base(new, old)
     updates = _targets(find_updates(new, tuned_file), old)
     kept = new.keys() | {name for name, _ in updates} if updates else old.keys()
     left = {name: weight for name, weight in old.items() if name in kept}
@@ -95,11 +96,15 @@ def _notes(kept: Weights, updates: list[tuple[str, Update]], folded: int) -> Ite
 def _targets(updates: list[Update], base: Weights) -> list[tuple[str, Update]]:
     """Return each update with the name of its weight in the base, or with its layer's where there is none that fits."""
     layers = by_layer(base) if updates else {}
-    result = []
+    result: list[tuple[str, Update]] = []
     for update in updates:
         fitting = (name for name in layers.get(called(update.layer), ()) if update.fits(base[name].shape))
         result.append((next(fitting, update.layer), update))
-    return result
+    layers_of: dict[str, set[str]] = {}
+    for name, update in result:
+        layers_of.setdefault(name, set()).add(update.layer)
+    twice = "updates of it under several names: nothing says which are applied"
+    return [(name, u._replace(trouble=twice) if len(layers_of[name]) > 1 else u) for name, u in result]
 
 
 def _jobs(
@@ -109,18 +114,21 @@ def _jobs(
     targets = dict(updates)
     parts = {part.name for update in targets.values() for part in update.parts.values()}
     for name, weight in old.items():
-        if name in new:
-            yield name, lambda a=weight, b=new[name]: _compared(a, b, settings)  # type: ignore[misc]
-        elif name in targets:
-            yield name, lambda a=weight, u=targets[name]: _adapted(a, u, settings)  # type: ignore[misc]
-        else:
-            yield name, lambda a=weight: _alone(a, "base", settings)  # type: ignore[misc]
+        yield name, lambda a=weight: _in_base(a, new.get(a.name), targets.get(a.name), settings)  # type: ignore[misc]
     for name, update in updates:
         if name not in old:
             yield name, lambda u=update: _adapted(None, u, settings)  # type: ignore[misc]
     for name, weight in new.items():
         if name not in old and name not in parts:
             yield name, lambda b=weight: _alone(b, "tuned", settings)  # type: ignore[misc]
+
+
+def _in_base(a: Weight, b: Weight | None, update: Update | None, settings: Settings) -> DiffRow:
+    """Return the row of a weight of the base, given the tuned file's weight of its name and its update there."""
+    if update is not None:
+        both = "the file has the weight and an update of it: nothing says whether it is in the weight already"
+        return _adapted(a, update if b is None else update._replace(trouble=both), settings)
+    return _alone(a, "base", settings) if b is None else _compared(a, b, settings)
 
 
 def _compared(a: Weight, b: Weight, settings: Settings) -> DiffRow:
@@ -172,6 +180,8 @@ def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[W
 def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
     """Return the row of an adapter: the norm of the update, and with the base's weight that of what is applied."""
     name, shape = (update.layer, update.shape) if a is None else (a.name, a.shape)
+    if update.trouble:
+        return DiffRow(name, shape, "failed", reason=update.trouble)
     try:
         afford(shape, settings.memory_limit)
         if a is None:
