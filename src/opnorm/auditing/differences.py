@@ -38,8 +38,10 @@ def diff(
     """Return the norms of both checkpoints and of their difference, for tensors of the same name and shape.
 
     The tensors of an adapter (LoRA, LoCon, LoHa, LoKr, DoRA) are multiplied out: the difference of the base's weight.
-    What an adapter leaves as it is has no row. Tensors are subtracted in float64: exactly, unless they hold float64
-    themselves.
+    What an adapter leaves as it is has no row. Each file's layer is measured with its own geometry, and the difference
+    is that of what the layers apply; where they use their weights in different ways there is none, with the reason.
+    Tensors are subtracted in float64: exactly, unless they hold float64 themselves; where scales or variances were
+    worked into them, the bracket allows for the rounding.
 
     Args:
         base: A path or a Keras model, as for `audit`.
