@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opnorm.auditing.forms import Form, form_of, pair
+from opnorm.auditing.forms import FORMS, Form, pair
 from opnorm.auditing.lora import Product, directed
 from opnorm.auditing.measure import values_of
 from opnorm.checkpoints.records import CheckpointError, Weight
@@ -36,7 +36,18 @@ _OTHERS = re.compile(r"\.(b?oft_\w+|vera_\w+|ia3_\w+|lora_\w+|hada_\w+|lokr_\w+|
 _PREFIX = re.compile(  # that adapters put before the names of the model's weights
     r"^(base_model\.model\.|base_model\.|lora_(unet|te\d?|transformer)_|unet\.|text_encoder(_2)?\.|transformer\.)+"
 )
+_PEFT = re.compile(
+    r"^base_model\.model\.|\.modules_to_save\.[^.]+(?=\.)|\.base_layer(?=\.)"
+)  # around a model's own names
 _LARGEST = 1e300
+_USES = {"LoRA": re.compile("up|down|mid"), "LoHa": re.compile("hada_.*"), "LoKr": re.compile("lokr_.*")}
+_COMMON = {"alpha", "magnitude", "dora_scale"}  # roles beside every form
+_PLAIN = re.compile(r"[\w.-]{1,300}")  # a pattern of a configuration that is just a name
+_SIMPLE = re.compile(  # or takes no long time to search: two groups, or one and a repetition of one character
+    r"(?!.*\)[*+?{])(?!.*[(].*[(].*[*+?])(?!(.*[(]){3})[^*+?{}]*[*+?]?[^*+?{}]*"
+)
+_PATTERNED = 300  # patterns, and characters of names that they are searched in
+_SEARCHED = 100  # characters of a pattern that is more than a name, and of a name that it is searched in
 _DIRECTED = {"magnitude", "dora_scale"}
 
 
@@ -48,6 +59,7 @@ class Update(NamedTuple):
     parts: Mapping[str, Weight]  # by role
     scale: float
     note: str = ""
+    trouble: str = ""  # why it is not known what is added
     turned: bool = False  # the weight is stored as (in, out), the update is made as (out, in)
 
     @property
@@ -102,6 +114,8 @@ class Update(NamedTuple):
 
     def _values(self) -> dict[str, Array]:
         found = {role: values_of(part) for role, part in self.parts.items()}
+        if not isfinite(self.scale) and self.note:
+            raise ValueError(self.note)
         if not (isfinite(self.scale) and all(np.isfinite(part).all() for part in found.values())):
             raise ValueError(f"the {self.kind} has entries, or a scale, that are not finite")
         return found
@@ -143,7 +157,7 @@ def _together(several: Mapping[str, Mapping[str, Weight]]) -> list[Mapping[str, 
 def reason_against(name: str) -> str:
     """Return why a tensor that no update is made of is none, or "" when it belongs to no adapter by its name."""
     layer, role, _ = _parsed(name)
-    if role in ("up", "down", "mid") or role.startswith(("hada", "lokr")):
+    if role in ("up", "down", "mid", "diff") or role.startswith(("hada", "lokr")):
         return f"a part of an adapter of {layer} whose other parts are missing, or that is not the only one"
     return "an adapter of a kind that is not multiplied out" if _OTHERS.search(name) else ""
 
@@ -163,11 +177,20 @@ def _update(layer: str, parts: Mapping[str, Weight], config: Mapping[str, Any] |
     table = {"table_up", "table_down"} <= set(parts) and not _DIRECTED & set(parts)
     if table:
         parts = {"up": parts["table_up"], "down": parts["table_down"]}
-    form = form_of({role: part.shape for role, part in parts.items()})
-    if form is None:
+    shapes = {role: part.shape for role, part in parts.items()}
+    forms = [form for form in FORMS if form.needs(shapes)]
+    if not forms:
         return None
+    kinds = ", ".join(form.kind for form in forms)
+    trouble = f"updates of several kinds in one file ({kinds}): nothing says which are applied" if forms[1:] else ""
+    used = {role: part for role, part in parts.items() if any(_uses(form, role) for form in forms)}
     turned = table or bool(config and config.get("fan_in_fan_out"))
-    return Update(layer, form, parts, *_scale(layer, form, parts, config), turned=turned)
+    return Update(layer, forms[0], used, *_scale(layer, forms[0], used, config), trouble, turned)
+
+
+def _uses(form: Form, role: str) -> bool:
+    pattern = _USES.get(form.kind)
+    return role in _COMMON or (bool(pattern.fullmatch(role)) if pattern else role == "diff")
 
 
 def _adapter_config(path: str) -> Mapping[str, Any] | None:
@@ -178,11 +201,13 @@ def _adapter_config(path: str) -> Mapping[str, Any] | None:
         config = json.loads(beside.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"Cannot read {str(beside)!r}: {error}") from error
-    return config if isinstance(config, dict) and _is_number(_alpha(config)) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _LARGEST  # JSON's integers may be larger than floats
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+    )  # JSON's integers may be larger than floats
 
 
 def _alpha(config: Mapping[str, Any]) -> Any:
@@ -202,11 +227,42 @@ def _scale(layer: str, form: Form, parts: Mapping[str, Weight], config: Mapping[
             return nan, f"the scale of {layer} cannot be read: {error}"
     if config is None:
         return 1.0, "no alpha and no adapter_config.json: the scale is taken as 1"
+    try:
+        found = _configured(layer, config)
+    except ValueError as error:
+        return nan, str(error)
+    if found is None:
+        return 1.0, "its adapter_config.json has no lora_alpha: the scale is taken as 1"
     rank = max(1, ranks[0] if ranks else _integer(config.get("r")))
-    pattern = config.get("alpha_pattern")
-    pattern = pattern if isinstance(pattern, dict) else {}
-    own = [value for key, value in pattern.items() if layer.endswith(key) and _is_number(value)]
-    return (own[0] if own else _alpha(config)) / (sqrt(rank) if config.get("use_rslora") else rank), ""
+    return found / (sqrt(rank) if config.get("use_rslora") else rank), ""
+
+
+def _configured(layer: str, config: Mapping[str, Any]) -> float | None:
+    """Return the alpha of a layer: of the first pattern that matches its name as PEFT does it, or that of all.
+
+    Raises:
+        ValueError: When it is no number, or a pattern would take long to search for.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or len(patterns) > _PATTERNED or len(layer) > _PATTERNED:
+        raise ValueError("the alpha_pattern of its adapter_config.json is no small table")
+    name = _PEFT.sub("", layer)
+    alpha = next((value for key, value in patterns.items() if _matches(key, name)), _alpha(config))
+    if alpha is None:
+        return None
+    if _is_number(alpha):
+        return float(alpha)
+    raise ValueError(f"its adapter_config.json gives alpha as {str(alpha)[:40]!r}, which is no number in range")
+
+
+def _matches(key: str, name: str) -> bool:
+    simple = max(len(key), len(name)) <= _SEARCHED and _SIMPLE.fullmatch(key)
+    if not (simple or _PLAIN.fullmatch(key)):
+        raise ValueError(f"its adapter_config.json has the pattern {key[:40]!r}, which is not searched for here")
+    try:
+        return bool(re.match(rf"(.*\.)?({key})$", name))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"its adapter_config.json has the pattern {key[:40]!r}, which is none") from error
 
 
 def _integer(value: Any) -> int:
@@ -224,3 +280,13 @@ def by_layer(base: Mapping[str, Weight]) -> dict[str, list[str]]:
 def called(layer: str) -> str:
     """Return a layer's name without prefixes, and with one kind of separator: kohya writes underscores for dots."""
     return _PREFIX.sub("", layer).replace(".", "_")
+
+
+def as_in_base(new: Mapping[str, Weight], base: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Return the tensors of a file, those that PEFT saves whole by the names that they have in the base."""
+    found: dict[str, Weight] = {}
+    for name, weight in new.items():
+        own = _PEFT.sub("", name)
+        free = name not in base and own in base and own not in new and own not in found
+        found[own if free else name] = weight._replace(name=own) if free else weight
+    return found

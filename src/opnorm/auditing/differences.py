@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from opnorm.auditing.adapters import Update, by_layer, called, find_updates, reason_against
+from opnorm.auditing.adapters import Update, as_in_base, by_layer, called, find_updates, reason_against
 from opnorm.auditing.audits import opened, path_of
 from opnorm.auditing.comparison import BRACKETS, Bracket, Difference, DiffRow
+from opnorm.auditing.effective import is_plain, rounding, subtracted
 from opnorm.auditing.lora import Product, bracket_product, widened
 from opnorm.auditing.measure import afford, measure, reason_of, values_of
+from opnorm.auditing.norms import frobenius_norm
 from opnorm.auditing.sandbox import Progress, diff_in_child
 from opnorm.auditing.settings import Globs, Options, Settings
 from opnorm.checkpoints import geometry as g
@@ -36,8 +38,10 @@ def diff(
     """Return the norms of both checkpoints and of their difference, for tensors of the same name and shape.
 
     The tensors of an adapter (LoRA, LoCon, LoHa, LoKr, DoRA) are multiplied out: the difference of the base's weight.
-    What an adapter leaves as it is has no row. Tensors are subtracted in float64: exactly, unless they hold float64
-    themselves.
+    What an adapter leaves as it is has no row. Each file's layer is measured with its own geometry, and the difference
+    is that of what the layers apply; where they use their weights in different ways there is none, with the reason.
+    Tensors are subtracted in float64: exactly, unless they hold float64 themselves; where scales or variances were
+    worked into them, the bracket allows for the rounding.
 
     Args:
         base: A path or a Keras model, as for `audit`.
@@ -67,6 +71,7 @@ def compare(
     """Return the comparison of two opened checkpoints, each with its file's name."""
     (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
+    new = as_in_base(new, old)
     updates = _targets(find_updates(new, tuned_file), old)
     kept = new.keys() | {name for name, _ in updates} if updates else old.keys()
     left = {name: weight for name, weight in old.items() if name in kept}
@@ -93,11 +98,15 @@ def _notes(kept: Weights, updates: list[tuple[str, Update]], folded: int) -> Ite
 def _targets(updates: list[Update], base: Weights) -> list[tuple[str, Update]]:
     """Return each update with the name of its weight in the base, or with its layer's where there is none that fits."""
     layers = by_layer(base) if updates else {}
-    result = []
+    result: list[tuple[str, Update]] = []
     for update in updates:
         fitting = (name for name in layers.get(called(update.layer), ()) if update.fits(base[name].shape))
         result.append((next(fitting, update.layer), update))
-    return result
+    layers_of: dict[str, set[str]] = {}
+    for name, update in result:
+        layers_of.setdefault(name, set()).add(update.layer)
+    twice = "updates of it under several names: nothing says which are applied"
+    return [(name, u._replace(trouble=twice) if len(layers_of[name]) > 1 else u) for name, u in result]
 
 
 def _jobs(
@@ -107,12 +116,7 @@ def _jobs(
     targets = dict(updates)
     parts = {part.name for update in targets.values() for part in update.parts.values()}
     for name, weight in old.items():
-        if name in new:
-            yield name, lambda a=weight, b=new[name]: _compared(a, b, settings)  # type: ignore[misc]
-        elif name in targets:
-            yield name, lambda a=weight, u=targets[name]: _adapted(a, u, settings)  # type: ignore[misc]
-        else:
-            yield name, lambda a=weight: _alone(a, "base", settings)  # type: ignore[misc]
+        yield name, lambda a=weight: _in_base(a, new.get(a.name), targets.get(a.name), settings)  # type: ignore[misc]
     for name, update in updates:
         if name not in old:
             yield name, lambda u=update: _adapted(None, u, settings)  # type: ignore[misc]
@@ -121,17 +125,65 @@ def _jobs(
             yield name, lambda b=weight: _alone(b, "tuned", settings)  # type: ignore[misc]
 
 
+def _in_base(a: Weight, b: Weight | None, update: Update | None, settings: Settings) -> DiffRow:
+    """Return the row of a weight of the base, given the tuned file's weight of its name and its update there."""
+    if update is not None:
+        both = "the file has the weight and an update of it: nothing says whether it is in the weight already"
+        return _adapted(a, update if b is None else update._replace(trouble=both), settings)
+    return _alone(a, "base", settings) if b is None else _compared(a, b, settings)
+
+
 def _compared(a: Weight, b: Weight, settings: Settings) -> DiffRow:
     if a.shape != b.shape:
         return DiffRow(a.name, a.shape, "shapes differ", reason=f"{list(a.shape)} in base, {list(b.shape)} in tuned")
-    geometry = b.geometry if a.geometry.assumed else a.geometry
-    delta = a._replace(read=lambda: _subtract(values_of(b), values_of(a)))
-    return _row(a, [w._replace(geometry=geometry) for w in (a, b, delta)], "compared", settings)
+    plain, a, b = _as_known(a, b, settings)
+    delta, error, reason = _change_of(a, b, plain, settings)
+    several = [a, b] if delta is None else [a, b, delta]
+    row = _row(a, several, "compared", settings, None if delta is None else [0.0, 0.0, error])
+    first, second = _described(a.geometry), _described(b.geometry)
+    row = row if first == second else row._replace(geometry=f"{first} in base, {second} in tuned")
+    return row._replace(status="failed", reason=reason) if reason and row.status in ("compared", "skipped") else row
+
+
+def _as_known(a: Weight, b: Weight, settings: Settings) -> tuple[bool, Weight, Weight]:
+    """Return whether both layers apply just their weights' numbers, and the weights, each with its own geometry.
+
+    Of two that do, one whose geometry is a guess is taken for what the other file knows.
+    """
+    try:
+        afford(a.shape, settings.memory_limit)
+    except MemoryError:  # which the row says
+        return False, a, b
+    plain = is_plain(a.geometry, a.shape) and is_plain(b.geometry, b.shape)
+    if plain and a.geometry.assumed:
+        a = a._replace(geometry=b.geometry)
+    elif plain and b.geometry.assumed:
+        b = b._replace(geometry=a.geometry)
+    return plain, a, b
+
+
+def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[Weight | None, float, str]:
+    """Return a weight whose geometry is the change, and how far it may be from it; or None, and why there is none."""
+    first, second = a.geometry.operator, b.geometry.operator
+    if first is None or second is None:
+        return None, 0.0, "" if first is second else "in one file it is a linear map, in the other none is known"
+    try:
+        afford(a.shape, settings.memory_limit)
+        x, y = values_of(a), values_of(b)
+        base, tuned = first(x), second(y)
+        operator = subtracted(tuned, base)
+        error = 0.0 if plain or (np.array_equal(x, y) and not frobenius_norm(operator)) else rounding(tuned, base)
+    except Exception as found:  # as in `measure`
+        return None, 0.0, reason_of(found)
+    geometry = a.geometry._replace(operator=lambda _: operator)
+    return a._replace(read=lambda: _subtract(y, x), dtype="float64", geometry=geometry), error, ""
 
 
 def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
     """Return the row of an adapter: the norm of the update, and with the base's weight that of what is applied."""
     name, shape = (update.layer, update.shape) if a is None else (a.name, a.shape)
+    if update.trouble:
+        return DiffRow(name, shape, "failed", reason=update.trouble)
     try:
         afford(shape, settings.memory_limit)
         if a is None:
@@ -202,7 +254,9 @@ def _row(
     found = [None if row.lower is None or row.upper is None else (row.lower, row.upper) for row in measured]
     if errors:
         taps = prod(weight.shape[2:])
-        found = [ends and widened(ends, error, taps) for ends, error in zip(found, errors, strict=True)]
+        found = [
+            widened(ends, error, taps) if ends and error else ends for ends, error in zip(found, errors, strict=True)
+        ]
     failed = [row for row in measured if row.status != "bounded"]
     brackets: dict[str, Any] = dict(zip(BRACKETS, found, strict=False))
     brackets |= {"difference": difference} if difference else {}

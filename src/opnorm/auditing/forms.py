@@ -22,11 +22,6 @@ class Form(NamedTuple):
     ranked: tuple[str, ...]  # the tensors whose first axis is the rank, the first that is there
 
 
-def form_of(shapes: Shapes) -> Form | None:
-    """Return the form of an adapter with tensors of these roles, None for none."""
-    return next((form for form in FORMS if form.needs(shapes)), None)
-
-
 def _low_rank(parts: Parts) -> Product:
     if "mid" in parts:
         return _tucker(parts["mid"], _flat(parts["up"]).values, _flat(parts["down"]).values)

@@ -5,6 +5,7 @@ from typing import Any
 
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.torch_records import (
+    ConvertedTensor,
     Global,
     NumpyArray,
     NumpyType,
@@ -19,6 +20,7 @@ from opnorm.checkpoints.torch_records import (
 
 Arguments = tuple[Any, ...]
 
+_NUMBERS = ("data", "real", "imag")  # attributes of a tensor that set its numbers
 _DTYPES = ("float", "bfloat", "int", "uint", "double", "half", "long", "short", "bool", "complex", "qint", "quint")
 _OPAQUE = {
     "torch.device", "torch.Generator", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
@@ -59,6 +61,7 @@ def storage(identifier: Any) -> Storage:
     require(proper, "its pickle refers to something that is no storage")
     require(_is_size(identifier[4]), "a storage of it has no size")
     key = identifier[2]
+    require(identifier[5:] in ((), (None,)), "a storage of it is a part of another, which is not followed")
     require(type(key) is str or _is_size(key), "a storage of it has a key that is no text and no number")
     return Storage(identifier[1], str(key), identifier[4])
 
@@ -86,15 +89,47 @@ def _view(arguments: Arguments, dtype: Global | None = None) -> StoredTensor:
     return StoredTensor(checked(arguments[0], Storage), arguments[1], shape, strides, dtype)
 
 
-def _typed(arguments: Arguments) -> StoredTensor:
-    return _view(arguments, checked(arguments[6], Global) if len(arguments) > 6 else None)
+def _tensor(arguments: Arguments) -> StoredTensor | Unread:
+    return _noted(_view(arguments), arguments[6:])
+
+
+def _typed(arguments: Arguments) -> StoredTensor | Unread:
+    return _noted(_view(arguments, checked(arguments[6], Global)), arguments[7:])
+
+
+def _noted(tensor: StoredTensor, notes: Arguments) -> StoredTensor | Unread:
+    """Return a tensor as PyTorch's notes on it say: lazily negated or not; the conjugate of reals is no other."""
+    require(len(notes) < 2, "a tensor of it is made of more than PyTorch makes one of")
+    if not notes or notes[0] is None:
+        return tensor
+    flags = checked(notes[0], Table).pairs
+    known = all(type(key) is str and key in ("neg", "conj") and type(flag) is bool for key, flag in flags)
+    if not known:
+        return Unread(tensor.shape, tensor.kind, "the pickle says more of it than is known here")
+    return tensor._replace(negated=notes[0].get("neg") is True)
+
+
+def _converted(arguments: Arguments) -> Any:
+    value = arguments[0]
+    require(isinstance(value, StoredTensor | NumpyArray | Unread), "it converts what is no tensor")
+    return value if isinstance(value, Unread) else ConvertedTensor(value, checked(arguments[1], Global))
+
+
+def _with_attributes(value: Any, state: Any) -> Any:
+    """Return a tensor that gets attributes: unread where they would set its numbers."""
+    parts = state if isinstance(state, tuple) else (state,)
+    tables = [part for part in parts if isinstance(part, Table)]
+    if not any(table.get(name) is not None for table in tables for name in _NUMBERS):
+        return value
+    tensor: StoredTensor = checked(value, StoredTensor)
+    return Unread(tensor.shape, tensor.kind, "its numbers are set by an attribute, which is not followed")
 
 
 def _of_type(arguments: Arguments) -> Any:
     function = checked(arguments[0], Global)
     proper = str(function).startswith("torch._utils._rebuild_")  # of these none copies, or calls another
     require(proper, f"its pickle makes a tensor by {function}, which was not run")
-    return result(function, checked(arguments[2], tuple))
+    return _with_attributes(result(function, checked(arguments[2], tuple)), arguments[3])
 
 
 def _quantized(arguments: Arguments) -> QuantizedTensor | Unread:
@@ -163,11 +198,15 @@ def _numpy_buffer(arguments: Arguments) -> NumpyArray:
     found.data, found.type, found.shape = arguments[0], checked(arguments[1], NumpyType), _sizes(arguments[2])
     require(type(found.data) in (bytes, bytearray), "an array of it has no numbers")
     found.fortran = checked(arguments[3], str) == "F"
+    if len(arguments) > 4 and arguments[3] == "K" and arguments[4] is not None:
+        found.axes = _sizes(arguments[4])
+        require(sorted(found.axes) == list(range(len(found.shape))), "an array of it has axes in no order")
     return found
 
 
 def set_state(value: Any, state: Any) -> None:
     """Give `value` the state that follows it in the pickle; that of a table is PyTorch's note on versions."""
+    require(not isinstance(value, StoredTensor), "it changes a tensor after it was made, which is not followed")
     if isinstance(value, Opaque):
         value.state = state
     elif isinstance(value, NumpyType):
@@ -180,7 +219,7 @@ def set_state(value: Any, state: Any) -> None:
 
 _CALLS: dict[str, Callable[[Arguments], Any]] = {
     "torch._utils._rebuild_tensor": _view,
-    "torch._utils._rebuild_tensor_v2": _view,
+    "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed,
     "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch._utils._rebuild_qtensor": _quantized,
@@ -188,12 +227,12 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
     "torch._utils._rebuild_meta_tensor_no_storage": _meta,
     "torch._utils._rebuild_wrapper_subclass": _wrapped,
     "torch._utils._rebuild_nested_tensor": _nested,
+    "torch._utils._rebuild_device_tensor_from_numpy": _converted,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _converted,
+    "torch._utils._rebuild_parameter_with_state": lambda arguments: _with_attributes(arguments[0], arguments[3]),
     **dict.fromkeys(
         (
             "torch._utils._rebuild_parameter",
-            "torch._utils._rebuild_parameter_with_state",
-            "torch._utils._rebuild_device_tensor_from_numpy",
-            "torch._utils._rebuild_device_tensor_from_cpu_tensor",
             "torch.serialization._get_layout",
             "torch.jit._pickle.build_intlist",
             "torch.jit._pickle.build_doublelist",

@@ -42,6 +42,7 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: Global | None  # None: the storage's
+    negated: bool = False  # PyTorch negates lazily: it stands for minus its numbers
 
     @property
     def kind(self) -> str:
@@ -66,6 +67,13 @@ class QuantizedTensor(NamedTuple):
     axis: int = 0
 
 
+class ConvertedTensor(NamedTuple):
+    """A tensor or an array that is turned into another dtype as it is loaded."""
+
+    stored: Any  # a StoredTensor or a NumpyArray
+    dtype: Global
+
+
 class NumpyType:
     """The dtype of a NumPy array: its code, completed by its state."""
 
@@ -81,6 +89,7 @@ class NumpyArray:
         self.shape: tuple[int, ...] = ()
         self.type = NumpyType("O")
         self.fortran = False
+        self.axes: tuple[int, ...] | None = None  # in which order the stored axes stand
         self.data: bytes | bytearray | None = None  # None: objects
 
 
@@ -100,5 +109,5 @@ class Opaque:
         self.state: Any = None
 
 
-TENSORS = (StoredTensor, SparseTensor, QuantizedTensor, NumpyArray, Unread)
-Tensor = StoredTensor | SparseTensor | QuantizedTensor | NumpyArray | Unread
+TENSORS = (StoredTensor, SparseTensor, QuantizedTensor, ConvertedTensor, NumpyArray, Unread)
+Tensor = StoredTensor | SparseTensor | QuantizedTensor | ConvertedTensor | NumpyArray | Unread

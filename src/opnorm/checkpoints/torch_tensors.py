@@ -11,6 +11,8 @@ from opnorm.checkpoints.flat import Entry, unread
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.checkpoints.torch_records import (
+    ConvertedTensor,
+    Global,
     NumpyArray,
     QuantizedTensor,
     SparseTensor,
@@ -76,6 +78,8 @@ def entry(path: Path, name: str, tensor: Tensor, find: Find) -> Entry:
         return _sparse(path, name, tensor, find)
     if isinstance(tensor, QuantizedTensor):
         return _quantized(path, name, tensor, find)
+    if isinstance(tensor, ConvertedTensor):
+        return _converted(path, entry(path, name, tensor.stored, find), tensor.dtype)
     if isinstance(tensor, NumpyArray):
         return _array(path, name, tensor)
     return _unread(path, name, tensor)
@@ -84,6 +88,14 @@ def entry(path: Path, name: str, tensor: Tensor, find: Find) -> Entry:
 def _unread(path: Path, name: str, tensor: Unread) -> Entry:
     byte_size(tensor.shape, 1)
     return unread(path, name, tensor.shape, tensor.dtype, tensor.reason)
+
+
+def _converted(path: Path, found: Entry, kind: Global) -> Entry:
+    name, shape, stored, read = found.named
+    dtype = dtype_of(kind.name)
+    if found.reason or dtype is None or "complex" in stored:
+        return _unread(path, name, Unread(shape, kind.name, found.reason or f"{stored} turned into {kind.name}"))
+    return Entry(Named(name, shape, str(dtype), guarded(path, lambda: read().astype(dtype))))
 
 
 def _stored(path: Path, name: str, tensor: StoredTensor, find: Find) -> Entry:
@@ -102,6 +114,9 @@ def _reader(name: str, tensor: StoredTensor, dtype: np.dtype[Any], find: Find) -
     require(inside, f"{name!r} reaches beyond its storage of {run.size} bytes")
     check_growth(name, size, run.size)  # strides of zero repeat a storage
     part = Run(run.open, run.start + tensor.offset * dtype.itemsize, extent * dtype.itemsize)
+    if tensor.negated:
+        require(dtype.kind != "b", f"{name!r} is of booleans, and negated")
+        return lambda: np.negative(_read(part, dtype, tensor.shape, tensor.strides))
     return lambda: _read(part, dtype, tensor.shape, tensor.strides)
 
 
@@ -200,5 +215,6 @@ def _array(path: Path, name: str, array: NumpyArray) -> Entry:
     dtype = np.dtype(f"{order}{code}")
     require(byte_size(array.shape, dtype.itemsize) == len(array.data), f"{name!r} stores another number of values")
     layout: Any = "F" if array.fortran else "C"
-    read = guarded(path, lambda: np.ndarray(array.shape, dtype, array.data, order=layout).copy())
-    return Entry(Named(name, array.shape, str(dtype.newbyteorder("=")), read))
+    axes = array.axes or tuple(range(len(array.shape)))
+    read = guarded(path, lambda: np.ndarray(array.shape, dtype, array.data, order=layout).transpose(axes).copy("C"))
+    return Entry(Named(name, tuple(array.shape[axis] for axis in axes), str(dtype.newbyteorder("=")), read))
