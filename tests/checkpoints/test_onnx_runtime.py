@@ -60,6 +60,7 @@ COMPUTED = {
     "an unknown operator": [call("Add", "w m", "k"), helper.make_node("FusedMatMul", ["x", "k"], ["y"], domain="a")],
     "a branch": [call("Cast", "m", "c", to=TensorProto.BOOL), call("If", "c", "k", **IF), PRODUCT],
     "a loop": [call("Add", "w m", "k"), helper.make_node("Loop", ["", "", "k"], ["last", "y"], body=LOOP)],
+    "a factor of each entry": [call("Add", "w m", "k"), call("Mul", "x k", "y")],
     "a normalization": [call("BatchNormalization", "x m f f f", "y")],
 }  # fmt: skip
 
