@@ -133,6 +133,17 @@ def test_opening_that_never_ends_is_stopped(monkeypatch, keras):
         audit_in_child(str(keras), {}, patience=0.2)
 
 
+@pytest.mark.parametrize(
+    ("limit", "patience", "seconds"), [(None, 60.0, 60), (0.5, 60.0, 15), (30, 60.0, 60), (9, 2.0, 2)]
+)
+def test_opening_may_take_less_where_time_is_limited(monkeypatch, keras, limit, patience, seconds):
+    told = f"assert {seconds} <= seconds < {seconds + 1}, seconds"
+    text = "\nopening = child._opening\n"
+    text += f"def checked(path, seconds, room, tell):\n    {told}\n    return opening(path, seconds, room, tell)\n"
+    child(monkeypatch, f"{text}child._opening = checked")
+    audit_in_child(str(keras), {"time_limit": limit}, patience=patience)
+
+
 def test_opening_has_its_limits_and_reading_a_tensor_is_watched(monkeypatch, keras):
     text = """
 import resource
@@ -171,13 +182,15 @@ def waited(true, seconds=30):
     return true()
 
 
-def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path):
+@pytest.mark.parametrize("wait", ["time.sleep(300)", "import ctypes; ctypes.PyDLL(None).sleep(60)"], ids=str)
+def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path, wait):
+    """The second waits in C and lets no other thread of Python's run."""
     noted = tmp_path / "pid"
     text = f"""
 def opened(path):
     with open({str(noted)!r}, "w") as file:
         file.write(str(os.getpid()))
-    time.sleep(300)
+    {wait}
 child.opened = opened"""
     start = "import json, os, sys, time\nsys.path[:] = json.loads(sys.argv[1])\nimport opnorm.auditing.child as child"
     script = f"from opnorm.auditing import sandbox\nsandbox._PROGRAM = {f'{start}{text}{chr(10)}child.main()'!r}\n"
