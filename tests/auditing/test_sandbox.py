@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from opnorm.auditing import sandbox
 from opnorm.auditing.audits import audit
 from opnorm.auditing.differences import diff
+from opnorm.auditing.folders import temporary_folder
 from opnorm.auditing.sandbox import audit_in_child, diff_in_child, is_native
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.cli import main as cli
@@ -183,7 +184,7 @@ def waited(true, seconds=30):
 
 
 @pytest.mark.parametrize("wait", ["time.sleep(300)", "import ctypes; ctypes.PyDLL(None).sleep(60)"], ids=str)
-def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path, wait):
+def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path, monkeypatch, wait):
     """The second waits in C and lets no other thread of Python's run."""
     noted = tmp_path / "pid"
     text = f"""
@@ -194,11 +195,19 @@ def opened(path):
 child.opened = opened"""
     start = "import json, os, sys, time\nsys.path[:] = json.loads(sys.argv[1])\nimport opnorm.auditing.child as child"
     script = f"from opnorm.auditing import sandbox\nsandbox._PROGRAM = {f'{start}{text}{chr(10)}child.main()'!r}\n"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
     parent = subprocess.Popen([sys.executable, "-c", f"{script}sandbox.audit_in_child('x.keras', {{}})"])
     assert waited(lambda: noted.exists() and noted.read_text())
+    (left,) = tmp_path.glob("opnorm-*")
+    with temporary_folder() as other:
+        assert left.exists()  # it is in use
+    assert not os.path.exists(other)
     parent.kill()
     parent.wait()
     assert waited(lambda: not os.path.exists(f"/proc/{noted.read_text()}"))
+    with temporary_folder() as other:
+        assert [str(folder) for folder in tmp_path.glob("opnorm-*")] == [other]
 
 
 def test_nothing_beside_the_file_is_imported(tmp_path, monkeypatch, keras):
