@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from opnorm.auditing import sandbox
 from opnorm.auditing.audits import audit
 from opnorm.auditing.differences import diff
+from opnorm.auditing.folders import temporary_folder
 from opnorm.auditing.sandbox import audit_in_child, diff_in_child, is_native
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.cli import main as cli
@@ -133,6 +134,17 @@ def test_opening_that_never_ends_is_stopped(monkeypatch, keras):
         audit_in_child(str(keras), {}, patience=0.2)
 
 
+@pytest.mark.parametrize(
+    ("limit", "patience", "seconds"), [(None, 60.0, 60), (0.5, 60.0, 15), (30, 60.0, 60), (9, 2.0, 2)]
+)
+def test_opening_may_take_less_where_time_is_limited(monkeypatch, keras, limit, patience, seconds):
+    told = f"assert {seconds} <= seconds < {seconds + 1}, seconds"
+    text = "\nopening = child._opening\n"
+    text += f"def checked(path, seconds, room, tell):\n    {told}\n    return opening(path, seconds, room, tell)\n"
+    child(monkeypatch, f"{text}child._opening = checked")
+    audit_in_child(str(keras), {"time_limit": limit}, patience=patience)
+
+
 def test_opening_has_its_limits_and_reading_a_tensor_is_watched(monkeypatch, keras):
     text = """
 import resource
@@ -171,21 +183,31 @@ def waited(true, seconds=30):
     return true()
 
 
-def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path):
+@pytest.mark.parametrize("wait", ["time.sleep(300)", "import ctypes; ctypes.PyDLL(None).sleep(60)"], ids=str)
+def test_a_child_whose_other_side_was_killed_does_not_go_on(tmp_path, monkeypatch, wait):
+    """The second waits in C and lets no other thread of Python's run."""
     noted = tmp_path / "pid"
     text = f"""
 def opened(path):
     with open({str(noted)!r}, "w") as file:
         file.write(str(os.getpid()))
-    time.sleep(300)
+    {wait}
 child.opened = opened"""
     start = "import json, os, sys, time\nsys.path[:] = json.loads(sys.argv[1])\nimport opnorm.auditing.child as child"
     script = f"from opnorm.auditing import sandbox\nsandbox._PROGRAM = {f'{start}{text}{chr(10)}child.main()'!r}\n"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
     parent = subprocess.Popen([sys.executable, "-c", f"{script}sandbox.audit_in_child('x.keras', {{}})"])
     assert waited(lambda: noted.exists() and noted.read_text())
+    (left,) = tmp_path.glob("opnorm-*")
+    with temporary_folder() as other:
+        assert left.exists()  # it is in use
+    assert not os.path.exists(other)
     parent.kill()
     parent.wait()
     assert waited(lambda: not os.path.exists(f"/proc/{noted.read_text()}"))
+    with temporary_folder() as other:
+        assert [str(folder) for folder in tmp_path.glob("opnorm-*")] == [other]
 
 
 def test_nothing_beside_the_file_is_imported(tmp_path, monkeypatch, keras):

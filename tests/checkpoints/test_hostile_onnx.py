@@ -263,3 +263,55 @@ def test_constants_of_any_shape_in_any_place_end_as_rows(tmp_path, kind, shape):
         onnx.save(onnx_model([helper.make_node(kind, inputs, ["y", "z"])], tensors), tmp_path / "a.onnx")
         report = timed(tmp_path / "a.onnx")
         assert {row.name.split(" (in")[0] for row in report.rows} == set(names)
+
+
+EQUATIONS = [
+    "......,ij->j",
+    "...i...,ij->j",
+    "....,ij->j",
+    "ij,ij->......",
+    "ij,jk,kl->il",
+    "ij,jk->iz",
+    "ij,j.k->i",
+    "",
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "equation"),
+    [("the graph", equation) for equation in EQUATIONS]
+    + [(place, EQUATIONS[0]) for place in ("a branch", "a function", "a call")],
+)
+def test_an_equation_that_is_none_does_not_hold_the_reader_up(tmp_path, equation, place):
+    node, functions = call("Einsum", "x w", "y", equation=equation), []
+    if place == "a branch":
+        graph = helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name="y")])
+        node = call("If", "x", "z", then_branch=graph, else_branch=graph)
+    elif "function" in place or "call" in place:
+        options = {"attributes": ["equation"]} if place == "a call" else {}
+        if place == "a call":
+            del node.attribute[:]
+            node.attribute.add(name="equation", ref_attr_name="equation", type=onnx.AttributeProto.STRING)
+        opsets = [helper.make_opsetid("", 21)]
+        functions = [helper.make_function("own", "F", ["x", "w"], ["y"], [node], opsets, **options)]
+        node = call("F", "x w", "z", domain="own", **({"equation": equation} if place == "a call" else {}))
+    model = onnx_model([node], {"w": SQUARE}, functions=functions, outputs=(node.output[0],))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [4, 4]))
+    onnx.save(model, tmp_path / "a.onnx")
+    (row,) = audit(tmp_path / "a.onnx", time_limit=0, sandbox=True).rows  # which gives up after 10 seconds
+    assert row.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("Split", {"num_outputs": 2**31 - 1}), ("Scan", {"num_scan_inputs": 2**40}), ("Scan", {"num_scan_inputs": -1})],
+)
+def test_a_count_that_the_operator_does_not_have_does_not_hold_the_reader_up(tmp_path, kind, options):
+    if kind == "Scan":
+        options = options | {"body": helper.make_graph([], "g", [], [])}
+    model = onnx_model([call(kind, "x", "h", **options), call("MatMul", "h w", "y")], {"w": SQUARE})
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [4, 4]))
+    onnx.save(model, tmp_path / "a.onnx")
+    (row,) = audit(tmp_path / "a.onnx", time_limit=0, sandbox=True).rows
+    assert row.name == "w"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ try:
 except ImportError:  # Windows: the clock on the other side remains
     resource = None  # type: ignore[assignment]
 
+_PDEATHSIG = 1  # of prctl(2)
 _BYTES_A_SECOND = 20e6  # that any disk reads, and any reader unpacks
 _OPENING = 2 * 2**30  # bytes that a table of contents may take
 _SLACK = 2 * 2**30 + 2**28 * (os.cpu_count() or 1)  # of address space: each thread's stack and pool reserve far more
@@ -32,6 +34,7 @@ _SLACK = 2 * 2**30 + 2**28 * (os.cpu_count() or 1)  # of address space: each thr
 
 def main() -> None:
     """Answer the request on stdin, on what was stdout: libraries may print what they like."""
+    _end_with_the_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.readline())
@@ -42,6 +45,14 @@ def main() -> None:
     except Exception as error:
         tell(_error(error))
     os._exit(0)  # nothing to tidy up: the other side removes the temporary folder
+
+
+def _end_with_the_parent() -> None:
+    """Have Linux kill this process with its parent: a reader in C++ lets no thread of Python's notice that."""
+    with suppress(Exception):  # where there is no such thing, the end of stdin remains
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_with_the_other_side() -> None:
@@ -56,8 +67,9 @@ def _answer(request: Mapping[str, Any], tell: "_Teller") -> dict[str, Any]:
     _limit("RLIMIT_CORE", 0)
     before = _address_space()
     files = []
+    hurry = patience if options.time_limit is None else min(patience, 10 + 10 * options.time_limit)
     for path in request["paths"]:
-        with _opening(path, patience, before + min(_OPENING, memory_limit + _SLACK), tell):
+        with _opening(path, hurry, before + min(_OPENING, memory_limit + _SLACK), tell):
             file, checkpoint = opened(path)
         files.append((file, _Watch(tell, patience).checkpoint(checkpoint)))
     _limit("RLIMIT_AS", before + memory_limit + _SLACK)

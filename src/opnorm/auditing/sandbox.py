@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from opnorm.auditing.comparison import Difference
+from opnorm.auditing.folders import temporary_folder
 from opnorm.auditing.report import Report
 
 Progress = Callable[[int, int], None]
@@ -88,7 +88,7 @@ def _ask(request: Message, progress: Progress | None) -> Message:
 @contextmanager
 def _child(request: Message) -> Iterator[tuple["subprocess.Popen[bytes]", "SimpleQueue[bytes | None]"]]:
     """Start a child with a folder for its temporary files, and hand out its lines; all is gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="opnorm-") as folder:
+    with temporary_folder() as folder:
         arguments = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path)]
         environment = {**os.environ, "TMPDIR": folder, "TEMP": folder, "TMP": folder}
         child = subprocess.Popen(

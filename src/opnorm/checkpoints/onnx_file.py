@@ -8,6 +8,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import extra, require
 from opnorm.checkpoints.onnx_bodies import Definitions, Names, function_key
 from opnorm.checkpoints.onnx_geometry import role
+from opnorm.checkpoints.onnx_runtime import Runtime
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
 from opnorm.checkpoints.onnx_unfold import Op, Unfolded
 from opnorm.checkpoints.onnx_uses import Met, Uses
@@ -28,6 +29,8 @@ def read_onnx(path: Path) -> Checkpoint:
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
+    for part in Runtime(unfolded.ops, unfolded.links, {name: v.shape for name, v in uses.values.items()}).parts():
+        uses.compute(part)
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
     fixed = {name for name, value in uses.values.items() if not value.moving}
     return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed))

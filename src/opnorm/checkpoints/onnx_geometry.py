@@ -8,7 +8,7 @@ import numpy as np
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.onnx_folding import spread_along
-from opnorm.checkpoints.onnx_shapes import Shape
+from opnorm.checkpoints.onnx_shapes import Shape, is_equation
 from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array, real_array
 
@@ -198,7 +198,7 @@ def _covers(shape: Shape | None, factors: tuple[int, ...]) -> bool:
 def _einsum(use: Use, tensor: Named) -> Geometry:
     equation = str(use.options.get("equation", "")).replace(" ", "")
     terms = equation.split("->")[0].split(",")
-    if len(terms) != 2 or "->" not in equation or len(use.constants) != 1:
+    if len(terms) != 2 or "->" not in equation or len(use.constants) != 1 or not is_equation(equation, 2):
         return g.unknown(use.kind, f"the equation {equation!r} with this constant at {use.position}")
     if use.position == 0:
         equation = f"{terms[1]},{terms[0]}->{equation.split('->')[1]}"

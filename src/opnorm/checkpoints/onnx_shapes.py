@@ -1,11 +1,14 @@
 """The shapes of an ONNX graph's values, as far as its inputs and ONNX's own inference tell them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opnorm.checkpoints.files import extra
 
 Shape = tuple[int | str, ...]
+_TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")  # of an Einsum's equation
+_COUNTING = ("Einsum", "Scan", "Split")  # operators whose inference counts on an attribute
 _ROUNDS = 8  # of inference: operators Slice one after another
 
 
@@ -26,12 +29,43 @@ def value_shapes(model: Any) -> Mapping[str, Shape]:
     for value in model.graph.output:
         value.ClearField("type")
     try:
-        return _inferred(model, graphs) if _is_sound(graphs) else dict(_known(model.graph))
+        if not _is_sound(graphs):
+            return dict(_known(model.graph))
+        unknown = max((f.name for f in model.functions), key=len, default="") + "Later"  # no function has that name
+        for node in (node for graph in graphs for node in graph.node if not _ends(node)):
+            node.op_type = unknown
+        return _inferred(model, graphs, unknown)
     except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
         return dict(_known(model.graph))
 
 
-def _inferred(model: Any, graphs: list[Any]) -> Mapping[str, Shape]:
+def _ends(node: Any) -> bool:
+    """Return whether the inference of an operator is known to end: it has what it may count on."""
+    given = {attribute.name: attribute for attribute in node.attribute}
+    open_counts = any(attribute.ref_attr_name for attribute in node.attribute)  # which a function's call gives
+    if node.op_type in _COUNTING and (open_counts or len(given) < len(node.attribute)):
+        return False
+    if node.op_type == "Einsum":
+        equation = given["equation"].s.decode("utf-8", "replace") if "equation" in given else ""
+        return is_equation(equation, len(node.input))
+    if node.op_type == "Split":  # it goes through this many results
+        return "num_outputs" not in given or given["num_outputs"].i == len(node.output)
+    if node.op_type == "Scan":  # it takes this many from the number of its inputs
+        return "num_scan_inputs" in given and 0 < given["num_scan_inputs"].i <= len(node.input)
+    return True
+
+
+def is_equation(text: str, count: int) -> bool:
+    """Return whether an Einsum's equation has a term of letters, with one ellipsis at most, for each input."""
+    terms, _, result = text.replace(" ", "").partition("->")
+    named = terms.split(",")
+    if len(named) != count or not all(_TERM.fullmatch(term) for term in (*named, result)):
+        return False
+    letters = result.replace("...", "")
+    return len(set(letters)) == len(letters) and set(letters) <= set(terms) and ("..." in terms or "..." not in result)
+
+
+def _inferred(model: Any, graphs: list[Any], unknown: str) -> Mapping[str, Shape]:
     """Return what onnx infers; it ends the process where Slice cuts a negative size, so that is met last.
 
     A Slice takes part once the shape of its input is known to have no negative size.
@@ -39,7 +73,7 @@ def _inferred(model: Any, graphs: list[Any]) -> Mapping[str, Shape]:
     infer, rounds = extra("onnx.shape_inference").infer_shapes, 0
     hidden = [node for graph in graphs for node in graph.node if node.op_type == "Slice"]
     for node in hidden:
-        node.op_type = "Later"
+        node.op_type = unknown
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
     while rounds < _ROUNDS:
         inferred = infer(model).graph

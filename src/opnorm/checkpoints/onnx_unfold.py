@@ -41,6 +41,7 @@ class Unfolded:
         self.definitions = definitions
         self.ops: list[Op] = []
         self.called: set[FunctionKey] = set()
+        self.links: dict[str, list[str]] = {}  # what values around and in graphs of control flow may come from
         self.count = 0
         self.values = Names()
         body = definitions.main
@@ -82,8 +83,12 @@ class Unfolded:
         label = f"{prefix}{step.name}"[-_LABEL:]
         inputs = tuple(scope.get(name, _NOWHERE + name) if name else "" for name in step.inputs)
         outputs = tuple(scope[name] if name else "" for name in step.outputs)
+        hub = f"{_NOWHERE}{self.count}"  # through which a graph's values come and go
+        if step.bodies:
+            self.links[hub] = [value for value in inputs if value and step.kind != "If"]
+            self.links.update((value, [hub]) for value in outputs if value)
         for inner in step.bodies:
-            self.inner(inner, scope, parameters, step, label, depth)
+            self.inner(inner, scope, parameters, step, label, depth, hub)
         body = self.definitions.functions.get(step.function)
         if body is not None and len(inputs) <= len(body.inputs) and len(outputs) <= len(body.outputs):
             self.called.add(step.function)
@@ -100,13 +105,15 @@ class Unfolded:
         self.ops.append(Op(label, step.kind, inputs, outputs, options, outermost, not step.bodies))
 
     def inner(
-        self, body: Body, scope: Scope, parameters: Mapping[str, Any], step: Step, label: str, depth: int
+        self, body: Body, scope: Scope, parameters: Mapping[str, Any], step: Step, label: str, depth: int, hub: str
     ) -> None:
         """Add a graph of control flow, which sees the values around it; what it hands out goes into the operator."""
         around = scope if isinstance(scope, ChainMap) else ChainMap(scope)
         own = around.new_child({name: self.values.fresh(name) for name in body.inputs} | dict(body.constants))
         self.enter(body, own, {}, parameters, f"{label}.", False, depth + 1)
         handed = tuple(own.get(name, "") for name in body.outputs)
+        self.links[hub] += filter(None, handed)
+        self.links.update((own[name], [hub]) for name in body.inputs)
         self.ops.append(Op(label, step.kind, handed, (), {}, False, False))
 
     def call(

@@ -15,6 +15,7 @@ from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.onnx_bodies import Names
 from opnorm.checkpoints.onnx_folding import Given, Result, Shape, data, planned
 from opnorm.checkpoints.onnx_geometry import RECURRENT, SCALE_OF_INTEGERS, TOGETHER, Use, use_geometry
+from opnorm.checkpoints.onnx_runtime import Part
 from opnorm.checkpoints.onnx_shapes import Shape as ShapeInFile
 from opnorm.checkpoints.onnx_unfold import Op
 from opnorm.checkpoints.records import CheckpointError, Geometry, Weight
@@ -66,6 +67,7 @@ class Uses:
         self.path, self.tensors, self.shapes = path, tensors, shapes
         self.values = {name: Value(name, t.shape, t.dtype, name, lambda array: array) for name, t in tensors.items()}
         self.found: dict[str, dict[str, Weight]] = defaultdict(dict)
+        self.places: dict[tuple[str, int], str] = {}  # the key of a use, by the operator's first result and its input
         self.names = Names()
         for name in tensors:
             self.names.fresh(name)
@@ -174,6 +176,8 @@ class Uses:
         around = [(i, v.digest) for i, v in held.items()] if op.kind in TOGETHER else []
         key = _digest(op, [value.digest, position, around, beside if op.kind in ("Mul", "Div") else None])
         known = self.found[value.tensor]
+        if op.outputs:
+            self.places[op.outputs[0], position] = key
         if key not in known:
             geometry = self.through(value, use_geometry(use, constants[position]))
             further = _tells(geometry) and any(_tells(weight.geometry) for weight in known.values())
@@ -184,6 +188,16 @@ class Uses:
             return row
         values = row.geometry._replace(operator=None)  # which is an operator of the stored numbers
         return Weight(row.name, value.shape, value.dtype, self.reader(value), values)
+
+    def compute(self, part: Part) -> None:
+        """Note of a constant that it is in a weight that the network computes while it runs."""
+        value = self.values[part.op.inputs[part.position]]
+        if value.dtype in ("string", "bool"):
+            return
+        reason = f"it goes, through {part.op.kind}, into a weight of {part.user.kind} that the network's input changes"
+        known, key = self.found[value.tensor], self.places.get((part.op.outputs[0], part.position), "computed")
+        before = known.get(key, Weight(*self.tensors[value.tensor], _UNUSED))
+        known[key] = before._replace(geometry=g.unknown(part.user.kind, reason))
 
     def reader(self, value: Value) -> Callable[[], np.ndarray]:
         """Return the function that reads a constant: as it is stored, or else in float64."""
