@@ -152,6 +152,56 @@ def test_three_axes_that_nothing_names_are_bracketed_in_all_readings(tmp_path):
         assert truth <= upper * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "equation"),
+    [
+        ("blocks.0.attn.W_Q", (4, 8, 128), "bnd,hdk->bnhk"),  # TransformerLens: all heads read one input
+        ("blocks.0.attn.W_Q", (2, 3, 65), "bnd,hdk->bnhk"),
+        ("blocks.0.attn.W_O", (4, 65, 8), "bnhk,hkd->bnd"),
+        ("w", (2, 70, 3), "bnh,hdk->bndk"),
+        ("attn.w_qkv", (3, 3, 4, 4), "bnd,ghdk->bnghk"),
+        ("attn.kernel", (3, 3, 4, 4), "bnd,ghdk->bnghk"),
+        ("attn.w", (2, 3, 4, 5), "bngk,ghdk->bnhd"),
+        ("attn.w", (2, 3, 4, 5), "bngh,ghdk->bndk"),
+        ("attn.w", (2, 3, 2, 3, 2), "bnga,ghdka->bnhdk"),
+        ("attn.w", (2, 3, 2, 3, 2), "bnk,ghdka->bnghda"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["identity", "random"])
+def test_an_einsum_of_any_axes_lies_between_the_readings(tmp_path, name, shape, equation, kind):
+    kernel = torch.randn(shape)
+    inputs = equation.split(",")[0][2:]
+    axes = equation.split(",")[1].split("->")[0]
+    order = [axes.index(one) for one in inputs] + [i for i, one in enumerate(axes) if one not in inputs]
+    count = int(np.prod([shape[axes.index(one)] for one in inputs]))
+    if kind == "identity":  # every input goes to every other axis: the norm is as large as may be
+        eye = torch.zeros([shape[i] for i in order]).reshape(count, -1)
+        eye[0] = 1
+        kernel = eye.reshape([shape[i] for i in order]).permute(list(np.argsort(order)))
+    basis = torch.eye(count).reshape(1, count, *[shape[axes.index(one)] for one in inputs])
+    truth = norm(torch.einsum(equation, basis.double(), kernel.double()).reshape(count, -1).numpy())
+    lower, upper = between(one(tmp_path, {name: kernel}, name))
+    assert lower <= truth * (1 + 1e-9)
+    assert truth <= upper * (1 + 1e-9)
+
+
+def test_the_norm_of_heads_that_share_one_input_is_not_taken_for_that_of_one_head(tmp_path):
+    query = torch.zeros(4, 8, 128)
+    query[range(4), 0, range(4)] = 1
+    truth = norm(torch.einsum("nd,hdk->nhk", torch.eye(8), query).reshape(8, -1).double().numpy())
+    assert truth == pytest.approx(2)
+    assert between(one(tmp_path, {"blocks.0.attn.W_Q": query}, "blocks.0.attn.W_Q"))[1] >= 2
+    thirds = torch.zeros(3, 3, 4, 4)
+    thirds[:, :, 0, 0] = torch.eye(3) / 3**0.5
+    assert between(one(tmp_path, {"attn.w_qkv": thirds}, "attn.w_qkv"))[1] >= 1
+
+
+def test_a_name_that_says_convolution_is_read_as_one_only(tmp_path):
+    for name in ("conv1.weight", "layer2.0.downsample.0.weight", "features.3.weight", "patch_embed.proj.weight"):
+        assert len(one(tmp_path, {name: torch.randn(4, 3, 3, 3)}, name).geometry.readings) == 1
+    assert len(one(tmp_path, {"converter.w": torch.randn(4, 3, 3, 3)}, "converter.w").geometry.readings) > 1
+
+
 def test_a_batch_normalization_is_bracketed_with_both_usual_epsilons(tmp_path):
     layer = torch.nn.BatchNorm2d(3, eps=1e-3).eval()
     layer.running_var.copy_(torch.tensor([1e-6, 0.5, 2.0]))
