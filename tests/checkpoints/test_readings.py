@@ -261,6 +261,29 @@ NAMED = [
     ("relative_position_index", (4, 4), torch.int64, "skipped"),
     ("attn.mask", (4, 4), torch.bool, "skipped"),
     ("pos_embed", (1, 4, 4), torch.float32, "skipped"),
+    ("optimizer.attn.in_proj_weight", (4, 4), torch.float32, "bounded"),
+    ("momentum.kernel", (4, 4), torch.float32, "bounded"),
+    ("net.optim.W", (4, 4), torch.float32, "bounded"),
+    ("net.exp_avg.W", (4, 4), torch.float32, "bounded"),
+    ("net.moments.proj", (4, 4), torch.float32, "bounded"),
+    ("state.layer.m", (4, 4), torch.float32, "bounded"),
+    ("state.0.row_var", (4, 1), torch.float32, "skipped"),  # PyTorch's Adafactor
+    ("optimizer.state.0.col_var", (1, 4), torch.float32, "skipped"),
+    ("optimizer_states.0.state.3.exp_avg_sq", (4, 4), torch.float32, "skipped"),  # Lightning
+    ("optimizer.state.net.0.weight.exp_avg", (4, 4), torch.float32, "skipped"),  # FSDP
+    ("optimizer.state.exp_avg.module.weight", (4, 4), torch.float32, "skipped"),  # Megatron
+    ("d_optim.state.0.anything", (4, 4), torch.float32, "skipped"),
+    ("opt_state.0.mu.Dense_0.kernel", (4, 4), torch.float32, "skipped"),  # Optax
+    ("hyper.bias_proj", (4, 4), torch.float32, "bounded"),
+    ("lin.bias_weight", (4, 4), torch.float32, "bounded"),
+    ("experts.bias", (4, 4), torch.float32, "bounded"),
+    ("lin.bias", (1, 4), torch.float32, "skipped"),
+    ("mask_proj", (64, 64), torch.int8, "unknown"),
+    ("gate_shape", (64, 64), torch.int8, "unknown"),
+    ("x.position", (64, 64), torch.int8, "unknown"),
+    ("x.index", (64, 64), torch.int32, "unknown"),
+    ("position_ids", (1, 64), torch.int32, "skipped"),
+    ("position_ids", (1, 64), torch.int64, "skipped"),
     ("_flat_param", (16,), torch.float32, "unknown"),
     ("layer.weight", (2, 2, 2, 2, 2, 2), torch.float32, "unknown"),
     ("blocks.0.ls1.gamma", (4,), torch.float32, "bounded"),
@@ -270,3 +293,20 @@ NAMED = [
 @pytest.mark.parametrize(("name", "shape", "dtype", "expected"), NAMED)
 def test_only_what_has_no_norm_is_skipped(tmp_path, name, shape, dtype, expected):
     assert status(one(tmp_path, {name: torch.ones(shape).to(dtype)}, name)) == expected
+
+
+def test_a_bias_with_the_axes_of_its_kernels_outputs_is_one(tmp_path):
+    """Flax's and Keras's attention: a kernel (in, heads, features), a bias (heads, features)."""
+    tensors = {"query.kernel": torch.ones(6, 2, 3), "query.bias": torch.ones(2, 3), "key.bias": torch.ones(2, 3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = weights(tmp_path / "a.safetensors")
+    assert (status(found["query.bias"]), status(found["key.bias"])) == ("skipped", "bounded")
+
+
+@pytest.mark.parametrize("keras", [False, True])
+def test_a_convolution_with_two_axes_may_be_a_depthwise_one(tmp_path, keras):
+    kernel = torch.tensor([[1.0, 1, 1, 1], [0, 2, -1, 0]])
+    name = "conv1d.kernel" if keras else "conv1d.weight"
+    lower, upper = between(one(tmp_path, {name: kernel.T if keras else kernel}, name))
+    assert lower == pytest.approx(5**0.5, rel=1e-6)  # windows that do not overlap: the largest row
+    assert 4 <= upper <= 4.05  # the sum of the taps of one channel, on a constant

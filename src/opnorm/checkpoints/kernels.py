@@ -35,7 +35,7 @@ def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *
         return g.unknown("unknown", reason, assumed=True)
     if _EXPERTS.search(name):
         return _experts(shape)
-    named = _CONVOLUTION.search(name) is not None
+    named = is_convolution(name)
     if len(shape) == 3 and not named:
         return _three_axes(shape, channels, keras=keras)
     depthwise = _DEPTHWISE.search(name) is not None
@@ -44,6 +44,19 @@ def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *
         return found
     text = f"{len(shape)} axes: a {found.text}; or a matrix"
     return found._replace(text=text, readings=(*found.readings, *_matrices(shape)))
+
+
+def is_convolution(name: str) -> bool:
+    """Return whether a name says that its layer is a convolution."""
+    return _CONVOLUTION.search(name) is not None
+
+
+def with_taps(matrix: Geometry, shape: tuple[int, ...], *, keras: bool = False) -> Geometry:
+    """Return a matrix with the readings as a depthwise convolution: (channels, taps), in Keras (taps, channels)."""
+    whole = (*shape, 1) if keras else (shape[0], 1, shape[1])
+    found = _convolution(whole, (), keras=keras, depthwise=True)
+    found = g.scaled(found, lambda kernel: kernel.reshape(whole), "of a kernel with two axes")
+    return matrix._replace(oriented=False, readings=(found._replace(readings=()), *found.readings))
 
 
 def _experts(shape: tuple[int, ...]) -> Geometry:
