@@ -21,9 +21,10 @@ Arguments = tuple[Any, ...]
 
 _DTYPES = ("float", "bfloat", "int", "uint", "double", "half", "long", "short", "bool", "complex", "qint", "quint")
 _BUILTINS = ("builtins", "__builtin__")  # the latter is what protocol 2 writes
+_PLAIN = ("int", "long", "float", "complex", "str", "unicode", "bool")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _OPAQUE = {
-    *(f"{module}.{name}" for module in _BUILTINS for name in ("int", "long", "float", "complex", "str", "unicode", "bool")),
+    *(f"{module}.{name}" for module in _BUILTINS for name in _PLAIN),
     "torch.device", "torch.Generator", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
     "torch.nn.parameter.UninitializedParameter", "numpy.ndarray", "torch.per_tensor_affine",
     "torch.per_channel_affine", "torch.per_channel_affine_float_qparams",
