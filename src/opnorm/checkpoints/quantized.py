@@ -106,7 +106,8 @@ def _scaled(file: File, codes: Named, beside: Mapping[str, Sequence[str]]) -> di
     if own or others:
         reason = f"codes of {codes.dtype}, and what {[*own, *others][0]!r} does to them is not known"
         parts = [scales[0].name, *own]
-        return _not_followed(file, codes) or {codes.name: unknown(reason), **dict.fromkeys(parts, part(codes.name))}
+        made = {codes.name: unknown(reason), **dict.fromkeys(parts, part(codes.name))}
+        return made | _not_followed(file, codes)
     (scale,) = scales
     steps = _steps(codes.shape, scale.shape, lambda: _block_sizes(file))
     if steps is None or (scale.dtype not in FLOATS and scale.dtype != "float8_e8m0fnu"):
