@@ -53,8 +53,12 @@ def numbers(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as NumPy reads it.
 
     Raises:
-        ValueError: When NumPy cannot: ragged lists, sparse tensors, objects of no kind it knows.
+        ValueError: When NumPy cannot: ragged lists, sparse tensors, objects of no kind it knows; or when entries are
+            masked, which a plain array would lay bare.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+        must = f"Argument `{name}` must have no masked entries; fill them first: {name}.filled(0)"
+        raise ValueError(f"{must}. Received: {int(np.sum(value.mask))} masked of {value.size}")
     try:
         return np.asarray(_host(value))
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:

@@ -207,3 +207,11 @@ def test_what_is_no_real_matrix_is_refused_by_name(value, said):
 def test_a_tolerance_must_be_positive_and_finite(tolerance):
     with pytest.raises(ValueError, match=r"`tolerance`.*Received: "):
         spectral_norm(np.eye(2), tolerance=tolerance)
+
+
+def test_masked_entries_are_refused_by_name():
+    hidden = np.ma.masked_array(5 * np.eye(3), mask=np.eye(3) > 0)
+    with pytest.raises(ValueError, match=r"Argument `x` must have no masked entries.*Received: 3 masked of 9"):
+        spectral_norm(hidden)
+    assert spectral_norm(hidden.filled(0)).upper == 0
+    assert spectral_norm(np.ma.masked_array(np.eye(3))).lower == pytest.approx(1, rel=1e-6)

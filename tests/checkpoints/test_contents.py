@@ -1,6 +1,8 @@
 """Nothing is missing: the tensors of a file, counted by the library that owns the format, each have a row."""
 
 import json
+from collections import Counter, defaultdict, deque
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -206,3 +208,34 @@ def test_every_array_of_an_npz_file_has_a_row(tmp_path):
     rows = {row.name: row for row in audit(tmp_path / "a.npz").rows}
     assert {key for key, row in rows.items() if row.status == "failed"} == set(truth) - {"w", "bool", "texts", "date"}
     assert all(rows[key].reason for key in rows if key != "w")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_follows_the_array_of_a_file_is_noted(tmp_path, count):
+    with (tmp_path / "a.npy").open("wb") as file:
+        for scale in range(1, count + 1):
+            np.save(file, scale * np.eye(3))
+    found = open_checkpoint(tmp_path / "a.npy")
+    assert len(found.weights) == 1
+    assert [note.partition(":")[0] for note in found.notes] == ["200 bytes follow the array, and were not read"][
+        : count - 1
+    ]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *(defaultdict(kind) for kind in (list, dict, int, float, str, bool, set, tuple, complex, frozenset)),
+        defaultdict(list, {"losses": [0.5]}),
+        deque([1.0, 2.0], maxlen=2),
+        frozenset({1}),
+        Counter({"a": 1}),
+        Path("/data/run"),
+        PureWindowsPath("c:/data"),
+    ],
+)
+def test_plain_containers_and_paths_beside_the_tensors_are_read(tmp_path, beside, protocol):
+    held = {"net": {"weight": torch.eye(3)}, "beside": beside, "of tensors": deque([torch.ones(2, 2)])}
+    torch.save(held, tmp_path / "a.pt", pickle_protocol=protocol)
+    assert set(weights(tmp_path / "a.pt")) == {"net.weight", "of tensors.0"}

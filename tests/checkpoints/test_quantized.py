@@ -92,6 +92,42 @@ def test_codes_whose_scale_is_missing_or_not_clear_are_unknown(tmp_path, others,
     assert not [row for row in report.rows if row.status == "bounded"]
 
 
+@pytest.mark.parametrize(
+    ("codes", "scale", "other"),
+    [
+        ("l.weight", "l.weight_scale", "l.weight_offset"),
+        ("l.weight", "l.weight_scale", "l.zero_point"),
+        ("l.weight", "l.scale", "l.zeros"),
+        ("l.weight", "l.weight.scale", "l.weight.shift"),
+        ("l.weight", "l.weight_scale", "l.whatever"),
+        ("l.weight", "l.weight_scale", "l.weight_bias"),
+        ("weight", "weight_scale", "zp"),
+        ("m.w", "m.w_scale", "m.w_min"),
+        ("m.w", "m.w_scale", "m.zeros"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (4, 1)])
+@pytest.mark.parametrize("dtype", [torch.int8, FLOAT8])
+def test_codes_beside_which_something_unknown_stands_are_unknown(tmp_path, codes, scale, other, shape, dtype):
+    """It may be an offset: int8 codes of 10 less an offset of -5 are 15, whose norm is 60 and not 40."""
+    tensors = {codes: torch.full((4, 4), 10.0).to(dtype), scale: torch.ones(4, 1), other: torch.full(shape, -5.0)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = weights(tmp_path / "a.safetensors")
+    assert (status(found[codes]), status(found[scale])) == ("unknown", "skipped")
+    if other.startswith(codes):
+        assert status(found[other]) == "skipped"
+
+
+def test_what_is_known_to_be_harmless_may_stand_beside_codes(tmp_path):
+    tensors = {"l.weight": torch.eye(4).to(torch.int8), "l.weight_scale": torch.ones(4, 1), "l.bias": torch.ones(4)}
+    tensors |= {"l.input_scale": torch.tensor(1.0), "l.norm.weight": torch.ones(4)}
+    tensors |= {f"e.{name}_proj": torch.eye(4).to(FLOAT8) for name in ("up", "down")}
+    tensors |= {f"e.{name}_proj_scale": torch.ones(4, 1) for name in ("up", "down")}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = weights(tmp_path / "a.safetensors")
+    assert {status(found[name]) for name in ("l.weight", "e.up_proj", "e.down_proj")} == {"bounded"}
+
+
 INT32, UINT8, HALF = torch.int32, torch.uint8, torch.float16
 LIBRARIES = [
     (".qweight", (8, 64), INT32, {".qzeros": ((6, 8), INT32), ".scales": ((6, 64), HALF), ".g_idx": ((64,), INT32)}),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bracketed import between, brackets, status, weights
+from bracketed import between, brackets, weights
 from explicit import explicit_matrix, norm
 from safetensors.torch import save_file
 
@@ -152,6 +152,56 @@ def test_three_axes_that_nothing_names_are_bracketed_in_all_readings(tmp_path):
         assert truth <= upper * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "equation"),
+    [
+        ("blocks.0.attn.W_Q", (4, 8, 128), "bnd,hdk->bnhk"),  # TransformerLens: all heads read one input
+        ("blocks.0.attn.W_Q", (2, 3, 65), "bnd,hdk->bnhk"),
+        ("blocks.0.attn.W_O", (4, 65, 8), "bnhk,hkd->bnd"),
+        ("w", (2, 70, 3), "bnh,hdk->bndk"),
+        ("attn.w_qkv", (3, 3, 4, 4), "bnd,ghdk->bnghk"),
+        ("attn.kernel", (3, 3, 4, 4), "bnd,ghdk->bnghk"),
+        ("attn.w", (2, 3, 4, 5), "bngk,ghdk->bnhd"),
+        ("attn.w", (2, 3, 4, 5), "bngh,ghdk->bndk"),
+        ("attn.w", (2, 3, 2, 3, 2), "bnga,ghdka->bnhdk"),
+        ("attn.w", (2, 3, 2, 3, 2), "bnk,ghdka->bnghda"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["identity", "random"])
+def test_an_einsum_of_any_axes_lies_between_the_readings(tmp_path, name, shape, equation, kind):
+    kernel = torch.randn(shape)
+    inputs = equation.split(",")[0][2:]
+    axes = equation.split(",")[1].split("->")[0]
+    order = [axes.index(one) for one in inputs] + [i for i, one in enumerate(axes) if one not in inputs]
+    count = int(np.prod([shape[axes.index(one)] for one in inputs]))
+    if kind == "identity":  # every input goes to every other axis: the norm is as large as may be
+        eye = torch.zeros([shape[i] for i in order]).reshape(count, -1)
+        eye[0] = 1
+        kernel = eye.reshape([shape[i] for i in order]).permute(list(np.argsort(order)))
+    basis = torch.eye(count).reshape(1, count, *[shape[axes.index(one)] for one in inputs])
+    truth = norm(torch.einsum(equation, basis.double(), kernel.double()).reshape(count, -1).numpy())
+    lower, upper = between(one(tmp_path, {name: kernel}, name))
+    assert lower <= truth * (1 + 1e-9)
+    assert truth <= upper * (1 + 1e-9)
+
+
+def test_the_norm_of_heads_that_share_one_input_is_not_taken_for_that_of_one_head(tmp_path):
+    query = torch.zeros(4, 8, 128)
+    query[range(4), 0, range(4)] = 1
+    truth = norm(torch.einsum("nd,hdk->nhk", torch.eye(8), query).reshape(8, -1).double().numpy())
+    assert truth == pytest.approx(2)
+    assert between(one(tmp_path, {"blocks.0.attn.W_Q": query}, "blocks.0.attn.W_Q"))[1] >= 2
+    thirds = torch.zeros(3, 3, 4, 4)
+    thirds[:, :, 0, 0] = torch.eye(3) / 3**0.5
+    assert between(one(tmp_path, {"attn.w_qkv": thirds}, "attn.w_qkv"))[1] >= 1
+
+
+def test_a_name_that_says_convolution_is_read_as_one_only(tmp_path):
+    for name in ("conv1.weight", "layer2.0.downsample.0.weight", "features.3.weight", "patch_embed.proj.weight"):
+        assert len(one(tmp_path, {name: torch.randn(4, 3, 3, 3)}, name).geometry.readings) == 1
+    assert len(one(tmp_path, {"converter.w": torch.randn(4, 3, 3, 3)}, "converter.w").geometry.readings) > 1
+
+
 def test_a_batch_normalization_is_bracketed_with_both_usual_epsilons(tmp_path):
     layer = torch.nn.BatchNorm2d(3, eps=1e-3).eval()
     layer.running_var.copy_(torch.tensor([1e-6, 0.5, 2.0]))
@@ -195,28 +245,10 @@ def test_the_norm_of_root_mean_squares_is_given_where_the_orientation_is_known(t
     assert row.rms_norm == (None if ratio is None else pytest.approx(truth * ratio**0.5, rel=2e-6))
 
 
-NAMED = [
-    ("optimus.encoder.weight", (4, 4), torch.float32, "bounded"),
-    ("optimizer.encoder.weight", (4, 4), torch.float32, "bounded"),
-    ("momentum_encoder.proj", (4, 4), torch.float32, "bounded"),
-    ("step.weight", (4, 4), torch.float32, "bounded"),
-    ("count", (4, 4), torch.float32, "bounded"),
-    ("optimizer.state.0.exp_avg", (4, 4), torch.float32, "skipped"),
-    ("optimizer_state_dict.state.0.momentum_buffer", (4, 4), torch.float32, "skipped"),
-    ("layer.weight", (4, 4), torch.complex64, "unknown"),
-    ("layer.weight", (4, 4), torch.int8, "unknown"),
-    ("layer.weight", (4, 4), torch.int64, "unknown"),
-    ("layer.weight", (16,), torch.uint8, "unknown"),
-    ("mask_proj.weight", (4, 4), torch.uint8, "unknown"),
-    ("relative_position_index", (4, 4), torch.int64, "skipped"),
-    ("attn.mask", (4, 4), torch.bool, "skipped"),
-    ("pos_embed", (1, 4, 4), torch.float32, "skipped"),
-    ("_flat_param", (16,), torch.float32, "unknown"),
-    ("layer.weight", (2, 2, 2, 2, 2, 2), torch.float32, "unknown"),
-    ("blocks.0.ls1.gamma", (4,), torch.float32, "bounded"),
-]
-
-
-@pytest.mark.parametrize(("name", "shape", "dtype", "expected"), NAMED)
-def test_only_what_has_no_norm_is_skipped(tmp_path, name, shape, dtype, expected):
-    assert status(one(tmp_path, {name: torch.ones(shape).to(dtype)}, name)) == expected
+@pytest.mark.parametrize("keras", [False, True])
+def test_a_convolution_with_two_axes_may_be_a_depthwise_one(tmp_path, keras):
+    kernel = torch.tensor([[1.0, 1, 1, 1], [0, 2, -1, 0]])
+    name = "conv1d.kernel" if keras else "conv1d.weight"
+    lower, upper = between(one(tmp_path, {name: kernel.T if keras else kernel}, name))
+    assert lower == pytest.approx(5**0.5, rel=1e-6)  # windows that do not overlap: the largest row
+    assert 4 <= upper <= 4.05  # the sum of the taps of one channel, on a constant

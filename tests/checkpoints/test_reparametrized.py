@@ -120,6 +120,41 @@ def test_a_pruned_layer_has_the_norm_of_what_is_left(tmp_path):
     assert status(found["weight_mask"]) == "skipped"
 
 
+def _normalized_then_pruned(layer):
+    prune.l1_unstructured(torch.nn.utils.weight_norm(layer), "weight_v", amount=0.5)
+
+
+def _pruned_then(wrap):
+    def apply(layer):
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+        wrap(layer, "weight_orig")
+
+    return apply
+
+
+def _parametrized_then_pruned(layer):
+    parametrizations.weight_norm(layer)
+    prune.l1_unstructured(layer.parametrizations.weight, "original1", amount=0.5)
+
+
+@OLD
+@pytest.mark.parametrize(
+    "twice",
+    [
+        _normalized_then_pruned,
+        _pruned_then(torch.nn.utils.weight_norm),
+        _pruned_then(torch.nn.utils.spectral_norm),
+        _pruned_then(parametrizations.weight_norm),
+        _parametrized_then_pruned,
+    ],
+)
+def test_a_weight_that_is_reparametrized_twice_is_unknown(tmp_path, twice):
+    layer = linear()
+    twice(layer)
+    found = saved(layer, tmp_path / "a.pt")
+    assert {status(one) for name, one in found.items() if name != "bias"} == {"unknown"}
+
+
 class Symmetric(torch.nn.Module):
     def forward(self, weight):
         return weight + weight.T

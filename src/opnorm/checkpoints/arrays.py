@@ -21,8 +21,13 @@ _HEADER_BYTES = 2**16
 
 def read_npy(path: Path) -> Checkpoint:
     """Return the checkpoint of one array."""
-    found = _tensor(path, path.stem, path.stat().st_size, lambda: path.open("rb"))
-    return Checkpoint("npz", flat_weights(path, [found]))
+    size = path.stat().st_size
+    found = _tensor(path, path.stem, size, lambda: path.open("rb"))
+    with path.open("rb") as file:
+        shape, _, dtype = _header(file)
+        more = 0 if dtype.hasobject else size - file.tell() - byte_size(shape, dtype.itemsize)
+    notes = (f"{more} bytes follow the array, and were not read: another array, perhaps",) if more > 0 else ()
+    return Checkpoint("npz", flat_weights(path, [found]), notes=notes)
 
 
 def read_npz(path: Path) -> Checkpoint:

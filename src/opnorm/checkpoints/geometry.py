@@ -63,6 +63,15 @@ def reshaped(kind: str, text: str, shape: tuple[int, ...], *, assumed: bool = Fa
     return Geometry(kind, text, lambda kernel: aslinearoperator(kernel.reshape(shape).T), assumed=assumed)
 
 
+def unfolded(
+    kind: str, text: str, order: tuple[int, ...], shape: tuple[int, int], *, assumed: bool = False
+) -> Geometry:
+    """Return the geometry of the matrix `kernel.transpose(order).reshape(shape)`."""
+    return Geometry(
+        kind, text, lambda kernel: aslinearoperator(kernel.transpose(order).reshape(shape)), assumed=assumed
+    )
+
+
 def scaled_columns(kind: str, scale: Read, axis: int) -> Geometry:
     """Return the geometry of `y = x @ (kernel / scale)`, whose kernel is stored as integers."""
 

@@ -8,26 +8,30 @@ from typing import NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.kernels import guess_kernel
+from opnorm.checkpoints.kernels import guess_kernel, is_convolution, with_taps
 from opnorm.checkpoints.records import Geometry
 
 EPSILONS = (1e-5, 1e-3)  # defaults of batch normalization: PyTorch's; Keras's, and of many PyTorch models
 
 FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _DEQUANTIZED = {"qint8", "quint8", "qint32"}  # PyTorch's quantized tensors carry their scales, and are read by them
-_MOMENTS = (
-    "exp_avg|exp_avg_sq|exp_avgs|exp_avg_sqs|max_exp_avg_sq|exp_inf|momentum_buffer|square_avg|acc_delta|grad_avg|"
-    "momentum|momenta|moments"
+_SLOTS = (  # of optimizers of PyTorch, and of those that are written alike
+    r"exp_avgs?(_sqs?)?(_row|_col)?|max_exp_avg_sq|exp_inf|momentum_buffer|momentum|square_avg|acc_delta|grad_avg|"
+    r"row_var|col_var|variance|master_param|prev|sum|mu_product|mu|nu|trace|v_row|v_col|velocity|accumulator|m|v|step"
 )
-_OPTIMIZER = re.compile(
-    rf"(^|[./])(optimizers?(_?\w{{1,2}})?|optim|opt_state)(_states?)?(_dict)?[./]|(^|[./])({_MOMENTS})([./]|$)"
+_OPTIMIZERS = r"(\w+_)?(optimi[sz]ers?|optim|opt)(_?\w{1,2})?(_states?)?(_dict)?"
+_OPTIMIZER = re.compile(  # where the formats put it, and nowhere else: a module may have any of these names
+    rf"(^|[./])state[./]\d+[./]({_SLOTS})$|"  # PyTorch's state_dict()
+    rf"(^|[./]){_OPTIMIZERS}([./]\d+)?[./]state[./](\d+[./].*|(.+[./])?({_SLOTS})([./].+)?)$|"
+    rf"^opt(imizer)?_state[./](.+[./])?({_SLOTS})([./].+)?$|^{_OPTIMIZERS}[./]({_SLOTS})$"  # Optax's, and a flat one
 )
 _EMBEDDING = re.compile(r"embed|(^|[._/])(wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
 _POSITION = re.compile(
     r"(^|[./])(pos(ition(al)?)?_?emb(ed(ding)?s?)?|(cls|dist|mask|reg(ister)?)_tokens?)$", re.IGNORECASE
 )
 _LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lambda_?\d)([./]|$))", re.IGNORECASE)
-_INDEX = re.compile(r"(^|[._/])(ids|index|indices|idx|mask|masks|position|positions|offsets?|lengths?|shape)([._/]|$)")
+_INDEX = re.compile(r"(^|_)(ids|index|indices|idx|masks?|positions?|offsets?|lengths?|shape)$")
+_TABLE = ("int64", "uint64")  # in which no library packs codes
 _RANDOM = re.compile(r"rng|random|seed", re.IGNORECASE)
 _SMALL = ("float4", "float6", "float8")
 _LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|down|up)\b|lora_[AB]\.", re.IGNORECASE)
@@ -94,7 +98,7 @@ def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
         return _codes(tensor)
     if len(tensor.shape) == 0:
         return g.nothing("unknown", g.SCALAR, assumed=True)
-    if re.search(r"(^|_)bias(_|$)", last) or last == "beta":
+    if _is_bias(tensor, last, others):
         return g.nothing("unknown", g.BIAS, assumed=True)
     if last in ("running_mean", "moving_mean"):
         return g.nothing("unknown", g.MEAN, assumed=True)
@@ -108,10 +112,22 @@ def _reason(tensor: Named, last: str) -> str:
     """Return why a tensor is no map whatever its numbers are, or ""."""
     if 0 in tensor.shape:
         return "an empty tensor"
-    if _OPTIMIZER.search(tensor.name) and not last.startswith("weight"):
+    if _OPTIMIZER.search(tensor.name):
         return g.OPTIMIZER
     single = prod(tensor.shape) == 1
     return g.COUNTER if single and last in ("num_batches_tracked", "iteration", "iter", "step", "count") else ""
+
+
+def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
+    """Return whether a tensor is called a bias and has the one axis of one, or those of the kernel's outputs."""
+    if not re.search(r"(^|_)bias(_|$)", last) and last != "beta":
+        return False
+    if sum(count != 1 for count in tensor.shape) <= 1:
+        return True
+    beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
+    return (
+        last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
+    )
 
 
 def _codes(tensor: Named) -> Geometry:
@@ -121,8 +137,13 @@ def _codes(tensor: Named) -> Geometry:
         return g.nothing("unknown", "bool: no real numbers, but a mask", assumed=True)
     if kind.startswith(("<U", "|S", ">U", "datetime", "timedelta", "str")):
         return g.nothing("unknown", f"{kind}: no numbers", assumed=True)
-    vector = len(tensor.shape) < 2 and (kind not in ("int8", "uint8") or _RANDOM.search(tensor.name))
-    if integers and (vector or _INDEX.search(re.split(r"[./]", tensor.name)[-1])):
+    last = re.split(r"[./]", tensor.name)[-1].split(":")[0]
+    index, single = _INDEX.search(last), len(tensor.shape) < 2
+    if kind in ("int8", "uint8"):  # codes may be packed in a vector, and be those of one output
+        settled = single and bool(index or _RANDOM.search(tensor.name))
+    else:
+        settled = single or (bool(index) and (kind in _TABLE or sum(count != 1 for count in tensor.shape) < 2))
+    if integers and settled:
         return g.nothing("unknown", g.INTEGERS, assumed=True)
     if integers:
         return g.unknown("unknown", f"{g.INTEGERS}: a quantized kernel, perhaps", assumed=True)
@@ -167,7 +188,8 @@ def _matrix(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     if _EMBEDDING.search(tensor.name):
         return g.columns("Embedding", "matrix (tokens, features)", assumed=True)
     if _LAST_IS_OUT.search(tensor.name):
-        return g.columns("Dense", assumed=True)
+        found = g.columns("Dense", assumed=True)
+        return with_taps(found, tensor.shape, keras=True) if is_convolution(tensor.name) else found
     if re.search(r"weight_(ih|hh)(_l\d+)?(_reverse)?$", tensor.name):
         return g.rows("RNN", "matrix (gates, in), all gates together", assumed=True)
     return _linear(tensor, others)
@@ -183,4 +205,5 @@ def _linear(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     usual = tensor.name.endswith(".weight") and not _CONV1D.search(tensor.name)
     oriented = outputs == rows != columns or rows == columns or usual
     text = "matrix, (out, in) or its transpose: the norm is the same"
-    return g.rows("Linear", text, assumed=True)._replace(oriented=oriented)
+    found = g.rows("Linear", text, assumed=True)._replace(oriented=oriented)
+    return with_taps(found, tensor.shape) if is_convolution(tensor.name) else found

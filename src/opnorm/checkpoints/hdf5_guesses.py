@@ -22,7 +22,9 @@ def plain_guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     if found.operator is None or len(tensor.shape) < 3:
         return found
     other = guess(as_kernel(tensor), others)
-    return found._replace(readings=(*found.readings, other._replace(readings=()), *other.readings))
+    texts = {one.text for one in found.readings if one.kind == "unknown"}  # these do not depend on the layout
+    more = (one for one in other.readings if one.text not in texts)
+    return found._replace(readings=(*found.readings, other._replace(readings=()), *more))
 
 
 def careful(found: Geometry, tensor: Named) -> Geometry:

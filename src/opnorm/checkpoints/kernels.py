@@ -1,7 +1,8 @@
 """What a kernel with three or more axes may do, where only its name and shape are known: every reading of it."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import combinations
 from math import lcm, prod, sqrt
 
 import numpy as np
@@ -10,7 +11,10 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array
 
-_CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
+_CONVOLUTION = re.compile(
+    r"conv(?!er|ex|ey|in)|depthwise|pointwise|down_?sample|patch_?embed|(^|[._/])features[._/]\d+[._/](.*[._/])?weight$",
+    re.IGNORECASE,
+)
 _DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
 _EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
 _ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
@@ -31,10 +35,28 @@ def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *
         return g.unknown("unknown", reason, assumed=True)
     if _EXPERTS.search(name):
         return _experts(shape)
-    if len(shape) == 3 and not _CONVOLUTION.search(name):
+    named = is_convolution(name)
+    if len(shape) == 3 and not named:
         return _three_axes(shape, channels, keras=keras)
     depthwise = _DEPTHWISE.search(name) is not None
-    return _convolution(shape, channels, keras=keras, depthwise=depthwise)
+    found = _convolution(shape, channels, keras=keras, depthwise=depthwise)
+    if named:
+        return found
+    text = f"{len(shape)} axes: a {found.text}; or a matrix"
+    return found._replace(text=text, readings=(*found.readings, *_matrices(shape)))
+
+
+def is_convolution(name: str) -> bool:
+    """Return whether a name says that its layer is a convolution."""
+    return _CONVOLUTION.search(name) is not None
+
+
+def with_taps(matrix: Geometry, shape: tuple[int, ...], *, keras: bool = False) -> Geometry:
+    """Return a matrix with the readings as a depthwise convolution: (channels, taps), in Keras (taps, channels)."""
+    whole = (*shape, 1) if keras else (shape[0], 1, shape[1])
+    found = _convolution(whole, (), keras=keras, depthwise=True)
+    found = g.scaled(found, lambda kernel: kernel.reshape(whole), "of a kernel with two axes")
+    return matrix._replace(oriented=False, readings=(found._replace(readings=()), *found.readings))
 
 
 def _experts(shape: tuple[int, ...]) -> Geometry:
@@ -47,19 +69,25 @@ def _experts(shape: tuple[int, ...]) -> Geometry:
 def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
     """Return a stack of matrices or a convolution, each with the other readings: nothing tells which it is.
 
-    Each matrix of a stack is a part of the whole as a matrix, which is a part of a convolution with these taps.
+    Each matrix of a stack is a part of the whole as a matrix.
     """
     stack = g.stacked("unknown", "a matrix for each place of the first axis, which share no input", assumed=True)
-    wide = [_reshaped("matrix (in, out x out)", shape, 1), _reshaped("matrix (in x in, out)", shape, 2)]
+    wide = tuple(_matrices(shape))
     if shape[0 if keras else 2] > _LONGEST:
-        return stack._replace(text=f"{stack.text} (or not: three axes)", oriented=False, readings=tuple(wide))
+        return stack._replace(text=f"{stack.text} (or not: three axes)", oriented=False, readings=wide)
     found = _convolution(shape, channels, keras=keras, depthwise=False)
     text = f"three axes: a {found.text}; or a matrix, or a stack of matrices"
     return found._replace(text=text, readings=(*found.readings, stack, *wide))
 
 
-def _reshaped(text: str, shape: tuple[int, ...], split: int) -> Geometry:
-    return g.reshaped("unknown", text, (prod(shape[:split]), prod(shape[split:])), assumed=True)
+def _matrices(shape: tuple[int, ...]) -> Iterator[Geometry]:
+    """Yield the readings as one matrix: any one axis, or any two of more than three, against all others."""
+    whole = range(len(shape))
+    halves = [axes for axes in combinations(whole, 2) if len(shape) == 5 or (len(shape) == 4 and 0 in axes)]
+    for axes in [*combinations(whole, 1), *halves]:
+        text = f"matrix, {'axis' if len(axes) == 1 else 'axes'} {' and '.join(map(str, axes))} against the others"
+        sides = prod(shape[axis] for axis in axes), prod(shape) // prod(shape[axis] for axis in axes)
+        yield g.unfolded("unknown", text, (*axes, *(axis for axis in whole if axis not in axes)), sides, assumed=True)
 
 
 def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bool, depthwise: bool) -> Geometry:

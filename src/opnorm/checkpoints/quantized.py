@@ -1,7 +1,7 @@
 """Kernels stored as codes: those whose scale stands beside them are multiplied out, of others there is a reason."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -24,7 +24,9 @@ class Scheme(NamedTuple):
 
 
 _SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "weight.scale", "scale")  # after the layer's name
-_OFFSETS = ("_zero_point", "_scale_2", "_global_scale", "_g_idx", "_shape")  # after the weight's: not a scale alone
+_HARMLESS = re.compile(  # what may stand beside codes without a say in their numbers, with its own name
+    r"(\w+_)?bias|((input|output|act|activation|q|k|v|kv)_)(global_)?(scale|zero_point|scale_inv)|num_batches_tracked"
+)
 _SCHEMES = [
     Scheme(".qweight", (".scales", ".qzeros", ".g_idx"), "GPTQ or AWQ"),
     Scheme(".weight", (".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map"),
@@ -51,9 +53,11 @@ def find_quantized(file: File) -> dict[str, Made]:
     those of the config.json beside the file, else the power of two that fits. Other codes are unknown.
     """
     found: dict[str, Made] = {}
-    for tensor in file.tensors.values():
-        if tensor.dtype not in FLOATS and len(tensor.shape) > 1:
-            found |= _scaled(file, tensor) or _not_followed(file, tensor)
+    codes = [tensor for tensor in file.tensors.values() if tensor.dtype not in FLOATS and len(tensor.shape) > 1]
+    scaled = {tensor.name for tensor in codes if _scales(file, tensor)}
+    beside = _beside(file, scaled) if scaled else {}
+    for tensor in codes:
+        found |= _scaled(file, tensor, beside) or _not_followed(file, tensor)
     for name, tensor in file.tensors.items():
         state = _STATE.match(name)
         if state and state["weight"] in found:
@@ -63,13 +67,47 @@ def find_quantized(file: File) -> dict[str, Made]:
     return found
 
 
-def _scaled(file: File, codes: Named) -> dict[str, Made]:
+def _beside(file: File, codes: Collection[str]) -> dict[str, list[str]]:
+    """Return what may have a say in codes: by their name what begins with it, by their module what else stands there.
+
+    An offset has many names, so that all but what is known to be harmless counts.
+    """
+    found: dict[str, list[str]] = {}
+    scales = {name for one in codes for name in _scale_names(one)}
+    for name in file.tensors:
+        owner = _owner(name, codes)
+        module, _, last = name.rpartition(".")
+        if owner not in (None, name) and name not in scales:
+            found.setdefault(owner or "", []).append(name)
+        elif owner is None and name not in scales and not _HARMLESS.fullmatch(last):
+            found.setdefault(f"{module}.", []).append(name)
+    return found
+
+
+def _owner(name: str, codes: Collection[str]) -> str | None:
+    """Return the longest name of codes with which a name begins, up to a dot or an underscore."""
+    ends = (at for at in range(len(name), 0, -1) if at == len(name) or name[at] in "._")
+    return next((name[:at] for at in ends if name[:at] in codes), None)
+
+
+def _scales(file: File, codes: Named) -> list[Named]:
+    """Return the tensors that may be the scale of codes."""
+    return [file.tensors[name] for name in _scale_names(codes.name) if name in file.tensors]
+
+
+def _scaled(file: File, codes: Named, beside: Mapping[str, Sequence[str]]) -> dict[str, Made]:
     """Return what codes and their only scale are, nothing where there is no such scale."""
     if not codes.dtype.startswith("float8") and codes.dtype != "int8":
         return {}
-    scales = [file.tensors[name] for name in _scale_names(codes.name) if name in file.tensors]
-    if len(scales) != 1 or any(codes.name + ending in file.tensors for ending in _OFFSETS):
+    scales = _scales(file, codes)
+    if len(scales) != 1:
         return {}
+    own, others = beside.get(codes.name, ()), beside.get(f"{codes.name.rpartition('.')[0]}.", ())
+    if own or others:
+        reason = f"codes of {codes.dtype}, and what {[*own, *others][0]!r} does to them is not known"
+        parts = [scales[0].name, *own]
+        made = {codes.name: unknown(reason), **dict.fromkeys(parts, part(codes.name))}
+        return made | _not_followed(file, codes)
     (scale,) = scales
     steps = _steps(codes.shape, scale.shape, lambda: _block_sizes(file))
     if steps is None or (scale.dtype not in FLOATS and scale.dtype != "float8_e8m0fnu"):

@@ -1,7 +1,7 @@
 """PyTorch's reparametrizations: the weight that a layer applies, from the tensors that its file holds instead."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.made import File, Made, layer, part, unknown
 from opnorm.checks import Array
 
-_NEW = re.compile(r"original\d*|\d+\..+")  # after the weight's own name
+_NEW = re.compile(r"original\d*(_\w+)?|\d+\..+")  # after the weight's own name
 _OLD = ("orig", "g", "u", "v", "mask")
 _ALIGNED = 0.9  # cosine of u and W v from which they count as each other's; of other vectors it is small
 _CLEARER = 0.1  # what the axis misses of being parallel, over what another one misses
@@ -31,7 +31,19 @@ def find_reparametrized(file: File) -> dict[str, Made]:
         weight, _, member = rest.partition(".") if new else name.rpartition("_")
         if _NEW.fullmatch(member) if new else member in _OLD and _is_weight(weight):
             groups.setdefault((bool(new), stem + weight if new else weight), {})[member] = tensor
-    return {name: made for (_, weight), members in groups.items() for name, made in _weight(file, weight, members)}
+    twice = _twice({weight for _, weight in groups})
+    found: dict[str, Made] = {}
+    for (_, weight), members in groups.items():
+        reason = f"the weight {weight!r} is reparametrized twice, or part of one that is: that is not followed here"
+        both = ((one.name, unknown(reason)) for one in members.values())
+        found.update(both if weight in twice else _weight(file, weight, members))
+    return found
+
+
+def _twice(weights: Collection[str]) -> set[str]:
+    """Return the weights one of whose parts is made of others itself, and these parts: a pruned `weight_v`."""
+    pairs = ((weight, stem) for weight in weights for stem, _, end in [weight.rpartition("_")] if end in _OLD)
+    return {name for weight, stem in pairs if stem in weights for name in (weight, stem)}
 
 
 def _is_weight(name: str) -> bool:

@@ -22,7 +22,11 @@ Arguments = tuple[Any, ...]
 
 _NUMBERS = ("data", "real", "imag")  # attributes of a tensor that set its numbers
 _DTYPES = ("float", "bfloat", "int", "uint", "double", "half", "long", "short", "bool", "complex", "qint", "quint")
+_BUILTINS = ("builtins", "__builtin__")  # the latter is what protocol 2 writes
+_PLAIN = ("int", "long", "float", "complex", "str", "unicode", "bool")
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _OPAQUE = {
+    *(f"{module}.{name}" for module in _BUILTINS for name in _PLAIN),
     "torch.device", "torch.Generator", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
     "torch.nn.parameter.UninitializedParameter", "numpy.ndarray", "torch.per_tensor_affine",
     "torch.per_channel_affine", "torch.per_channel_affine_float_qparams",
@@ -184,6 +188,11 @@ def _items(arguments: Arguments) -> list[Any]:
     return list(arguments[0]) if arguments and isinstance(arguments[0], list | tuple) else []
 
 
+def _path(arguments: Arguments) -> str:
+    require(all(type(part) is str for part in arguments), "a path of it has a part that is no text")
+    return "/".join(arguments).replace("//", "/")
+
+
 def _bytes(arguments: Arguments) -> bytes:
     require(all(type(part) is str for part in arguments) and arguments[1:] == ("latin1",), "it encodes no bytes")
     return bytes(arguments[0], "latin1")
@@ -243,10 +252,12 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
         lambda arguments: arguments[0],
     ),
     **dict.fromkeys(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"), _pairs),
+    **dict.fromkeys((f"{module}.dict" for module in _BUILTINS), _pairs),
     **dict.fromkeys(
-        ("builtins.set", "builtins.frozenset", "builtins.list", "__builtin__.set", "torch.Size"),
-        _items,
+        (f"{module}.{name}" for module in _BUILTINS for name in ("set", "frozenset", "list", "tuple")), _items
     ),
+    **dict.fromkeys(("collections.deque", "torch.Size"), _items),
+    **dict.fromkeys((f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS), _path),
     "_codecs.encode": _bytes,
     **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda _: b""),  # of none, as protocol 2 writes them
     "numpy.dtype": _numpy_type,

@@ -106,6 +106,8 @@ class _Machine:
     def do_list(self, _: Any) -> None:
         self.stack.append(self.popped())
 
+    do_frozenset = do_list
+
     def do_dict(self, _: Any) -> None:
         items = self.popped()
         self.stack.append(Table(list(zip(items[::2], items[1::2], strict=True))))
