@@ -307,6 +307,13 @@ def test_arguments_that_make_no_sense_are_named(tmp_path, options, message):
         audit(write(tmp_path / "m.safetensors"), **options)
 
 
+def test_a_file_without_tensors_says_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    report = audit(tmp_path / "a.pt")
+    assert (report.rows, report.notes) == ((), ("the file holds no tensors",))
+
+
 @pytest.mark.parametrize("sandbox", [False, True])
 def test_an_empty_path_is_refused_as_that(sandbox):
     with pytest.raises(ValueError, match="`model_or_path` must be the path of a file, not empty"):

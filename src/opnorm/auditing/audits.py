@@ -93,6 +93,7 @@ def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Pro
     chosen = [weight for weight in checkpoint.weights if options.chooses(weight.name)]
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
+    notes = notes if checkpoint.weights else ("the file holds no tensors",)
     jobs, settings = options.jobs, options.checked()
     with one_blas_thread(jobs) if jobs > 1 else nullcontext():
         graph = checkpoint.graph if options.network else None
