@@ -34,6 +34,8 @@ def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) 
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
     """
     array = numbers(value, name)
+    module = array.dtype.kind == "O" and hasattr(value, "weight")  # PyTorch's, Flax's
+    require(not module, name, "must be an array, not a module: hand over its `weight`", value)
     kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
     if kind not in "fiu" or array.dtype.itemsize > 8:
         what = f"dtype={array.dtype}" if hasattr(value, "dtype") else f"{name}={_shown(value)}"

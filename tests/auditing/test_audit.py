@@ -307,6 +307,19 @@ def test_arguments_that_make_no_sense_are_named(tmp_path, options, message):
         audit(write(tmp_path / "m.safetensors"), **options)
 
 
+def test_a_file_without_tensors_says_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    report = audit(tmp_path / "a.pt")
+    assert (report.rows, report.notes) == ((), ("the file holds no tensors",))
+
+
+@pytest.mark.parametrize("sandbox", [False, True])
+def test_an_empty_path_is_refused_as_that(sandbox):
+    with pytest.raises(ValueError, match="`model_or_path` must be the path of a file, not empty"):
+        audit("", sandbox=sandbox)
+
+
 def test_something_else_than_a_path_or_a_model_is_refused():
     with pytest.raises(TypeError, match="`model_or_path`"):
         audit(3)
@@ -488,6 +501,12 @@ def test_the_memory_is_shared_by_the_jobs(tmp_path):
         ({"memory_limit": 1e9}, "memory_limit"),
         ({"include": 3}, "include"),
         ({"exclude": [3]}, "exclude"),
+        ({"include": ""}, "include"),
+        ({"exclude": ["a", ""]}, "exclude"),
+        ({"sandbox": "yes"}, "sandbox"),
+        ({"network": "no"}, "network"),
+        ({"spectra": 1}, "spectra"),
+        ({"progress": 3}, "progress"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_named(tmp_path, options, name):

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from opnorm.auditing.audits import audit
 from opnorm.auditing.report import Report, Row
+from opnorm.auditing.text import printable
 
 CONTRACT = {
     "name",
@@ -84,7 +85,14 @@ def test_the_csv_has_one_line_a_row_and_the_same_numbers(report):
 )
 def test_no_text_in_the_csv_is_a_formula(name):
     (line,) = csv.DictReader(io.StringIO(of_one(name=name).to_csv(), newline=""))
-    assert line["name"] == "'" + name
+    assert line["name"] == "'" + printable(name)
+
+
+@pytest.mark.parametrize("name", ["a\r\n=cmd()w", "a\tb", "a\x1b[31m", "a\x85b"])
+def test_no_cell_of_the_csv_holds_a_control_character(name):
+    text = of_one(name=name).to_csv()
+    assert len(text.splitlines()) == 2
+    assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
 def test_negative_numbers_are_no_formulas():

@@ -13,7 +13,7 @@ from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, 
 
 from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.guesses import unique
-from opnorm.checkpoints.keras_layers import snake
+from opnorm.checkpoints.keras_layers import Layer, roles, snake
 from opnorm.checkpoints.opening import open_checkpoint
 
 HALVES = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64, torch.int8, torch.bool]
@@ -206,7 +206,27 @@ def test_lambdas_and_foreign_classes_are_named_and_never_taken_for_keras_own(tmp
     found = open_checkpoint(keras_file(tmp_path / "a.keras", config))
     assert found.notes[0] == "Lambda layer 'scale' is named, not run"
     assert "mine>Dense 'last'" in found.notes[1]
-    assert all(weight.geometry.assumed for weight in found.weights if weight.name.startswith("last"))
+    assert all(weight.geometry.unknown for weight in found.weights if weight.name.startswith("last"))
+
+
+@pytest.mark.parametrize("module", [None, "elsewhere", "keras.layers"])
+@pytest.mark.parametrize("registered", ["mine>Dense", "Custom>Dense", "other", None])
+@pytest.mark.parametrize("kind", ["Dense", "Conv2D", "BatchNormalization", "Embedding"])
+def test_a_custom_class_with_the_name_of_one_of_keras_is_not_proved_as_that(tmp_path, kind, registered, module):
+    """Its call may be ten times Keras's: only Keras's module, or no module and no registration, make it Keras's."""
+    entry = {"class_name": kind, "config": {"name": "l"}, "module": module, "registered_name": registered}
+    own = (module == "keras.layers" and registered in (None, "other")) or (registered, module) == (None, None)
+    arrays = {"Conv2D": [KERNEL], "BatchNormalization": [BIAS, BIAS, BIAS, BIAS**2]}.get(kind, [MATRIX])
+    path = keras_file(tmp_path / "a.keras", functional([entry], [], []), {snake(kind): ("l", arrays)})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(functional([entry], [], []))
+        for i, array in enumerate(arrays):
+            file[f"model_weights/l/{roles(Layer(kind, 'l', {'use_bias': False}), len(arrays))[i]}"] = array
+    for name in (path, tmp_path / "a.h5"):
+        weights = open_checkpoint(name).weights
+        assert len(weights) == len(arrays)
+        assert any(weight.geometry.operator for weight in weights) == own
+        assert any(weight.geometry.unknown for weight in weights) != own
 
 
 def test_keras_legacy_files_are_read_by_layer_and_weight_names(tmp_path):

@@ -156,6 +156,41 @@ def test_many_chunks_that_are_stored_are_read(tmp_path):
     np.testing.assert_array_equal(weight.read(), array)
 
 
+CHUNKY = """
+import sys
+import opnorm
+rows = {row.name: row for row in opnorm.audit(sys.argv[1]).rows}
+print(rows["good"].status, rows["w"].status, rows["w"].reason)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "status"), [((250, 250), "bounded"), ((3, 20_000), "bounded"), ((450, 450), "failed")]
+)
+def test_tiny_chunks_take_no_memory(tmp_path, shape, status):
+    """The library takes 4 KiB for each chunk of a read: 0.8 GB for the largest of these."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["good"] = MATRIX
+        plan = h5p.create(h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5d.ALLOC_TIME_EARLY)  # all are stored: zeros
+        file.create_dataset("w", shape, "f4", chunks=(1, 1), dcpl=plan)
+    command = [sys.executable, "-c", CHUNKY, tmp_path / "a.h5"]
+    found, memory = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found.startswith(f"bounded {status}")
+    assert int(memory) < 300_000  # KiB
+    assert status == "bounded" or "202500 chunks, of which 202500 are stored" in found
+
+
+@pytest.mark.parametrize(("shape", "chunks"), [((211, 97), (1, 1)), ((5, 20_000), (2, 1)), ((9_001, 3, 2), (1, 2, 1))])
+def test_blocks_of_chunks_are_read_as_the_whole(tmp_path, shape, chunks):
+    array = np.random.default_rng(0).standard_normal(shape).astype("f4")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("w", data=array, chunks=chunks)
+    (weight,) = open_checkpoint(tmp_path / "a.h5").weights
+    np.testing.assert_array_equal(weight.read(), array)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.8])
 @pytest.mark.parametrize("ending", ["a.h5", "a.keras"])
 def test_a_file_that_shrinks_while_it_is_read_ends_in_an_error(tmp_path, ending, kept):

@@ -58,6 +58,15 @@ def test_a_pipe_gets_plain_lines_with_full_names(model):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("command", [["audit"], ["audit", "--json", "-"], ["check", "--max-norm", "9"]])
+def test_a_closed_stdout_is_one_line(model, command):
+    program = "import sys; sys.stdout = None; from opnorm.cli.main import main; main()"
+    first, *options = command
+    result = subprocess.run([sys.executable, "-c", program, first, model, *options], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "stdout is closed" in result.stderr
+
+
 def test_json_on_stdout_is_nothing_but_json(model):
     result = invoke("audit", model, "--json", "-")
     assert len(json.loads(result.stdout)["rows"]) == len(tensors())

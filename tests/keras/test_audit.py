@@ -46,3 +46,14 @@ def test_a_constraint_is_met_after_training():
     model.fit(rng.standard_normal((4, 8, 8, 2)), rng.standard_normal((4, 3)), verbose=0)
     first, _ = (row for row in audit(model).rows if row.status == "bounded")
     assert first.constraint["met"] == "yes"
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    """Its call may be ten times that of Keras's class: only what is registered for the subclass speaks for it."""
+
+    class Dense(keras.layers.Dense):
+        def call(self, x):
+            return 10 * super().call(x)
+
+    model = keras.Sequential([keras.Input((4,)), Dense(3)])
+    assert {row.status for row in audit(model).rows if row.name.endswith("kernel")} == {"failed"}

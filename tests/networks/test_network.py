@@ -224,6 +224,21 @@ def test_settings_that_make_no_sense_are_an_unknown_not_a_crash(kind, options):
     assert network_bound(n.chain(n.plain("p", kind, "x", **options))).upper is None
 
 
+@pytest.mark.parametrize("origin", [{}, {"registered_name": "mine>ReLU"}, {"module": "elsewhere"}])
+def test_a_custom_class_inside_another_layer_has_no_constant(rng, origin):
+    """As an activation, or in a wrapper: its call may be ten times that of Keras's class of this name."""
+    weights = n.dense("d", "x", rng.standard_normal((3, 2))).weights
+    custom = {"class_name": "ReLU", "config": {}, **origin}
+    inner = {"class_name": "Dense", "config": {"activation": "linear"}, **origin}
+    for kind, options, held in (
+        ("Dense", {"activation": custom}, weights),
+        ("Activation", {"activation": custom}, {}),
+        ("TimeDistributed", {"layer": inner}, {"layer/kernel": weights["kernel"]}),
+    ):
+        found = network_bound(Graph((Node("a", kind, ("x",), options, held),), ("x",), ("a",)))
+        assert (found.upper is None) == bool(origin)
+
+
 def test_a_kernel_that_is_not_finite_is_an_unknown(rng):
     bound = network_bound(n.chain(n.dense("a", "x", np.full((3, 3), np.nan)), n.dense("b", "a", np.eye(3))))
     assert "finite" in bound.unknown[0].rule

@@ -63,3 +63,10 @@ def test_a_layout_stands_alone():
     for x in (np.eye(3), Convolution(np.ones((3, 1, 1)))):
         with pytest.raises(ValueError, match="`layout`"):
             spectral_norm(x, layout="OIHW")
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("Linear", (3, 2)), ("Conv2d", (3, 2, 3))])
+def test_a_module_of_pytorch_is_refused_and_its_weight_asked_for(kind, sizes):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"`x` must be an array, not a module: hand over its `weight`. Received: x="):
+        spectral_norm(getattr(torch.nn, kind)(*sizes))

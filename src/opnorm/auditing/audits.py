@@ -11,12 +11,13 @@ from opnorm.auditing.measure import measure, reason_of
 from opnorm.auditing.network_report import report_network
 from opnorm.auditing.report import Report
 from opnorm.auditing.sandbox import Progress, audit_in_child
-from opnorm.auditing.settings import Globs, Options
+from opnorm.auditing.settings import Globs, Options, check_running
 from opnorm.auditing.spectra import sampled
 from opnorm.bounds.parallel import parallel
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node
+from opnorm.checks import require
 from opnorm.networks.effects import Unbounded
 
 
@@ -81,6 +82,7 @@ def audit(
     """
     options = Options(include, exclude, tolerance, time_limit, memory_limit, jobs, spectra, network)
     options.checked()
+    check_running(sandbox, progress)
     if sandbox:
         return audit_in_child(path_of(model_or_path), options._asdict(), progress)
     return report_on(*opened(model_or_path), options, progress)
@@ -91,6 +93,7 @@ def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Pro
     chosen = [weight for weight in checkpoint.weights if options.chooses(weight.name)]
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
+    notes = notes if checkpoint.weights else ("the file holds no tensors",)
     jobs, settings = options.jobs, options.checked()
     with one_blas_thread(jobs) if jobs > 1 else nullcontext():
         graph = checkpoint.graph if options.network else None
@@ -112,6 +115,7 @@ def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Pro
 def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     """Return what to call a checkpoint in a report, and the checkpoint."""
     if isinstance(model_or_path, str | PathLike):
+        require(bool(fspath(model_or_path)), "model_or_path", "must be the path of a file, not empty", model_or_path)
         return fspath(model_or_path), open_checkpoint(Path(model_or_path))
     if not hasattr(model_or_path, "built"):
         raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")

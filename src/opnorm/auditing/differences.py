@@ -14,7 +14,7 @@ from opnorm.auditing.lora import Product, bracket_product, widened
 from opnorm.auditing.measure import afford, measure, reason_of, values_of
 from opnorm.auditing.norms import frobenius_norm
 from opnorm.auditing.sandbox import Progress, diff_in_child
-from opnorm.auditing.settings import Globs, Options, Settings
+from opnorm.auditing.settings import Globs, Options, Settings, check_running
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checks import Array
@@ -60,6 +60,7 @@ def diff(
     """
     options = Options(include, exclude, tolerance, time_limit, memory_limit)
     options.checked()
+    check_running(sandbox, progress)
     if sandbox:
         return diff_in_child(path_of(base), path_of(tuned), options._asdict(), progress)
     return compare(opened(base), opened(tuned), options, progress)

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from math import isfinite
 from typing import Any, NamedTuple
 
+from opnorm.auditing.text import printable
+
 SCHEMA = 1  # of the JSON; it grows when a key changes its meaning or goes
 _FORMULA = tuple(
     "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
@@ -91,7 +93,7 @@ class Report:
     def to_csv(self) -> str:
         """Return the rows as CSV; text that a spreadsheet would run as a formula starts with an apostrophe."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a name may hold a line break
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(Row._fields)
         for row in self.to_dict()["rows"]:
             writer.writerow([_cell(value) for value in row.values()])
@@ -143,9 +145,4 @@ def _cell(value: Any) -> str | float:
     if isinstance(value, list):
         value = json.dumps(value) if any(isinstance(item, list) for item in value) else " ".join(map(str, value))
     text = str(value)
-    return _quiet(f"'{text}" if text.startswith(_BREAKS) or text.lstrip().startswith(_FORMULA) else text)
-
-
-def _quiet(text: str) -> str:
-    """Return `text` with what a terminal would act on escaped: `--csv -` may end on one."""
-    return "".join(c if c.isprintable() or c in _BREAKS else c.encode("unicode_escape").decode() for c in text)
+    return printable(f"'{text}" if text.startswith(_BREAKS) or text.lstrip().startswith(_FORMULA) else text)

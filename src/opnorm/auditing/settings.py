@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from opnorm.bounds.memory import machine_memory
-from opnorm.checks import check_tolerance, require
+from opnorm.checks import check_tolerance, require, to_flag
 
 Globs = str | Sequence[str] | None
 
@@ -41,7 +41,9 @@ class Options(NamedTuple):
         """
         for name in ("include", "exclude"):
             value = getattr(self, name)
-            require(_is_globs(value), name, "must be a pattern or a list of patterns", value)
+            require(_is_globs(value), name, "must be a pattern or a list of patterns, none of them empty", value)
+        to_flag("spectra", self.spectra)
+        to_flag("network", self.network)
         require(_is_positive_integer(self.jobs), "jobs", "must be a positive integer", self.jobs)
         limited = self.memory_limit is None or _is_positive_integer(self.memory_limit)
         require(limited, "memory_limit", "must be a positive integer, in bytes", self.memory_limit)
@@ -56,13 +58,19 @@ class Options(NamedTuple):
         return (not self.include or _matches(name, self.include)) and not _matches(name, self.exclude)
 
 
+def check_running(sandbox: Any, progress: Any) -> None:
+    """Raise a `ValueError` unless `sandbox` is a flag and `progress` can be called."""
+    to_flag("sandbox", sandbox)
+    require(progress is None or callable(progress), "progress", "must be None or a function of two numbers", progress)
+
+
 def _matches(name: str, globs: Globs) -> bool:
     return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs or ()))
 
 
 def _is_globs(value: Any) -> bool:
-    several = isinstance(value, list | tuple) and all(isinstance(glob, str) for glob in value)
-    return value is None or isinstance(value, str) or several
+    several = isinstance(value, list | tuple) and all(isinstance(glob, str) and glob for glob in value)
+    return value is None or (isinstance(value, str) and value != "") or several
 
 
 def _is_positive_integer(value: Any) -> bool:

@@ -14,7 +14,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import DEPTH, extra, guarded, require
 from opnorm.checkpoints.hdf5_attributes import Source, opened, raw_file, text_attribute
 from opnorm.checkpoints.hdf5_heaps import check_heaps
-from opnorm.checkpoints.hdf5_storage import check_contents, check_storage
+from opnorm.checkpoints.hdf5_storage import check_contents, check_storage, read_values
 from opnorm.checkpoints.hdf5_types import is_bfloat16, typed_geometry
 from opnorm.checkpoints.records import CheckpointError, Geometry
 
@@ -118,7 +118,7 @@ def read_dataset(source: Source, name: str) -> np.ndarray:
         require(geometry is None or dataset.dtype.kind == "c" or 0 in dataset.shape, getattr(geometry, "reason", ""))
         check_storage(dataset, raw_file())
         check_contents(dataset)
-        values = np.asarray(dataset[()])
+        values = read_values(dataset)
         return values.view(extra("ml_dtypes").bfloat16) if _dtype(dataset) == "bfloat16" else values
 
 

@@ -4,9 +4,13 @@ The library inflates a chunk to its end, however long it is said to be, once for
 """
 
 import zlib
+from collections.abc import Callable
+from itertools import product
 from math import prod
 from os import SEEK_END
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from opnorm.checkpoints.files import byte_size, require
 
@@ -16,7 +20,10 @@ _COMPRESSIONS = (_DEFLATE, _LZF)
 _GROWTH = {_DEFLATE: 1032, _LZF: 90}  # bytes at most that one stored byte unpacks to: 1032 : 1 and 264 : 3
 _FREE = 2**26  # bytes that a dataset may take, whatever the file stores of it
 _RATIO = 100  # weights hardly compress
-_CHUNKS = 2**15  # of a dataset, stored or not: the library takes 4 KiB for each while it reads
+_CHUNKS = 2**16  # of a dataset whose chunks are tiny: to read one takes ten microseconds, however few its bytes
+_TINY = 2**12  # bytes
+_MISSING = 2**15  # of them that are not stored, beside one for each that is
+_BLOCK = 2**13  # chunks read at a time: the library takes 4 KiB for each, however small it is
 _PIECE = 2**14  # bytes inflated at a time: into 16 MiB at most
 _SLACK = 16  # bytes of a chunk beside its values: a checksum
 
@@ -44,10 +51,26 @@ def check_contents(dataset: Any) -> None:
     codes = [code for code, _ in _filters(dataset)] if dataset.chunks is not None else []
     if _DEFLATE in codes:
         limit, left_out = _chunk_bytes(dataset) + _SLACK, 1 << codes.index(_DEFLATE)
-        for chunk in _chunks(dataset):
-            if chunk.size * _GROWTH[_DEFLATE] > _FREE and not chunk.filter_mask & left_out:
+        for chunk in _chunks(dataset, lambda one: one.size * _GROWTH[_DEFLATE] > _FREE):
+            if not chunk.filter_mask & left_out:
                 _, data = dataset.id.read_direct_chunk(chunk.chunk_offset)
                 require(_inflated(data, limit) <= limit, f"a chunk of {dataset.name!r} inflates to more than it says")
+
+
+def read_values(dataset: Any) -> np.ndarray:
+    """Return the values of a dataset, block by block where its chunks are many."""
+    if dataset.chunks is None or prod(_counts(dataset)) <= _BLOCK:
+        return np.asarray(dataset[()])
+    values, room = np.empty(dataset.shape, dataset.dtype), _BLOCK
+    steps: list[int] = []
+    for count, length in zip(_counts(dataset)[::-1], dataset.chunks[::-1], strict=True):
+        steps.insert(0, min(count, room) * length)
+        room = max(1, room // count)
+    starts = (range(0, n, step) for n, step in zip(dataset.shape, steps, strict=True))
+    for corner in product(*starts):
+        block = tuple(slice(start, start + step) for start, step in zip(corner, steps, strict=True))
+        values[block] = dataset[block]
+    return values
 
 
 def _check_growth(name: str, declared: int, stored: int) -> None:
@@ -85,20 +108,28 @@ def _check_filters(dataset: Any) -> None:
 def _check_chunks(dataset: Any, size: int) -> None:
     """Raise unless each chunk lies in the file, and is no larger than what it unpacks to."""
     compression = _compression(dataset)
-    most = _chunk_bytes(dataset) if compression is None else 2 * _chunk_bytes(dataset)  # deflate adds 1 part in 1000
-    chunks, count = _chunks(dataset), prod(-(-n // k) for n, k in zip(dataset.shape, dataset.chunks, strict=True))
-    crowd = count > _CHUNKS + 2 * len(chunks)
-    require(not crowd, f"{dataset.name!r} is cut into {count} chunks, of which {len(chunks)} are stored")
-    for chunk in chunks:
-        require(chunk.size <= min(most + _SLACK, size), f"a chunk of {dataset.name!r} claims {chunk.size} bytes")
-        swollen = compression == _LZF and chunk.size * _GROWTH[_LZF] > 2 * _FREE
-        require(not swollen, f"a chunk of {dataset.name!r} may unpack to more than {2 * _FREE >> 20} MiB")
+    longest = _chunk_bytes(dataset) if compression is None else 2 * _chunk_bytes(dataset)  # deflate adds 1 part in 1000
+    count = prod(_counts(dataset))
+    stored = dataset.id.get_num_chunks() if count else 0
+    most = max(_CHUNKS, byte_size(dataset.shape, dataset.dtype.itemsize) // _TINY)
+    crowd = count > min(most, _MISSING + 2 * stored)
+    require(not crowd, f"{dataset.name!r} is cut into {count} chunks, of which {stored} are stored")
+    large = [one.size for one in _chunks(dataset, lambda one: one.size > min(longest + _SLACK, size))]
+    require(not large, f"a chunk of {dataset.name!r} claims {max(large, default=0)} bytes")
+    swollen = compression == _LZF and _chunks(dataset, lambda one: one.size * _GROWTH[_LZF] > 2 * _FREE)
+    require(not swollen, f"a chunk of {dataset.name!r} may unpack to more than {2 * _FREE >> 20} MiB")
 
 
-def _chunks(dataset: Any) -> list[Any]:
+def _counts(dataset: Any) -> list[int]:
+    """Return into how many chunks each axis of a dataset is cut."""
+    return [-(-n // k) for n, k in zip(dataset.shape, dataset.chunks, strict=True)]
+
+
+def _chunks(dataset: Any, suspect: Callable[[Any], bool]) -> list[Any]:
+    """Return the stored chunks that are `suspect`: to keep them all would take more than the file does."""
     found: list[Any] = []
     if prod(dataset.shape):  # of an empty dataset the library says that it has no chunks by an error
-        dataset.id.chunk_iter(found.append)
+        dataset.id.chunk_iter(lambda one: found.append(one) if suspect(one) else None)
     return found
 
 

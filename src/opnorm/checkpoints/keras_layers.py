@@ -66,18 +66,20 @@ def serialized_layer(entry: Any) -> Layer | None:
     if not isinstance(config, Mapping):
         return None
     name = config.get("name", entry.get("name", ""))
-    return Layer(_kind(entry), name if isinstance(name, str) else "", config)
+    return Layer(class_of(entry), name if isinstance(name, str) else "", config)
 
 
-def _kind(entry: Mapping[str, Any]) -> str:
+def class_of(entry: Mapping[str, Any]) -> str:
     """Return the class name; one that is not Keras's keeps its package, so it is never taken for Keras's."""
     name, registered, module = entry["class_name"], entry.get("registered_name"), entry.get("module")
+    if isinstance(registered, str) and ">" in registered:  # Keras, too, looks here first
+        return registered
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras(\.src)?\.ops", module):
         return f"keras.ops.{name}"
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras\b", module):
         return str(name)
     if isinstance(registered, str) and registered != name:
-        return registered if ">" in registered else f"{registered}>{name}"
+        return f"{registered}>{name}"
     if module is not None or isinstance(registered, str):
         return f"{module or 'custom'}>{name}"
     return str(name)  # files of Keras 1 and 2 name no module

@@ -13,7 +13,6 @@ from opnorm.checkpoints.keras_layers import (
     Layer,
     declared_constraint,
     guessed_layer,
-    normalization,
     roles,
     snake,
     sublayer,
@@ -170,14 +169,12 @@ def _of_class(kind: str, place: Place, tensor: Named, others: Mapping[str, Named
         return g.unknown(kind, "its variables are not those that the class has")
     if kind in KNOWN:
         return _guessed(place, tensor, others)
-    if ">" not in kind:
-        reason = f"a variable of {kind}, of which no linear map is known"
-        counts = "int" in tensor.dtype and (tensor.dtype not in CODES or len(tensor.shape) < 2)
-        return g.nothing(kind, reason) if counts or not tensor.shape else g.unknown(kind, reason)
-    found = _guessed(place, tensor, others)
-    if len(tensor.shape) > 1 and isinstance(normalization(Layer(kind, "", {})), str):
-        return g.unknown(kind, f"{kind} may change it in each call")
-    return found._replace(kind=kind, text=f"{found.text}; {kind} is not a layer of Keras's")
+    counts = "int" in tensor.dtype and (tensor.dtype not in CODES or len(tensor.shape) < 2)
+    if ">" in kind:
+        reason = f"{kind} is not a layer of Keras's: its code, which is not run, may change it in each call"
+        return g.nothing(kind, g.STATE) if counts else g.unknown(kind, reason)
+    reason = f"a variable of {kind}, of which no linear map is known"
+    return g.nothing(kind, reason) if counts or not tensor.shape else g.unknown(kind, reason)
 
 
 def _guessed(place: Place, tensor: Named, others: Mapping[str, Named]) -> Geometry:

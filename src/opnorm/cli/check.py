@@ -8,7 +8,7 @@ import typer
 
 from opnorm.cli.audit import audited
 from opnorm.cli.options import Exclude, File, Include, Jobs, Limit, Memory, Sandbox, Tolerance
-from opnorm.cli.output import fail, one_line_errors, progress_bar
+from opnorm.cli.output import fail, one_line_errors, progress_bar, require_stdout
 
 if TYPE_CHECKING:
     from opnorm.auditing.report import Reading, Report, Row
@@ -45,6 +45,7 @@ def run_check(
                 tolerance=tolerance,
                 network=False,
             )
+        require_stdout()
         raise typer.Exit(_judge(report, max_norm))
 
 

@@ -106,12 +106,19 @@ def emit(text: str, output: str) -> None:
         OSError: when it cannot be written.
     """
     if output == STDOUT:
+        require_stdout()
         typer.echo(text, nl=not text.endswith("\n"))
     elif is_special(output):
         with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     else:
         _replace(text, Path(output).resolve())
+
+
+def require_stdout() -> None:
+    """Raise an `OSError` where stdout is closed, as `>&-` leaves it."""
+    if sys.stdout is None:
+        raise OSError("stdout is closed; nothing can be written to it")
 
 
 def _replace(text: str, path: Path) -> None:
@@ -128,7 +135,7 @@ def _replace(text: str, path: Path) -> None:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Yield what to call with the number done and of all; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -141,6 +148,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def show(plain: Callable[[], str], drawn: Callable[[], object]) -> None:
     """Print `drawn` on a terminal, `plain` text into a pipe."""
+    require_stdout()
     if not sys.stdout.isatty():
         typer.echo(plain(), nl=False)
         return

@@ -17,6 +17,8 @@ from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.keras_versions import of_version, version_of
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
+from opnorm.keras.geometry import kernels
+from opnorm.operators.linear import linear_operator, linear_operators
 
 _PARTS = (  # under which Keras's layers keep others, some of them with an underscore, in the order of its files
     "layer", "forward_layer", "backward_layer", "cell", "query_dense", "key_dense", "value_dense", "gate_dense",
@@ -111,12 +113,18 @@ def _registered(layer: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Linear
     inner = [part for (name, *_), part in _parts(layer) if name == "layers"]
     for part in inner:
         yield from _registered(part, (*path, str(part.name)))
-    if not inner and type(layer).__module__.split(".")[0] not in ("keras", "tf_keras"):
+    if not inner and _speaks_for_itself(type(layer)):
         try:
             found = own_maps(layer)
         except ValueError:
             return
         yield from (("/".join((*path, name)), operator) for name, operator in found.items())
+
+
+def _speaks_for_itself(kind: type) -> bool:
+    """Return whether something is registered for a class that is not Keras's: what is for its base says nothing."""
+    own = {one for one in kind.__mro__[:-1] if one.__module__.split(".")[0] not in ("keras", "tf_keras")}
+    return any(own & set(table.registry) for table in (linear_operator, linear_operators, kernels))
 
 
 def _with_own(weight: Weight, own: Mapping[str, LinearOperator]) -> Weight:

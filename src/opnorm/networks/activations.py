@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
+from opnorm.checkpoints.keras_layers import class_of
 from opnorm.networks.effects import Effect, Unbounded
 
 Options = Mapping[str, Any]
@@ -139,5 +140,5 @@ def parse(specification: Any) -> tuple[str, Options]:
         inner = specification.get("config")
         if specification.get("class_name") == "function" or not isinstance(inner, Mapping):
             return str(inner), {}
-        return str(specification.get("class_name")), inner
+        return class_of({"class_name": None, **specification}), inner
     return str(getattr(specification, "__name__", specification)), {}
