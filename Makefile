@@ -18,7 +18,7 @@ demo: .venv/demo-$(BACKEND)
 test: test-plain $(KERAS_TESTS) test-legacy
 
 test-plain: .venv/dev
-	$(BIN)/python -m pytest tests --ignore tests/keras --ignore tests/tf1
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore tests/keras --ignore tests/tf1
 
 # Keras has one backend a process: the same tests run once on each, a file of them in one of two workers.
 $(KERAS_TESTS): test-%: .venv/dev
