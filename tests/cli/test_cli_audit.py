@@ -112,8 +112,9 @@ def test_a_file_that_cannot_be_read_fails_in_one_line(tmp_path, command, content
 
 def test_a_folder_is_no_file_whatever_it_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in (".", "..", "/", str(tmp_path), ""):
-        assert_fails_in_one_line(invoke("audit", name), f"Cannot read {name or '.'!r}: it is a folder")
+    for name in (".", "..", "/", str(tmp_path)):
+        assert_fails_in_one_line(invoke("audit", name), f"Cannot read {name!r}: it is a folder")
+    assert_fails_in_one_line(invoke("audit", ""), "must be the path of a file, not empty")
 
 
 def test_options_that_make_no_sense_fail(model):
