@@ -145,8 +145,8 @@ def require(holds: bool, name: str, must: str, value: Any) -> None:
 
 def to_count(name: str, value: Any, least: int) -> int:
     """Return `value` as an int; raise unless it is an integer that is at least `least`."""
-    sound = _is_integer(value) and least <= int(value) <= _LARGEST_INTEGER
-    require(sound, name, f"must be an integer >= {least} of at most 64 bits", value)
+    require(_is_integer(value) and int(value) >= least, name, f"must be an integer >= {least}", value)
+    require(int(value) <= _LARGEST_INTEGER, name, "must be an integer of at most 64 bits", value)
     return int(value)
 
 
