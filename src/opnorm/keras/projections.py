@@ -39,8 +39,8 @@ class SpectralClip(OperatorConstraint):
         groups: The number of diagonal blocks, consecutive along the output axes; each of them is clipped.
         blockwise: Accepted as the other constraints do; it changes nothing: each block is clipped by itself anyway.
         margin: Above 0, nothing is done until the norm exceeds `max_value`; then singular values are clipped to
-            `(1 - margin) * max_value`, so that the next updates find nothing to do: 0.1 makes a step two to
-            six times faster. Of a matrix the norm is then estimated from below by vectors in the optimizer, like that of
+            `(1 - margin) * max_value`, so that the next updates find nothing to do: 0.1 makes a step two to six times
+            faster. Of a matrix the norm is then estimated from below by vectors in the optimizer, like that of
             `SpectralNorm`, and what lies within a tenth of the margin, 0.003 at least, below `max_value` counts as too
             large, for what the estimate may miss. A convolution has a margin of 0.01 at least.
 
