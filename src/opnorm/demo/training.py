@@ -92,7 +92,7 @@ class Outcome:
         after: The same after it.
         steps: The training steps after which norms were recorded, from 0.
         norms: The spectral norm of each layer (columns) after each of `steps` (rows).
-        milliseconds: Mean duration of a training step after the first.
+        milliseconds: Mean duration of a training step in the second half of the training.
     """
 
     variant: Variant
