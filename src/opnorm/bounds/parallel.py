@@ -22,9 +22,8 @@ def parallel(
         return [_told(function(item), done, count) for count, item in enumerate(items, 1)]
     errors: list[BaseException] = []
 
-    def unless_failed(
-        item: Item,
-    ) -> Result | None:  # asked where the work is done: no item waits for the caller to look
+    def unless_failed(item: Item) -> Result | None:
+        # Asked where the work is done: no item waits for the caller to look.
         try:
             return None if errors else function(item)
         except BaseException as error:
@@ -38,11 +37,8 @@ def parallel(
             if errors:
                 raise errors[0]
             done(count)
-    except Exception:
-        pool.shutdown(cancel_futures=True)
-        raise
-    except BaseException:  # Ctrl-C: what works on may take long, and nobody waits for it
-        pool.shutdown(wait=False, cancel_futures=True)
+    except BaseException as error:  # at Ctrl-C what works on may take long, and nobody waits for it
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
     pool.shutdown()
     return [cast(Result, future.result()) for future in futures]

@@ -8,7 +8,7 @@ import numpy as np
 from opnorm.backends import Tensor, of
 from opnorm.iterations.clipping import clip
 from opnorm.iterations.convolution_clipping import Ball, clip_convolution
-from opnorm.iterations.matrices import spread
+from opnorm.iterations.matrices import output_shape, spread
 from opnorm.iterations.power import Search, converged
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.projecting import projected, wide
@@ -39,9 +39,10 @@ class Clip:
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray | None:
         """Return None, for a convolution or with a margin the first vectors; raise if the operator does not fit."""
-        # The same in every run: nothing is drawn for it.
-        vectors = first_vectors(self.operator, shape, _VECTORS, seed[1:])
-        return vectors if self._slides or self.margin else None
+        if self._slides or self.margin:
+            return first_vectors(self.operator, shape, _VECTORS, seed[1:])  # the same in every run
+        output_shape(shape, self.operator.axis, self.operator.groups)
+        return None
 
     @property
     def converged(self) -> "Clip":
