@@ -40,6 +40,8 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".h5": {"HDF5": read_h5},
 }
 
+_FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {}  # by a glob of names in it; the first that is there
+
 _KNOWN = f"What can be read: {' '.join(_READERS)}"
 
 
@@ -58,7 +60,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     with border(path):
         require(path.exists(), "there is no such file")
         if path.is_dir():
-            raise CheckpointError(_in_folder(path))
+            return _folder_reader(path)(path)
         require(path.is_file(), "it is no file")
         with path.open("rb") as file:
             start = file.read(_START)
@@ -104,6 +106,14 @@ def _belongs(content: str) -> str:
     """Return by which endings files of that content are known."""
     endings = [ending for ending, readers in _READERS.items() if content in readers]
     return f", which has the ending {' or '.join(endings)}" if endings and content != _ELSE else ""
+
+
+def _folder_reader(path: Path) -> Callable[[Path], Checkpoint]:
+    """Return the reader that a file in a folder asks for."""
+    for pattern, reader in _FOLDERS.items():
+        if any(path.glob(pattern)):
+            return reader
+    raise CheckpointError(_in_folder(path))
 
 
 def _in_folder(path: Path) -> str:
