@@ -1,7 +1,7 @@
 """A report on a terminal of any width: a line a tensor, names in full, and what would be repeated said once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from string import ascii_lowercase
 from textwrap import wrap
@@ -55,7 +55,7 @@ class Legend:
 
     def entries(self) -> list[tuple[str, str]]:
         """Return each mark with its text, and how many rows have it."""
-        return [(mark, f"{text} [{self._uses[text]}]") for text, mark in self._marks.items()]
+        return [(mark, f"{text} ({self._uses[text]})") for text, mark in self._marks.items()]
 
 
 def lines(sheet: Sheet, width: int) -> list[Line]:
@@ -78,19 +78,24 @@ def _hanging(mark: str, text: str, width: int) -> list[str]:
 
 def _fitted(sheet: Sheet, width: int) -> tuple[Sheet, list[str]]:
     """Return the sheet without empty columns and without those that it has no room for, and the headings of these."""
-    kept = [i for i in range(len(sheet.columns)) if any(cells[i] for cells, _ in sheet.rows) or i == 0]
-    columns, rows = [sheet.columns[i] for i in kept], [([cells[i] for i in kept], style) for cells, style in sheet.rows]
-    widths = _widths(columns, rows)
-    order = sorted((i for i, one in enumerate(columns) if one.spared), key=lambda i: -columns[i].spared)
-    gone: list[int] = []
-    while order and sum(w + _GAP for i, w in enumerate(widths) if i not in gone) - _GAP > width:
-        gone.append(order.pop(0))
-    if sum(w + _GAP for i, w in enumerate(widths) if i not in gone) - _GAP > width:
-        gone = []  # names stand on lines of their own: there is room for all again
-    stay = [i for i in range(len(columns)) if i not in gone]
-    shown = [([cells[i] for i in stay], style) for cells, style in rows]
-    left_out = [columns[i].heading.replace("\n", " ") for i in sorted(gone)]
-    return sheet._replace(columns=[columns[i] for i in stay], rows=shown), left_out
+    sheet = _with_columns(sheet, [i for i in range(len(sheet.columns)) if i == 0 or any(r[i] for r, _ in sheet.rows)])
+    widths, stay = _widths(sheet.columns, sheet.rows), list(range(len(sheet.columns)))
+    for i in sorted((i for i in stay if sheet.columns[i].spared), key=lambda i: -sheet.columns[i].spared):
+        if _total(widths[j] for j in stay) > width:
+            stay.remove(i)
+    if _total(widths[j] for j in stay) > width:  # names get lines of their own, and leave room for all again
+        return sheet, []
+    gone = [column.heading.replace("\n", " ") for i, column in enumerate(sheet.columns) if i not in stay]
+    return _with_columns(sheet, stay), gone
+
+
+def _with_columns(sheet: Sheet, kept: Sequence[int]) -> Sheet:
+    rows = [([cells[i] for i in kept], style) for cells, style in sheet.rows]
+    return sheet._replace(columns=[sheet.columns[i] for i in kept], rows=rows)
+
+
+def _total(widths: Iterable[int]) -> int:
+    return sum(width + _GAP for width in widths) - _GAP
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[tuple[Sequence[str], str]]) -> list[int]:
@@ -108,7 +113,7 @@ def _table(sheet: Sheet, width: int) -> Iterator[Line]:
     for level in range(height := max(map(len, headings))):
         texts = [([""] * (height - len(parts)) + parts)[level] for parts in headings]
         yield Line(joined(texts, widths, right), "bold")
-    yield Line("-" * min(width, sum(w + _GAP for w in widths) - _GAP), "dim")
+    yield Line("-" * min(width, _total(widths)), "dim")
     for cells, style in sheet.rows:
         if alone and len(cells[0]) > room:
             yield Line(cells[0], style)
