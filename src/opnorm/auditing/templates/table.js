@@ -20,6 +20,18 @@ function otherwise(row) {
   return low === high ? low : `${low} to ${high}`;
 }
 
+// What is told of experts, projections or heads in one tensor: of many the largest, the median and how many.
+function parts(row, brief = false) {
+  const all = row.parts || [];
+  if (all.length <= 4 && !brief) return all.map(part => `${part.name} ${digits(part.upper)}`).join(", ");
+  if (all.length === 0) return "";
+  const sorted = [...all].sort((a, b) => (b.upper ?? Infinity) - (a.upper ?? Infinity));
+  const [low, high] = [sorted[Math.floor(all.length / 2)].upper, sorted[Math.floor((all.length - 1) / 2)].upper];
+  const median = digits(low === null || high === null ? null : (low + high) / 2, brief ? 4 : 6);
+  return brief ? `${all.length}, median ${median}`
+    : `${all.length} parts, the largest ${sorted[0].name} ${digits(sorted[0].upper)}, median ${median}`;
+}
+
 // Short marks for what many lines have in common: a, b, ..., z, aa, ab, ...
 function marked(entries) {
   const marks = new Map();
@@ -37,7 +49,7 @@ function marked(entries) {
 }
 
 const entries = byDepth.map((row, index) => ({row, index, folded: row.reason === OPTIMIZER,
-  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...readings(row), ...row.flags].join(" ").toLowerCase()}));
+  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...readings(row), parts(row), ...row.flags].join(" ").toLowerCase()}));
 const marks = marked(entries);
 
 const numeric = (key, title = key.replace("_", " ")) =>
@@ -46,6 +58,7 @@ const columns = [
   {title: "tensor", key: "name", value: entry => entry.row.name},
   ...["lower", "upper", "matrix_norm", "stable_rank"].map(key => numeric(key)),
   {title: "or else", key: "otherwise", value: entry => otherwise(entry.row)},
+  {title: "parts", key: "parts", value: entry => parts(entry.row, true)},
   {title: "how", key: "how", value: entry => entry.mark.name},
   {title: "shape", key: "shape", value: entry => entry.row.shape.reduce((a, b) => a * b, 1),
    text: entry => entry.row.shape.join("\u00d7") || "scalar"},
@@ -54,7 +67,7 @@ const columns = [
   ...["frobenius", "rms_norm"].map(key => numeric(key)),
   {title: "flags", key: "flags", value: entry => entry.row.flags.join(", ")},
   numeric("seconds"),
-].filter(column => column.key !== "otherwise" || entries.some(entry => entry.row.readings.length));
+].filter(({key, value}) => !["otherwise", "parts"].includes(key) || entries.some(entry => value(entry)));
 const textOf = (column, entry) => column.text ? column.text(entry) : String(column.value(entry));
 
 const barScale = (() => {
@@ -162,10 +175,10 @@ function tell(entry) {
   byId("detail-name").textContent = row.name;
   facts_.replaceChildren();
   const known = new Set(["name", "kind", "shape", "dtype", "geometry", "assumed", "status", "lower", "upper", "reason", "method",
-    "readings", "flags", "constraint"]);
+    "readings", "parts", "flags", "constraint"]);
   facts(facts_, [
     ["norm", row.lower === null ? "not known" : `${row.lower} to ${row.upper}`], ["how", how(row)],
-    ["read otherwise", readings(row).join("; ")], ["shape", `${row.shape.join("\u00d7") || "scalar"}, ${row.dtype}`], ["layer", row.kind],
+    ["read otherwise", readings(row).join("; ")], ["parts", parts(row)], ["shape", `${row.shape.join("\u00d7") || "scalar"}, ${row.dtype}`], ["layer", row.kind],
     ["flags", row.flags.join(", ")],
     ...Object.entries(row).filter(([key, value]) => !known.has(key) && value !== null)
       .map(([key, value]) => [key.replaceAll("_", " "), typeof value === "object" ? JSON.stringify(value) : String(value)])]);
