@@ -39,7 +39,9 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Co
         style = "white-space: nowrap; text-align:"
         cells = zip(texts, sides, strict=True)
         return (
-            "<tr>" + "".join(f'<{tag} style="{style} {side}">{escape(text)}</{tag}>' for text, side in cells) + "</tr>"
+            "<tr>"
+            + "".join(f'<{tag} style="{style} {side}">{escape(printable(text))}</{tag}>' for text, side in cells)
+            + "</tr>"
         )
 
     body = "".join(line("td", texts) for texts in rows)
@@ -50,7 +52,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Co
 
 def html_lines(lines: Iterable[str]) -> str:
     """Return a paragraph for each line; every text is escaped."""
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
 def frame(records: Sequence[Mapping[str, Any]], columns: Sequence[str], numbers: Collection[str]) -> Any:
