@@ -319,6 +319,7 @@ def test_names_are_whole_and_held_and_numbers_stand_beside_them(browser, tmp_pat
                     place = column(browser, key)[0].rect
                     assert box["x"] <= place["x"]
                     assert place["x"] + place["width"] <= box["x"] + box["width"]
+        assert browser.execute_script("return [...body.rows[0].cells].every(c => c.scrollWidth <= c.clientWidth)")
         assert contrast(browser, "#rows tbody th") > 7
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -43,13 +43,16 @@ function tiles() {
   }
 }
 
+const NAMED = 4;  // steps without a constant that are told at once
+const named = steps => steps.slice(0, NAMED).join("; ") + (steps.length > NAMED ? `; and ${steps.length - NAMED} more, below` : "");
+
 function network() {
   if (report.network === null) return;
   const section = byId("network"), {upper, method, unknown, steps, notes} = report.network;
   section.hidden = false;
   facts(section.querySelector("dl"), [
-    ["Lipschitz constant", upper === null ? "unknown" : `at most ${digits(upper)}`], ["by", method],
-    ["without a finite constant", unknown.join("; ")], ["notes", notes.join("; ")]]);
+    ["Lipschitz constant", upper === null ? "unknown" : `at most ${digits(upper)}`], ["by", upper === null ? "" : method],
+    ["without a finite constant", named(unknown)], ["notes", notes.join("; ")]]);
   const body = section.querySelector("tbody");
   for (const step of steps) {
     const row = element("tr");

@@ -137,19 +137,26 @@ function list() {
   draw();
 }
 
-// Gives every column the width of its longest text, and names a line of their own where they leave no room for numbers.
+const LONGEST = 20;  // texts of a column that are measured: letters differ in width
+
+// Returns the width that each column needs, from lines that nobody sees.
+function widthsNeeded() {
+  const probes = columns.map(column => {
+    const long = entries.map(entry => [textOf(column, entry).length, entry]).sort((a, b) => b[0] - a[0]);
+    const probe = element("tr", {style: "position: absolute; visibility: hidden; display: grid; width: max-content; grid-template-columns: auto"});
+    for (const [, entry] of long.slice(0, LONGEST)) probe.append(cell(column, entry));
+    body.append(probe);
+    return probe;
+  });
+  const heads = [...rows.tHead.rows[0].cells].map(head => { const range = document.createRange(); range.selectNodeContents(head.firstChild); return range; });
+  const widths = probes.map((probe, i) => Math.ceil(Math.max(probe.getBoundingClientRect().width, heads[i].getBoundingClientRect().width + 36)));
+  for (const probe of probes) probe.remove();
+  return widths;
+}
+
+// Gives every column its width, and names a line of their own where they leave no room for numbers.
 function fit() {
-  const pen = document.createElement("canvas").getContext("2d");
-  const fontOf = selector => { const made = rows.querySelector(selector); return made ? getComputedStyle(made).font : ""; };
-  const fonts = {name: fontOf("tbody th"), other: fontOf("tbody td"), heading: fontOf("thead button")};
-  const widthOf = column => {
-    const longest = entries.map(entry => textOf(column, entry)).sort((a, b) => b.length - a.length).slice(0, 20);
-    pen.font = column.key === "name" ? fonts.name : fonts.other;
-    const widths = longest.map(text => pen.measureText(text).width);
-    pen.font = fonts.heading;
-    return Math.ceil(Math.max(pen.measureText(`${column.title} \u25bc`).width, ...widths)) + 22;
-  };
-  const widths = columns.map(widthOf), [name, ...others] = widths;
+  const widths = widthsNeeded(), [name, ...others] = widths;
   const stacked = name + others[0] + others[1] > scroller.clientWidth;
   const tracks = (stacked ? others : widths).map(width => `${width}px`);
   tracks[tracks.length - 1] = `minmax(${tracks[tracks.length - 1]}, 1fr)`;
@@ -207,7 +214,8 @@ function legend(mark) {
 }
 
 for (const column of columns) rows.tHead.rows[0].append(heading(column));
-for (const mark of marks) byId("marks").append(legend(mark));
+for (const status of ["failed", "bounded", "skipped"])
+  for (const mark of marks) if (mark.status === status) byId("marks").append(legend(mark));
 for (const id of ["status", "optimizer"]) byId(id).addEventListener("change", list);
 byId("filter").addEventListener("input", list);
 byId("filters").addEventListener("submit", event => event.preventDefault());
