@@ -14,6 +14,8 @@ def number(value: float | None, digits: int = 6) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with every character that is not printable escaped: names come from files."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -64,6 +64,15 @@ def test_a_name_that_leaves_no_room_for_its_numbers_has_a_line_of_its_own(width)
     assert numbers[1][:3] == ["4096x14336", "12.3456", "12.3456"]
 
 
+@pytest.mark.parametrize("width", [2, 12, 30])
+def test_however_narrow_a_screen_is_nothing_is_cut(width):
+    rows = (matrix("model.layers.0.self_attn.q_proj.weight"), matrix("\N{CJK UNIFIED IDEOGRAPH-6F22}" * 30 + "end"))
+    shown = "".join("".join(on_screen(Report("f", "npz", rows), width)).split())
+    for row in rows:
+        assert row.name in shown
+        assert "4096x1433612.345612.3456" in shown
+
+
 def test_a_column_that_says_nothing_new_is_left_out():
     assert "matrix" not in "".join(on_screen(Report("f", "npz", (matrix("w"),)))[:3]).replace("matrix (", "")
     assert "matrix" in on_screen(Report("f", "npz", (convolution("w"), matrix("v"))))[0]
@@ -92,7 +101,7 @@ def test_what_has_no_norm_is_a_count_and_what_is_not_bounded_a_row():
     )
     lines = on_screen(Report("f", "npz", tuple(rows)))
     text = "\n".join(lines)
-    assert f"not shown, without --all: 30 {BIAS}; 1 optimizer state" in text
+    assert f"not shown (--all): 30 {BIAS}; 1 optimizer state" in text
     assert "bias " not in text.replace("a bias ", "")
     assert any(line.startswith("odd ") for line in lines)
     assert "not bounded: codes without a scale (1)" in text
@@ -169,7 +178,7 @@ def test_a_comparison_on_screen_folds_what_is_in_one_file_alone():
     found = Difference("base", "tuned", (compared("w.2", 1.0), *only, compared("w.10", 3.0)), common=2)
     lines = on_screen(found, top=1)
     assert [line.split()[0] for line in lines if line.startswith("w.")] == ["w.10"]
-    assert "not shown, without --all: 40 only in base" in lines
+    assert "not shown (--all): 40 only in base" in lines
     assert repr(found).startswith("Difference of tuned and base\n")
     assert sum("only in base" in line for line in on_screen(found, all_rows=True)) == 1  # in the legend
     assert len(found.to_text().splitlines()) == 43  # in a pipe a line a tensor

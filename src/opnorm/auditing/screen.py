@@ -60,20 +60,28 @@ class Legend:
 
 def lines(sheet: Sheet, width: int) -> list[Line]:
     """Return the lines for a screen `width` columns wide; a name that leaves no room for numbers has its own line."""
-    width = max(width, 40)
     sheet, left_out = _fitted(sheet, width)
     table = list(_table(sheet, width)) if sheet.rows else []
     notes = [Line(f"no room here for {', '.join(left_out)}", "dim")] if left_out else []
     legend = [Line(text, "dim") for mark, text in sheet.legend for text in _hanging(mark, text, width)]
     below = [Line(text, line.style) for line in sheet.below for text in _hanging("", line.text, width)]
     parts = [part for part in (table, [*legend, *notes], below) if part]
-    return [line for part in parts for line in (Line(""), *part)][1:]
+    return [Line(text, line.style) for part in parts for line in (Line(""), *part) for text in _cut(line.text, width)][
+        1:
+    ]
+
+
+def _cut(text: str, width: int) -> list[str]:
+    """Return a text in pieces that fit the screen: nothing is left out, however narrow it is."""
+    return [text[start : start + width] for start in range(0, len(text), width)] or [""]
 
 
 def _hanging(mark: str, text: str, width: int) -> list[str]:
     indent = _INDENT if not mark else " " * (len(mark) + _GAP)
     first = f"{mark:<{len(indent)}}" if mark else ""
-    return wrap(text, width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return wrap(
+        text, max(width, 2 * len(indent)), initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+    ) or [""]
 
 
 def _fitted(sheet: Sheet, width: int) -> tuple[Sheet, list[str]]:
@@ -142,10 +150,14 @@ class Drawing:
         self._sheet = sheet
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.segment import Segment
         from rich.text import Text
 
         for line in lines(self._sheet(), options.max_width):
-            yield Text(line.text, style=line.style, overflow="fold")
+            if line.text.isascii():  # of Rich's texts ten thousand take seconds
+                yield from (Segment(line.text, console.get_style(line.style)), Segment.line())
+            else:  # letters may be two columns wide
+                yield Text(line.text, style=line.style, overflow="fold")
 
 
 def folded(reasons: Mapping[str, int], most: int = 4) -> list[Line]:
@@ -157,4 +169,4 @@ def folded(reasons: Mapping[str, int], most: int = 4) -> list[Line]:
     parts = [f"{n} {printable(reason)}" for reason, n in common]
     rest = count - sum(n for _, n in common)
     parts += [f"{rest} for {len(reasons) - len(common)} other reasons"] if rest else []
-    return [Line(f"not shown, without --all: {'; '.join(parts)}", "dim")]
+    return [Line(f"not shown (--all): {'; '.join(parts)}", "dim")]

@@ -56,8 +56,8 @@ function network() {
   const body = section.querySelector("tbody");
   for (const step of steps) {
     const row = element("tr");
-    row.append(element("th", {scope: "row"}, step.name), element("td", {}, step.kind),
-      element("td", {class: "number"}, digits(step.constant)), element("td", {}, step.rule));
+    row.append(element("th", {scope: "row"}, step.name), element("td", {class: "number"}, digits(step.constant)),
+      element("td", {}, step.kind), element("td", {}, step.rule));
     body.append(row);
   }
 }

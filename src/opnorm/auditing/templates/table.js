@@ -5,9 +5,9 @@ const BEYOND = 20;  // lines above and below those to be seen
 
 function how(row) {
   if (row.status !== "bounded") return `${row.status === "skipped" ? "skipped" : "not bounded"}: ${row.reason}`;
-  const parts = [row.geometry + (row.assumed ? " (assumed)" : ""), row.method];
-  if (row.constraint) parts.push(`${row.constraint.name} ${row.constraint.value}, met: ${row.constraint.met}`);
-  return parts.join("; ");
+  const told = [row.geometry + (row.assumed ? " (assumed)" : ""), row.method];
+  if (row.constraint) told.push(`${row.constraint.name} ${row.constraint.value}, met: ${row.constraint.met}`);
+  return told.join("; ");
 }
 
 const readings = row => row.readings.map(([text, lower, upper]) => `or ${digits(lower)} to ${digits(upper)} as ${text}`);
