@@ -21,6 +21,11 @@ class Column(NamedTuple):
     right: bool = False
     spared: int = 0  # left out where there is no room, the largest first; 0: never
 
+    @property
+    def title(self) -> str:
+        """The heading in one line."""
+        return self.heading.replace("-\n", "").replace("\n", " ")
+
 
 class Line(NamedTuple):
     """A line of text, and how Rich paints it."""
@@ -34,7 +39,7 @@ class Sheet(NamedTuple):
 
     columns: Sequence[Column]
     rows: Sequence[tuple[Sequence[str], str]]  # cells and style
-    legend: Sequence[tuple[str, str]]  # marks, and what they stand for
+    legend: Sequence[tuple[str, Line]]  # marks, and what they stand for
     below: Sequence[Line]
 
 
@@ -42,20 +47,20 @@ class Legend:
     """Short marks for texts that stand in many rows: a, b, ... in the order of their first use."""
 
     def __init__(self) -> None:
-        self._marks: dict[str, str] = {}
+        self._marks: dict[str, tuple[str, str]] = {}
         self._uses: Counter[str] = Counter()
         self._names = ("".join(letters) for n in (1, 2, 3, 4) for letters in product(ascii_lowercase, repeat=n))
 
-    def mark(self, text: str) -> str:
-        """Return the mark of `text`."""
+    def mark(self, text: str, style: str = "") -> str:
+        """Return the mark of `text`; the legend has the style of its first use."""
         if text not in self._marks:
-            self._marks[text] = next(self._names)
+            self._marks[text] = next(self._names), style or "dim"
         self._uses[text] += 1
-        return self._marks[text]
+        return self._marks[text][0]
 
-    def entries(self) -> list[tuple[str, str]]:
+    def entries(self) -> list[tuple[str, Line]]:
         """Return each mark with its text, and how many rows have it."""
-        return [(mark, f"{text} ({self._uses[text]})") for text, mark in self._marks.items()]
+        return [(mark, Line(f"{text} ({self._uses[text]})", style)) for text, (mark, style) in self._marks.items()]
 
 
 def lines(sheet: Sheet, width: int) -> list[Line]:
@@ -63,7 +68,7 @@ def lines(sheet: Sheet, width: int) -> list[Line]:
     sheet, left_out = _fitted(sheet, width)
     table = list(_table(sheet, width)) if sheet.rows else []
     notes = [Line(f"no room here for {', '.join(left_out)}", "dim")] if left_out else []
-    legend = [Line(text, "dim") for mark, text in sheet.legend for text in _hanging(mark, text, width)]
+    legend = [Line(text, line.style) for mark, line in sheet.legend for text in _hanging(mark, line.text, width)]
     below = [Line(text, line.style) for line in sheet.below for text in _hanging("", line.text, width)]
     parts = [part for part in (table, [*legend, *notes], below) if part]
     return [Line(text, line.style) for part in parts for line in (Line(""), *part) for text in _cut(line.text, width)][
@@ -93,7 +98,7 @@ def _fitted(sheet: Sheet, width: int) -> tuple[Sheet, list[str]]:
             stay.remove(i)
     if _total(widths[j] for j in stay) > width:  # names get lines of their own, and leave room for all again
         return sheet, []
-    gone = [column.heading.replace("\n", " ") for i, column in enumerate(sheet.columns) if i not in stay]
+    gone = [column.title for i, column in enumerate(sheet.columns) if i not in stay]
     return _with_columns(sheet, stay), gone
 
 

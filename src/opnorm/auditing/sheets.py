@@ -30,7 +30,7 @@ _DIFF_COLUMNS = (
     Column("rela-\ntive", right=True, spared=1),
     Column("how"),
 )
-_OTHERWISE = ("or else", "the norm of what else the layer may do with the tensor; the JSON has each reading")
+_OTHERWISE = "or else", Line("the norm of what else the layer may do with the tensor; the JSON has each reading", "dim")
 _ROUNDING = 1e-5  # two brackets of one norm may differ by so much
 _AS_IT_SHOULD = "compared"  # the status that needs no mark
 _QUIET = frozenset({"skipped", "only in base", "only in tuned"})  # of a comparison: folded to a count
@@ -56,7 +56,7 @@ def _differs(row: Row) -> bool:
 
 def _cells(row: Row, with_matrix: bool, legend: Legend) -> list[str]:
     name, shape, _, lower, upper, matrix, rank, _ = cells(row)
-    mark = legend.mark(printable(how(row)))
+    mark = legend.mark(printable(how(row)), _STYLES[row["status"]])
     return [name, shape, lower, upper, matrix if with_matrix else "", rank, _otherwise(row), mark]
 
 
@@ -84,6 +84,6 @@ def _why_quiet(row: Row) -> str:
 
 
 def _diff_cells(row: Row, legend: Legend) -> Sequence[str]:
-    *numbers, _ = diff_cells(row)
-    status = printable(diff_status(row))
-    return [*numbers, "" if status == _AS_IT_SHOULD else legend.mark(status)]
+    *uppers, _, _ = diff_cells(row)
+    status, relative = printable(diff_status(row)), number(row["relative"], 3)
+    return [*uppers, relative, "" if status == _AS_IT_SHOULD else legend.mark(status, _STYLES.get(row["status"], ""))]
