@@ -79,13 +79,18 @@ class NetworkBound(NamedTuple):
         return printable(told or "an output is not reached")
 
 
+TIGHTENING = 10.0  # seconds for one dense chain, which all but long and wide ones do not need
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
 _INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
 
 
 def network_bound(
-    graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map, deadline: Deadline = NEVER
+    graph: Graph,
+    bounds: BoundWeight = bound_weight,
+    apply: Apply = map,
+    deadline: Deadline = NEVER,
+    tightening: float | None = TIGHTENING,
 ) -> NetworkBound:
     """Return a proved upper bound of a network's Lipschitz constant, and the constant of each of its nodes.
 
@@ -98,6 +103,7 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
+        tightening: Seconds for the multipliers of each dense chain; with less of them the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
@@ -109,14 +115,14 @@ def network_bound(
     if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
         note = f"{len(graph.inputs)} inputs are too many for a bound"
         return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
-    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline)}
+    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline, tightening)}
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
     notes = () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
     used = [chain for chain in chains.values() if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
-    method = "product of the layers' norms" + (", dense chains by ECLipsE-Fast" if used else "")
+    method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
 
 
