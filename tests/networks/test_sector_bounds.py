@@ -102,7 +102,7 @@ def test_the_scale_of_kernels_changes_nothing(scale):
 
 def test_twenty_layers_are_still_proved():
     rng = np.random.default_rng(1)
-    matrices = [rng.standard_normal((32, 32)) / 5 for _ in range(20)]
+    matrices = [rng.standard_normal((16, 16)) / 3.5 for _ in range(20)]
     bound = bound_chain(matrices, [(0.0, 1.0)] * 19)
     assert bound is not None
     assert bound < 0.1 * np.prod([np.linalg.norm(W, 2) for W in matrices])
