@@ -43,5 +43,7 @@ def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:
         known = made.get(tensor.name)
         geometry = known.geometry if known else guess(tensor, tensors, file.channels)
         weight = Weight(*tensor, g.unknown("unknown", reason) if reason else geometry)
+        if known and known.weight:
+            weight = Weight(*known.weight, geometry)
         weights.append(weight._replace(read=known.read) if known and known.read else weight)
     return tuple(weights)
