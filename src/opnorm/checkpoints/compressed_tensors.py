@@ -110,7 +110,8 @@ def _places(parts: dict[str, Named], scale: Array, inputs: int) -> np.ndarray:
     index = parts["weight_g_idx"].read() if "weight_g_idx" in parts else None
     if index is None or np.all(index == -1):  # which the library leaves out, too
         return np.arange(inputs) // size
-    even = index.min() >= 0 and np.array_equal(np.bincount(index, minlength=groups), [size] * groups)
+    named, counts = np.unique(index, return_counts=True)
+    even = index.dtype.kind in "iu" and np.array_equal(named, np.arange(groups)) and np.all(counts == size)
     require(bool(even), "its g_idx does not have as many inputs in each group")
     return index
 

@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
     size: int
 
     @property
-    def count(self) -> int:
+    def each(self) -> int:
         """Blocks of one output."""
         return -(-self.inputs // self.size)
 
@@ -34,14 +34,14 @@ class Blocks(NamedTuple):
 
 def bits_geometry(codes: Named, scales: Named | None, zeros: Named | None, blocks: Blocks) -> Geometry:
     """Return the geometry of the codes, whose numbers are s (q - z); without zero points z is the middle code."""
-    shape = (blocks.outputs, blocks.count, blocks.size * blocks.bits // 8) if blocks.proper() else ()
+    shape = (blocks.outputs, blocks.each, blocks.size * blocks.bits // 8) if blocks.proper() else ()
     if codes.shape != shape or codes.dtype != "uint8" or scales is None or scales.dtype not in FLOATS:
         return g.unknown(
             MATMUL_NBITS, f"codes {list(codes.shape)} do not fit the operator's attributes, or have no scale"
         )
-    entries = blocks.outputs * blocks.count
+    entries = blocks.outputs * blocks.each
     packed = zeros is not None and zeros.dtype == "uint8"
-    expected = blocks.outputs * -(-blocks.count * blocks.bits // 8) if packed else entries
+    expected = blocks.outputs * -(-blocks.each * blocks.bits // 8) if packed else entries
     if prod(scales.shape) != entries or (zeros is not None and prod(zeros.shape) != expected):
         return g.unknown(MATMUL_NBITS, "its scales or zero points do not fit its blocks")
     if zeros is not None and not packed and zeros.dtype not in FLOATS:
@@ -49,7 +49,7 @@ def bits_geometry(codes: Named, scales: Named | None, zeros: Named | None, block
 
     def values(array: Array) -> Array:
         q = unpacked(array.astype(np.uint8), blocks.bits).astype(np.float64)
-        grid = (blocks.outputs, blocks.count, 1)
+        grid = (blocks.outputs, blocks.each, 1)
         scale = real_array(scales.read(), "scale").reshape(grid)
         weight = (q - _zeros(zeros, blocks).reshape(grid)) * scale
         return np.asarray(weight.reshape(blocks.outputs, -1)[:, : blocks.inputs])
@@ -60,13 +60,13 @@ def bits_geometry(codes: Named, scales: Named | None, zeros: Named | None, block
 
 
 def _zeros(zeros: Named | None, blocks: Blocks) -> Array:
-    grid = (blocks.outputs, blocks.count)
+    grid = (blocks.outputs, blocks.each)
     if zeros is None:
         return np.full(grid, 2.0 ** (blocks.bits - 1))
     stored = zeros.read()
     if stored.dtype != np.uint8:
         return real_array(stored, "zero_points").reshape(grid)
     rows = stored.reshape(blocks.outputs, -1)
-    stream = np.unpackbits(rows, axis=-1, bitorder="little")[:, : blocks.count * blocks.bits]
+    stream = np.unpackbits(rows, axis=-1, bitorder="little")[:, : blocks.each * blocks.bits]
     codes = np.packbits(stream.reshape(*grid, blocks.bits), axis=-1, bitorder="little")
     return np.asarray(codes.reshape(grid), np.float64)

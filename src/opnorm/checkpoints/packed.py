@@ -18,8 +18,9 @@ def unpacked(words: np.ndarray, bits: int, *, signed: bool = False) -> np.ndarra
         signed: Whether a code's highest bit is its sign; int8 then, else uint8.
     """
     octets = np.ascontiguousarray(words).view(np.uint8)
-    if bits == 8:
-        codes = octets
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        codes = ((octets[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(*octets.shape[:-1], -1)
     else:
         stream = np.unpackbits(octets, axis=-1, bitorder="little").reshape(*octets.shape[:-1], -1, bits)
         codes = np.packbits(stream, axis=-1, bitorder="little")[..., 0]

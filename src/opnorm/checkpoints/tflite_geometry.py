@@ -57,8 +57,8 @@ def use_geometry(use: Use, shape: Shape, dtype: str, *, scaled: bool) -> Geometr
         return g.nothing(use.kind, g.BIAS)
     steering = dtype in ("int32", "int64") and not kernel and use.kind not in ("MUL", "DIV")
     if dtype not in FLOATS and (not scaled or steering):
-        steers = not kernel and "CUSTOM" not in use.kind
-        return g.nothing(use.kind, f"{dtype}s that steer {use.kind}") if steers else g.unknown(use.kind, g.INTEGERS)
+        reason = f"a mask of {use.kind}" if dtype == "bool" else f"integers that steer {use.kind}"
+        return g.unknown(use.kind, g.INTEGERS) if kernel or "CUSTOM" in use.kind else g.nothing(use.kind, reason)
     found = _MAPS.get(use.kind, _other)(use, shape)
     return g.unknown(use.kind, found.reason) if kernel and found.operator is None else found
 
