@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
     axis: int = 0
     kind: int | None = None  # TensorType, where it is not the array's
     details: bool = False  # a quantization of its own
-    sparse: bool = False
+    sparse: tuple = ()  # order, block map, levels: a size, or the segments and indices of one that is compressed
 
 
 class Operator(NamedTuple):
@@ -100,9 +100,24 @@ def _tensor(b, tensor, buffer):
         details = _table(b, "CustomQuantization") if tensor.details else None
         fields = {"Scale": scale, "ZeroPoint": zeros, "QuantizedDimension": tensor.axis, "Details": details}
         quantization = _table(b, "QuantizationParameters", **fields, DetailsType=int(tensor.details))
-    sparsity = _table(b, "SparsityParameters") if tensor.sparse else None
+    sparsity = _sparsity(b, *tensor.sparse) if tensor.sparse else None
     fields = {"Shape": _vector(b, shape, "i4"), "Type": kind, "Buffer": buffer, "Name": name}
     return _table(b, "Tensor", **fields, Quantization=quantization, Sparsity=sparsity)
+
+
+def _sparsity(b, order, blocks, levels):
+    made = _offsets(b, [_level(b, level) for level in levels])
+    ends = {"TraversalOrder": _vector(b, order, "i4"), "BlockMap": _vector(b, blocks, "i4")}
+    return _table(b, "SparsityParameters", **ends, DimMetadata=made)
+
+
+def _level(b, level):
+    if isinstance(level, int):
+        return _table(b, "DimensionMetadata", Format=0, DenseSize=level)
+    segments = _table(b, "Int32Vector", Values=_vector(b, level[0], "i4"))
+    indices = _table(b, "Uint8Vector", Values=_vector(b, level[1], "u1"))
+    fields = {"ArraySegmentsType": 1, "ArraySegments": segments, "ArrayIndicesType": 3, "ArrayIndices": indices}
+    return _table(b, "DimensionMetadata", Format=1, **fields)
 
 
 def _operator(b, op, code):

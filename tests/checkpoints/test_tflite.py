@@ -165,7 +165,6 @@ def test_integers_of_four_bits(tmp_path):
         Tensor("w", (4, 6), np.ones((4, 6), np.int8), (1, 2, 3, 4), (1, 2), axis=0),
         Tensor("w", (4, 6), np.ones((4, 6), np.int8), (1, 2, 3, 4), axis=7),
         Tensor("w", (4, 6), np.ones((4, 6), np.int8), (1.0,), details=True),
-        Tensor("w", (4, 6), np.ones((4, 6), np.float32), sparse=True),
         Tensor("w", (4, 7), np.ones((4, 6), np.float32)),
         Tensor("w", (4, 6), np.ones((4, 6), np.float32), kind=99),
         Tensor("w", (2, 2, 6), np.ones((2, 2, 6), np.float32)),
@@ -216,6 +215,66 @@ def test_a_dequantized_constant_is_used_as_what_it_stands_for(tmp_path):
     tensors = [Tensor("x"), Tensor("w", (4, 6), kernel), Tensor("d", (4, 6)), Tensor("y")]
     operators = [Operator("DEQUANTIZE", (1,), (2,)), Operator("FULLY_CONNECTED", (0, 2), (3,))]
     holds(row(tmp_path, tflite_model(tensors, operators)), kernel)
+
+
+def sparse(dense, turned, block):
+    """Return a sparse tensor of a matrix: for each of its first axis's places those of the second that are not zero.
+
+    With a block (rows, columns) the places are blocks, whose numbers are all stored.
+    """
+    height, width = block
+    grid = dense.reshape(dense.shape[0] // height, height, dense.shape[1] // width, width).transpose(0, 2, 1, 3)
+    grid = grid.transpose(1, 0, 2, 3) if turned else grid
+    segments, indices, values = [0], [], []
+    for row in grid:
+        for i, one in enumerate(row):
+            if one.any():
+                indices.append(i)
+                values += list(one.ravel())
+        segments.append(len(indices))
+    order, levels = (1, 0) if turned else (0, 1), [len(grid), (segments, indices)]
+    cut = block != (1, 1)
+    form = ((*order, 2, 3), (0, 1), (*levels, height, width)) if cut else (order, (), levels)
+    return Tensor("w", dense.shape, np.array(values, np.float32), sparse=form)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("block", [(1, 1), (2, 1), (2, 3)])
+def test_sparse_tensors_are_filled_with_zeros(tmp_path, turned, block):
+    kernel = normal(4, 6) * (RNG.random((4, 6)) < 0.3)
+    tensors = [Tensor("x"), sparse(kernel, turned, block), Tensor("d", (4, 6)), Tensor("y")]
+    operators = [Operator("DENSIFY", (1,), (2,)), Operator("FULLY_CONNECTED", (0, 2), (3,))]
+    weight = row(tmp_path, tflite_model(tensors, operators))
+    np.testing.assert_array_equal(weight.read(), kernel)
+    holds(weight, kernel)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        ((0, 1), (), (4,)),
+        ((0, 0), (), (4, 6)),
+        ((0, 1), (), (2**30, 2**30)),
+        ((0, 1), (), (-1, 6)),
+        ((0, 1), (), (4, 5)),
+        ((0, 1), (), (6, 4)),
+        ((0, 1, 2), (7,), (4, 6, 1)),
+        ((0, 1), (), (4, ((0, 1, 2, 3), [0] * 24))),
+        ((0, 1), (), (4, ((0, 30, 2, 3, 24), [0] * 24))),
+        ((0, 1), (), (4, ((0, 6, 12, 18, 23), [0] * 24))),
+        ((0, 1), (), (4, ((0, 6, 12, 18, 24), [200] * 24))),
+    ],
+)
+def test_sparse_tensors_that_do_not_fit_are_errors(tmp_path, form):
+    kernel = Tensor("w", (4, 6), normal(24), sparse=form)
+    (tmp_path / "a.tflite").write_bytes(tflite_model([kernel], []))
+    refused(tmp_path / "a.tflite", "'w' ")
+
+
+def test_a_few_values_that_stand_for_very_many_are_refused(tmp_path):
+    kernel = Tensor("w", (2**14, 2**14), normal(1), sparse=((0, 1), (), (1, ((0, 1), [0]))))
+    (tmp_path / "a.tflite").write_bytes(tflite_model([kernel], []))
+    refused(tmp_path / "a.tflite", "says that it takes")
 
 
 def test_each_use_that_differs_has_its_row(tmp_path):

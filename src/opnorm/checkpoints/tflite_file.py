@@ -13,6 +13,7 @@ from opnorm.checkpoints.guesses import FLOATS, unique
 from opnorm.checkpoints.packed import unpacked
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checkpoints.tflite_geometry import KERNELS, Shape, Use, use_geometry
+from opnorm.checkpoints.tflite_sparse import densified
 from opnorm.checkpoints.tflite_wire import Operator, Part, Stored, tflite_parts
 
 _UNUSED = g.nothing("unused", "no operator of the file uses it")
@@ -41,7 +42,12 @@ class _Uses:
         self.sources = {i: i for i, tensor in enumerate(part.tensors) if tensor.place is not None}
         self.found: dict[int, list[tuple[Operator, int]]] = defaultdict(list)
         for op in part.operators:
-            if op.kind == "DEQUANTIZE" and op.inputs and op.inputs[0] in self.sources and len(op.outputs) == 1:
+            if (
+                op.kind in ("DEQUANTIZE", "DENSIFY")
+                and op.inputs
+                and op.inputs[0] in self.sources
+                and len(op.outputs) == 1
+            ):
                 self.sources[op.outputs[0]] = self.sources[op.inputs[0]]  # whose numbers are multiplied out when read
                 continue
             for position, i in enumerate(op.inputs):
@@ -117,7 +123,7 @@ def _reason(tensor: Stored) -> str:
     if tensor.reason:
         return tensor.reason
     size, stored = -(-byte_size(tensor.shape, tensor.bits) // 8), tensor.place[1] if tensor.place else 0
-    if size != stored:
+    if size != stored and tensor.sparsity is None:
         return f"its shape takes {size} bytes, and the file stores {stored}"
     count = len(tensor.scale)
     along = tensor.shape[tensor.axis] if 0 <= tensor.axis < len(tensor.shape) else 0
@@ -140,7 +146,8 @@ def _values(path: Path, tensor: Stored) -> np.ndarray:
         stored = unpacked(data, tensor.bits, signed=True)[: prod(tensor.shape)]
     else:
         stored = data.view(extra("ml_dtypes").bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
-    stored = stored.reshape(tensor.shape)
+    sparsity = tensor.sparsity
+    stored = densified(tensor.name, stored, tensor.shape, sparsity) if sparsity else stored.reshape(tensor.shape)
     return stored if tensor.dtype in FLOATS or not tensor.scale else _multiplied(stored, tensor)
 
 

@@ -7,12 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from opnorm.checkpoints.files import check_count, extra, require
+from opnorm.checkpoints.tflite_sparse import Level, Sparsity
 
 _LARGEST = 2**31 - 1  # bytes of a FlatBuffer; numbers may lie behind it
 _NAME = 1000  # characters
 _OPERATORS = 2**17
 _LINKS = 2**20  # of operators to tensors
+_AXES = 32
+_INDICES = {1: "Int32Vector", 2: "Uint16Vector", 3: "Uint8Vector"}  # SparseIndexVector
 _DTYPES = {  # TensorType: name, bits
     0: ("float32", 32), 1: ("float16", 16), 2: ("int32", 32), 3: ("uint8", 8), 4: ("int64", 64), 5: ("string", 0),
     6: ("bool", 8), 7: ("int16", 16), 8: ("complex64", 64), 9: ("int8", 8), 10: ("float64", 64),
@@ -46,6 +51,7 @@ class Stored(NamedTuple):
     scale: tuple[float, ...]  # empty where the numbers stand for themselves
     zeros: tuple[int, ...]
     axis: int  # along which there are several scales
+    sparsity: Sparsity | None
     reason: str  # why its numbers are not read
 
 
@@ -81,7 +87,7 @@ class _Reader:
 
     def __init__(self, model: Any, size: int):
         self.model, self.size = model, size
-        self.tensors = self.operators = self.links = 0
+        self.tensors = self.operators = self.links = self.entries = 0
         codes = self.span(model.OperatorCodesLength(), "operator codes")
         self.kinds = [_kind(model.OperatorCodes(i)) for i in codes]
         self.buffers = [self.place(model.Buffers(i)) for i in self.span(model.BuffersLength(), "buffers")]
@@ -113,12 +119,12 @@ class _Reader:
         dtype, bits = _DTYPES.get(tensor.Type(), (f"type {tensor.Type()}", 0))
         require(0 <= tensor.Buffer() < len(self.buffers), f"{name!r} lies in the buffer {tensor.Buffer()}")
         place = self.buffers[tensor.Buffer()]
-        require(tensor.ShapeLength() <= 32, f"{name!r} has {tensor.ShapeLength()} axes")
+        require(tensor.ShapeLength() <= _AXES, f"{name!r} has {tensor.ShapeLength()} axes")
         shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
         scale, zeros, axis, reason = self.quantization(tensor.Quantization())
-        reason = "it is stored sparsely, which is not read" if tensor.Sparsity() is not None else reason
+        sparsity = self.sparsity(tensor.Sparsity()) if place is not None else None
         reason = reason if bits else f"{dtype}: no numbers that are read"
-        return Stored(name, shape, dtype, bits, place, scale, zeros, axis, reason)
+        return Stored(name, shape, dtype, bits, place, scale, zeros, axis, sparsity, reason)
 
     def quantization(self, found: Any) -> tuple[tuple[float, ...], tuple[int, ...], int, str]:
         if found is None:
@@ -128,6 +134,29 @@ class _Reader:
         zeros = found.ZeroPointAsNumpy().tolist() if found.ZeroPointLength() else ()
         self.count(len(scale) + len(zeros))
         return tuple(scale), tuple(zeros), found.QuantizedDimension(), reason
+
+    def sparsity(self, found: Any) -> Sparsity | None:
+        if found is None:
+            return None
+        lengths = found.TraversalOrderLength(), found.BlockMapLength(), found.DimMetadataLength()
+        require(max(lengths) <= _AXES, f"a tensor of it is sparse along {max(lengths)} axes")
+        order = tuple(found.TraversalOrder(i) for i in range(lengths[0]))
+        levels = tuple(self.level(found.DimMetadata(i)) for i in range(lengths[2]))
+        return Sparsity(order, tuple(found.BlockMap(i) for i in range(lengths[1])), levels)
+
+    def level(self, found: Any) -> Level:
+        if found.Format() == 0:
+            return Level(found.DenseSize())
+        segments = self.indices(found.ArraySegmentsType(), found.ArraySegments())
+        return Level(0, segments, self.indices(found.ArrayIndicesType(), found.ArrayIndices()))
+
+    def indices(self, kind: int, table: Any) -> np.ndarray:
+        require(kind in _INDICES and table is not None, "a sparse tensor of it has no indices")
+        vector = getattr(extra("tflite"), _INDICES[kind])()
+        vector.Init(table.Bytes, table.Pos)
+        self.entries += vector.ValuesLength()
+        require(self.entries <= self.size, "its sparse tensors have more indices than it has bytes")
+        return np.array(vector.ValuesAsNumpy() if vector.ValuesLength() else [], np.int64)
 
     def count(self, links: int) -> None:
         self.links += links
