@@ -30,6 +30,7 @@ class Tensor(NamedTuple):
     axis: int = 0
     kind: int | None = None  # TensorType, where it is not the array's
     details: bool = False  # a quantization of its own
+    outside: int = 0  # where its numbers lie behind the message
     sparse: tuple = ()  # order, block map, levels: a size, or the segments and indices of one that is compressed
 
 
@@ -45,8 +46,7 @@ class Operator(NamedTuple):
 def tflite_model(tensors, operators, subgraphs=1):
     """Return the bytes of a model; `subgraphs` says how often its one graph stands in it."""
     b = flatbuffers.Builder(1024)
-    arrays = [t.array for t in tensors if t.array is not None]
-    buffers = [_buffer(b, None), *(_buffer(b, array) for array in arrays)]
+    buffers = [_buffer(b, None), *(_buffer(b, t.array, t.outside) for t in tensors if t.array is not None)]
     places = iter(range(1, len(buffers)))
     made = [_tensor(b, t, next(places) if t.array is not None else 0) for t in tensors]
     kinds = list(dict.fromkeys(op.kind for op in operators))
@@ -73,7 +73,9 @@ def _offsets(b, tables):
     return b.EndVector()
 
 
-def _buffer(b, array):
+def _buffer(b, array, outside=0):
+    if outside:
+        return _table(b, "Buffer", Offset=outside, Size=array.nbytes)
     data = (
         None if array is None else b.CreateNumpyVector(np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from bracketed import brackets, status, weights
 from explicit import norm
+from readers import fails
 from safetensors.torch import save_file
 
 from opnorm.auditing.audits import audit
@@ -170,6 +171,7 @@ def test_awq(tmp_path, settings):
         ({}, {"quant_method": "gptq"}),
         ({"m.l.g_idx": np.zeros(IN, np.int32)}, {}),
         ({"m.l.qzeros": np.zeros((3, 9), np.int32)}, {}),
+        ({}, {"bits": 8}),
     ],
 )
 def test_awq_of_another_form_is_unknown(tmp_path, changed, settings):
@@ -407,3 +409,46 @@ def test_blocks_that_do_not_divide_the_shape(tmp_path):
     )
     truth = [[float(codes[i, j]) * float(scale[i // 128, j // 128]) for j in range(200)] for i in range(576)]
     is_whole(found, np.array(truth))
+
+
+def mlx():
+    tensors = {"m.l.weight": packed(RNG.integers(0, 16, (OUT, IN)), 4).view(np.uint32)}
+    return {**tensors, "m.l.scales": halves((OUT, 3)), "m.l.biases": halves((OUT, 3))}
+
+
+def damaged(tensors, chance):
+    """Return tensors one of which is cut, turned, of another type, of random bytes, or not there."""
+    name = str(chance.choice(list(tensors)))
+    array = np.array(tensors[name])
+    others = [
+        array[: len(array) // 2] if array.ndim else array,
+        array.T,
+        array.reshape(-1),
+        array.astype(chance.choice(["int8", "uint8", "int32", "int64", "float32", "float16"])),
+        np.frombuffer(chance.bytes(array.nbytes), np.uint8).copy().view(array.dtype).reshape(array.shape),
+        None,
+    ]
+    found = {**tensors, name: others[chance.integers(len(others))]}
+    return {key: one for key, one in found.items() if one is not None}
+
+
+SETTINGS = [
+    {},
+    {"bits": 4, "group_size": 32},
+    {"bits": -1, "group_size": "x"},
+    {"quant_method": 3, "checkpoint_format": []},
+]
+
+
+@pytest.mark.parametrize("library", ["gptq", "awq", "four", "nested", "compressed", "mlx"])
+def test_nothing_but_its_own_error_escapes_from_damaged_layers(tmp_path, library):
+    makers = {"gptq": lambda: Gptq(4, 3).tensors, "awq": lambda: awq()[0], "mlx": mlx, "four": lambda: four_bits()[0]}
+    makers |= {"nested": lambda: four_bits(nested=True)[0], "compressed": lambda: compressed(4, 3, "packed", True)[0]}
+    whole = makers[library]()
+    for seed in range(40):
+        chance = np.random.default_rng(seed)
+        key = "quantization" if library == "mlx" else "quantization_config"
+        with np.errstate(all="ignore"):  # a scale of random bits is infinite
+            tensors = damaged(damaged(whole, chance) if seed % 2 else whole, chance)
+            saved(tmp_path, tensors, SETTINGS[seed % len(SETTINGS)], key=key)
+            fails(tmp_path / "a.safetensors")

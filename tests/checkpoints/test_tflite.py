@@ -217,6 +217,19 @@ def test_a_dequantized_constant_is_used_as_what_it_stands_for(tmp_path):
     holds(row(tmp_path, tflite_model(tensors, operators)), kernel)
 
 
+def test_numbers_behind_the_message_are_read(tmp_path):
+    kernel = normal(4, 6)
+
+    def model(place):
+        tensors = [Tensor("x"), Tensor("w", (4, 6), kernel, outside=place), Tensor("y")]
+        return tflite_model(tensors, [Operator("FULLY_CONNECTED", (0, 1), (2,))])
+
+    data = model(len(model(99)))
+    np.testing.assert_array_equal(row(tmp_path, data + kernel.tobytes()).read(), kernel)
+    (tmp_path / "b.tflite").write_bytes(data + kernel.tobytes()[1:])
+    refused(tmp_path / "b.tflite", "a buffer of it takes 96 bytes")
+
+
 def sparse(dense, turned, block):
     """Return a sparse tensor of a matrix: for each of its first axis's places those of the second that are not zero.
 

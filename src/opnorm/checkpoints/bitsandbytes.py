@@ -17,6 +17,7 @@ _WHO = "bitsandbytes"
 _KINDS = ("nf4", "fp4")
 _STATE_BYTES = 2**16
 _NESTED = ("nested_absmax", "nested_quant_map")
+_PARTS = ("absmax", "quant_map", *_NESTED, *(f"quant_state.bitsandbytes__{kind}" for kind in _KINDS))
 _LARGEST = 127  # the code of a row's largest entry
 
 
@@ -52,8 +53,8 @@ def _rows(codes: Named, rows: Named) -> np.ndarray:
 
 def _four(file: File, codes: Named) -> dict[str, Made]:
     """Return a weight of nf4 or fp4: its tensors are called as `codes`, and a dot and a word."""
-    start = f"{codes.name}."
-    parts = {name.removeprefix(start): one for name, one in file.tensors.items() if name.startswith(start)}
+    named = {part: file.tensors.get(f"{codes.name}.{part}") for part in _PARTS}
+    parts = {part: one for part, one in named.items() if one is not None}
     members = [codes, *parts.values()]
     kind = next((kind for kind in _KINDS if f"quant_state.bitsandbytes__{kind}" in parts), "")
     if not kind or "quant_map" not in parts or (_NESTED[0] in parts) != (_NESTED[1] in parts):

@@ -98,6 +98,8 @@ def _awq(file: File, packed: Packed, members: list[Named], settings: Settings) -
     """Return y = x @ (s (q - z)), codes packed along the outputs in an order of their own."""
     (inputs, _), (groups, outputs) = packed.codes.shape, packed.scales.shape
     packed, reason = _sized(packed, inputs, settings)
+    if whole_number(settings, "bits", "w_bit") not in (None, _AWQ_BITS):
+        reason = "of another number of bits than 4"
     if packed.zeros.shape != (groups, packed.codes.shape[1]):
         reason = f"zero points {list(packed.zeros.shape)} and scales {list(packed.scales.shape)} do not fit"
     if packed.places is not None or str(settings.get("version", "gemm")).lower() != "gemm":

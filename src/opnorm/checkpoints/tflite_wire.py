@@ -98,12 +98,12 @@ class _Reader:
         return range(count)
 
     def place(self, buffer: Any) -> tuple[int, int] | None:
-        """Return where the bytes of a buffer lie: in the message, or behind it."""
+        """Return where the bytes of a buffer lie: in the message, or behind it, where an offset of 1 is none yet."""
         table = buffer._tab  # the accessors return the bytes, and not where they are
         field = table.Offset(4)
         offset, size = (table.Vector(field), table.VectorLen(field)) if field else (buffer.Offset(), buffer.Size())
         require(offset >= 0 and offset + size <= self.size, f"a buffer of it takes {size} bytes at {offset}")
-        return (offset, size) if size else None
+        return (offset, size) if size and offset > 1 else None
 
     def part(self, graph: Any) -> Part:
         self.tensors += graph.TensorsLength()
