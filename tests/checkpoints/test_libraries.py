@@ -392,11 +392,72 @@ def test_packed_codes_of_quanto_are_unknown(tmp_path):
     is_unknown(saved(tmp_path, {**tensors, "m.l.weight._shift": halves((8, 1))}), "m.l.weight._data._data")
 
 
+HQQ = {8: (1, "8bit_u8"), 4: (2, "4bit_u8"), 3: (10, "3bit_32"), 2: (4, "2bit_u8"), 1: (8, "1bit_u8")}
+
+
+def hqq(bits=4, axis=1):
+    """Return a layer of HQQ: groups of 32 in rows or columns of a grid, whose rows are cut into slices."""
+    shape = (OUT * IN // 32, 32) if axis else (32, OUT * IN // 32)
+    each, packing = HQQ[bits]
+    codes = RNG.integers(0, 2**bits, shape)
+    step = -(-shape[0] // each)
+    stored = np.zeros((step, shape[1]), np.int64)
+    for i in range(shape[0]):
+        stored[i % step] |= codes[i] << (bits * (each - 1 - i // step))
+    scales, zeros = (halves((shape[0], 1) if axis else (1, shape[1])) for _ in range(2))
+    truth = np.zeros(shape)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            at = (i, 0) if axis else (0, j)
+            truth[i, j] = float(scales[at]) * (codes[i, j] - float(zeros[at]))
+    tensors = {
+        "m.l.W_q": stored.astype(np.int32 if bits == 3 else np.uint8),
+        "m.l.scale": scales,
+        "m.l.zero": zeros,
+        "m.l.shape": np.array([OUT, IN]),
+        "m.l.axis": np.array(axis, np.int32),
+        "m.l.nbits": np.array(bits, np.int32),
+        "m.l.packing": np.frombuffer(packing.encode(), np.uint8),
+        "m.l.view_as_float": np.array(0, np.uint8),
+    }
+    return tensors, truth.reshape(OUT, IN)
+
+
+@pytest.mark.parametrize("bits", HQQ)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_hqq(tmp_path, bits, axis):
+    tensors, truth = hqq(bits, axis)
+    is_whole(saved(tmp_path, tensors), truth)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"m.l.view_as_float": np.array(1, np.uint8)},
+        {"m.l.W_q": np.ones((96, 16), np.float16)},
+        {"m.l.quant_scale": np.array(1, np.uint8)},
+        {"m.l.axis": np.array(0, np.int32)},
+        {"m.l.shape": np.array([OUT, IN + 1])},
+        {"m.l.shape": np.zeros(1000)},
+        {"m.l.packing": np.frombuffer(b"5bit_u8", np.uint8)},
+        {"m.l.packing": np.ones(2000, np.uint8)},
+        {"m.l.zero": np.ones((5, 1), np.float16)},
+    ],
+)
+def test_hqq_that_does_not_fit_is_unknown(tmp_path, changed):
+    is_unknown(saved(tmp_path, {**hqq()[0], **changed}), "m.l.W_q")
+
+
 def test_a_name_that_is_taken_makes_no_second_row_of_that_name(tmp_path):
     tensors = {**awq()[0], "m.l.weight": np.eye(4, dtype=np.float32)}
     found = saved(tmp_path, tensors)
     assert set(found) == set(tensors)
     assert status(found["m.l.qweight"]) == "unknown"
+
+
+def test_two_layers_that_make_one_name_have_a_row_each(tmp_path):
+    found = saved(tmp_path, {**awq()[0], **compressed()[0]})
+    assert [name for name, one in found.items() if status(one) == "bounded"] == ["m.l.weight", "m.l.weight#1"]
 
 
 def test_blocks_that_do_not_divide_the_shape(tmp_path):
@@ -440,10 +501,14 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("library", ["gptq", "awq", "four", "nested", "compressed", "mlx"])
+@pytest.mark.parametrize("library", ["gptq", "awq", "four", "nested", "compressed", "mlx", "hqq"])
 def test_nothing_but_its_own_error_escapes_from_damaged_layers(tmp_path, library):
-    makers = {"gptq": lambda: Gptq(4, 3).tensors, "awq": lambda: awq()[0], "mlx": mlx, "four": lambda: four_bits()[0]}
-    makers |= {"nested": lambda: four_bits(nested=True)[0], "compressed": lambda: compressed(4, 3, "packed", True)[0]}
+    makers = {"gptq": lambda: Gptq(4, 3).tensors, "awq": lambda: awq()[0], "mlx": mlx, "hqq": lambda: hqq()[0]}
+    makers |= {
+        "four": lambda: four_bits()[0],
+        "nested": lambda: four_bits(nested=True)[0],
+        "compressed": lambda: compressed(4, 3, "packed", True)[0],
+    }
     whole = makers[library]()
     for seed in range(40):
         chance = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from opnorm.checkpoints.bitsandbytes import find_bitsandbytes
 from opnorm.checkpoints.compressed_tensors import find_compressed, find_modelopt
 from opnorm.checkpoints.gptq import find_gptq
 from opnorm.checkpoints.guesses import FLOATS, Named
+from opnorm.checkpoints.hqq import find_hqq
 from opnorm.checkpoints.made import File, Made, part, unknown
 from opnorm.checkpoints.other_codes import find_blocks, find_mlx, find_quanto
 from opnorm.checkpoints.quantization_settings import Settings, quantization_settings
@@ -21,6 +22,7 @@ _LIBRARIES: tuple[Callable[[File, Named, Settings], dict[str, Made]], ...] = (
     find_blocks,
     find_mlx,
     find_quanto,
+    find_hqq,
 )
 
 
@@ -35,7 +37,6 @@ class Scheme(NamedTuple):
 _SCHEMES = [  # that are not worked out here
     Scheme(".weight", (".weight_scale", ".weight_scale_2", ".weight_zero_point", ".input_scale"), "ModelOpt or others"),
     Scheme(".weight", (".scales", ".biases"), "MLX or others"),
-    Scheme(".W_q", (".scale", ".zero", ".meta"), "HQQ"),
     Scheme(".weight._data", (".weight._scale", ".weight._shift"), "Quanto"),
     Scheme(".weight._data._data", (".weight._scale", ".weight._shift"), "Quanto"),
 ]
@@ -52,7 +53,7 @@ def find_quantized(file: File) -> dict[str, Made]:
     Codes that do not fit their scales, their shape or the settings beside the file in one way are unknown.
     """
     found: dict[str, Made] = {}
-    codes = [tensor for tensor in file.tensors.values() if tensor.dtype not in FLOATS and len(tensor.shape) > 1]
+    codes = [tensor for tensor in file.tensors.values() if _may_be_codes(tensor)]
     if not codes:
         return {name: unknown(_ALONE) for name, tensor in file.tensors.items() if _is_orphan(tensor)}
     settings = quantization_settings(file.path)
@@ -69,6 +70,11 @@ def find_quantized(file: File) -> dict[str, Made]:
         elif _is_orphan(tensor) and name not in found:
             found[name] = unknown(_ALONE)
     return found
+
+
+def _may_be_codes(tensor: Named) -> bool:
+    """Return whether a tensor may hold codes; HQQ may call the bytes of its codes floating-point numbers."""
+    return (tensor.dtype not in FLOATS or tensor.name.endswith(".W_q")) and len(tensor.shape) > 1
 
 
 def _of_a_library(file: File, codes: Named, settings: Settings) -> dict[str, Made]:
