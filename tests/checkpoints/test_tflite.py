@@ -396,3 +396,14 @@ def test_what_tensorflow_converts_has_the_numbers_of_its_interpreter_and_the_nor
         tolerance = 2e-2 if quantized else 1e-6
         assert kernels[kind].upper == pytest.approx(bounds.upper, rel=tolerance)
         assert kernels[kind].lower == pytest.approx(bounds.lower, rel=tolerance)
+
+
+def test_operators_with_very_many_inputs_and_outputs_end_in_time(tmp_path):
+    """Not all inputs once more for each use, or for each output that goes into a weight."""
+    count = 4000
+    tensors = [Tensor(f"c{i}", (1,), np.ones(1, np.float32)) for i in range(20)] + [Tensor("y")] * count
+    inputs, outputs = tuple(range(20)) * (count // 20), tuple(range(20, 20 + count))
+    wide = [Operator("CUSTOMS", inputs, outputs), *(Operator("MUL", inputs, outputs[:1]) for _ in range(20))]
+    users = [Operator("FULLY_CONNECTED", (0, out), (20,)) for out in outputs]
+    (tmp_path / "a.tflite").write_bytes(tflite_model(tensors, [*wide, *users]))
+    assert {status(one) for one in weights(tmp_path / "a.tflite").values()} == {"unknown"}

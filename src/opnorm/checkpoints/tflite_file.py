@@ -17,6 +17,7 @@ from opnorm.checkpoints.tflite_sparse import densified
 from opnorm.checkpoints.tflite_wire import Operator, Part, Stored, tflite_parts
 
 _UNUSED = g.nothing("unused", "no operator of the file uses it")
+_TELLING = 3  # inputs whose shapes say what an operator does
 _SHOWN = 5  # names of custom operators in a note
 
 
@@ -83,7 +84,7 @@ class _Uses:
             return [("", g.unknown(self.computed[i], "it goes into a weight that the network computes while it runs"))]
         found: dict[object, tuple[str, Geometry]] = {}
         for op, position in self.found[i]:
-            use = Use(op.kind, position, op.options, self.shapes(op.inputs), self.shapes(op.outputs))
+            use = Use(op.kind, position, op.options, self.shapes(op.inputs[:_TELLING]))
             key = (op.kind, position, tuple(op.options.items()), use.shapes if op.kind in _BESIDE else None)
             if key not in found:
                 geometry = use_geometry(use, tensor.shape, tensor.dtype, scaled=bool(tensor.scale))
@@ -103,18 +104,19 @@ def _computed(part: Part, sources: dict[int, int]) -> dict[int, str]:
 
     What a layer has computed is data, and not followed back.
     """
-    makers = {i: op for op in part.operators for i in op.outputs}
+    makers = {i: n for n, op in enumerate(part.operators) for i in op.outputs}
     wanted = [(op.inputs[p], op.kind) for op in part.operators for p in KERNELS.get(op.kind, ()) if p < len(op.inputs)]
     found: dict[int, str] = {}
     seen: set[int] = set()
     while wanted:
         value, kind = wanted.pop()
-        maker = makers.get(value)
-        if value in seen or value in sources or maker is None or maker.kind in _LAYERS:
+        number = makers.get(value, -1)
+        if value in sources or number in seen or number < 0 or part.operators[number].kind in _LAYERS:
             continue
-        seen.add(value)
-        found.update((sources[i], kind) for i in maker.inputs if i in sources)
-        wanted += [(i, kind) for i in maker.inputs]
+        seen.add(number)
+        inputs = part.operators[number].inputs
+        found.update((sources[i], kind) for i in inputs if i in sources)
+        wanted += [(i, kind) for i in inputs]
     return found
 
 

@@ -39,8 +39,7 @@ class Use(NamedTuple):
     kind: str
     position: int
     options: Mapping[str, int]
-    shapes: Sequence[Shape]  # of all inputs, as the file has them; () where one is left out
-    outputs: Sequence[Shape]
+    shapes: Sequence[Shape]  # of the first inputs, as the file has them; () where one is left out
 
 
 def use_geometry(use: Use, shape: Shape, dtype: str, *, scaled: bool) -> Geometry:

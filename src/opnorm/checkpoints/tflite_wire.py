@@ -4,6 +4,7 @@ The `tflite` package has the accessors of the FlatBuffers schema, in Python; not
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,9 +178,14 @@ class _Reader:
 def _kind(code: Any) -> str:
     """Return an operator's name; numbers up to 127 stand in an older field too."""
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    names = {number: name for name, number in vars(extra("tflite").BuiltinOperator).items() if type(number) is int}
-    name = names.get(number, f"operator {number}")
+    name = _names().get(number, f"operator {number}")
     return f"CUSTOM {_text(code.CustomCode())}" if name == "CUSTOM" else name
+
+
+@cache
+def _names() -> dict[int, str]:
+    """Return TFLite's names of its operators."""
+    return {number: name for name, number in vars(extra("tflite").BuiltinOperator).items() if type(number) is int}
 
 
 def _text(text: bytes | None) -> str:
