@@ -7,7 +7,7 @@ import numpy as np
 from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.made import File, Made, misfit, whole
-from opnorm.checkpoints.packed import FLOAT4, grouped, powers, unpacked
+from opnorm.checkpoints.packed import FLOAT4, apply_rows, powers, scale_groups, unpacked
 from opnorm.checkpoints.quantization_settings import Settings
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.checks import Array
@@ -88,19 +88,18 @@ def _integers(codes: Named, parts: dict[str, Named], shape: tuple[int, ...], bit
     offset = 1 << (bits - 1)
     values = unpacked(codes.read(), bits)[:, : shape[1]].astype(np.float64) - offset
     scale = parts["weight_scale"].read().astype(np.float64)
-    place = _places(parts, scale, shape[1])
-    if "weight_zero_point" in parts:
-        stored = parts["weight_zero_point"].read()
-        if stored.dtype.itemsize > 1:
-            zeros = unpacked(stored.T, bits).T[: shape[0]].astype(np.float64) - offset
-        else:
-            zeros = stored.astype(np.float64)
-        values -= _at(zeros, place)
-    return np.asarray(values * _at(scale, place))
+    zeros = _zeros(parts["weight_zero_point"].read(), bits, shape) if "weight_zero_point" in parts else np.zeros(1)
+    if scale.size == 1:
+        return np.asarray((values - zeros.reshape(())) * scale.reshape(()))
+    spread = np.broadcast_to(zeros, scale.shape)
+    apply_rows(values.T, spread.T, scale.T, _places(parts, scale, shape[1]))
+    return np.asarray(values)
 
 
-def _at(factors: Array, place: np.ndarray) -> Array:
-    return np.asarray(factors.reshape(()) if factors.size == 1 else factors[:, place])
+def _zeros(stored: np.ndarray, bits: int, shape: tuple[int, ...]) -> Array:
+    if stored.dtype.itemsize == 1:
+        return stored.astype(np.float64)
+    return unpacked(stored.T, bits).T[: shape[0]].astype(np.float64) - (1 << (bits - 1))
 
 
 def _places(parts: dict[str, Named], scale: Array, inputs: int) -> np.ndarray:
@@ -139,12 +138,12 @@ def _nvidia(codes: Named, inner: Named, outer: Named, inverse: bool) -> np.ndarr
     values = FLOAT4[unpacked(codes.read(), 4)]
     whole_scale = outer.read().astype(np.float64).reshape(())
     scale = inner.read().astype(np.float64)
-    values *= grouped(scale / whole_scale if inverse else scale * whole_scale, values.shape[-1])
+    scale_groups(values, scale / whole_scale if inverse else scale * whole_scale)
     return np.asarray(values)
 
 
 def microscaled(codes: Named, scale: Named) -> np.ndarray:
     """Return float4, two in a byte, times the powers of two of their groups."""
     values = FLOAT4[unpacked(codes.read(), 4)]
-    values *= grouped(powers(scale.read()), values.shape[-1])
+    scale_groups(values, powers(scale.read()))
     return np.asarray(values)

@@ -8,7 +8,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.made import File, Made, misfit, whole
-from opnorm.checkpoints.packed import unpacked
+from opnorm.checkpoints.packed import apply_rows, unpacked
 from opnorm.checkpoints.quantization_settings import Settings, whole_number
 from opnorm.checks import Array
 
@@ -134,16 +134,19 @@ def _gptq_values(packed: Packed, bits: int, shifted: bool) -> np.ndarray:
         clear = zeros.max(initial=0) < 2**bits - 1
         require(bool(clear), "a zero point of it is the largest code, and libraries differ on what 1 more is")
         zeros += 1
-    place = _places(packed, len(codes))
-    scales = packed.scales.read().astype(np.float64)
-    return np.asarray(((codes - zeros[place]) * scales[place]).T)
+    return _multiplied(packed, codes, zeros)
 
 
 def _awq_values(packed: Packed) -> np.ndarray:
     codes, zeros = (_in_order(unpacked(one.read(), _AWQ_BITS)) for one in (packed.codes, packed.zeros))
-    place = _places(packed, len(codes))
-    scales = packed.scales.read().astype(np.float64)
-    return np.asarray(((codes - zeros.astype(np.float64)[place]) * scales[place]).T)
+    return _multiplied(packed, codes, zeros.astype(np.float64))
+
+
+def _multiplied(packed: Packed, codes: np.ndarray, zeros: Array) -> np.ndarray:
+    """Return s (q - z), outputs first."""
+    values = codes.astype(np.float64)
+    apply_rows(values, zeros, packed.scales.read().astype(np.float64), _places(packed, len(values)))
+    return values.T
 
 
 def _in_order(codes: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from opnorm.checkpoints.compressed_tensors import microscaled
 from opnorm.checkpoints.files import guarded
 from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.made import File, Made, misfit, whole
-from opnorm.checkpoints.packed import grouped, unpacked
+from opnorm.checkpoints.packed import scale_groups, unpacked
 from opnorm.checkpoints.quantization_settings import Settings, whole_number
 
 _BLOCK = 16  # bytes of 32 codes of MXFP4
@@ -62,8 +62,7 @@ def find_mlx(file: File, codes: Named, settings: Settings) -> dict[str, Made]:
 
 def _affine(codes: Named, scales: Named, biases: Named, bits: int) -> np.ndarray:
     values = unpacked(codes.read(), bits).astype(np.float64)
-    values *= grouped(scales.read().astype(np.float64), values.shape[-1])
-    values += grouped(biases.read().astype(np.float64), values.shape[-1])
+    scale_groups(values, *(one.read().astype(np.float64) for one in (scales, biases)))
     return values
 
 

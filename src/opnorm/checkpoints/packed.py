@@ -7,6 +7,7 @@ from opnorm.checks import Array
 FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # e2m1, by code
 _BIAS = 127  # of the exponents of e8m0
 _NAN = 255  # of e8m0
+_ROWS = 256  # at a time
 
 
 def unpacked(words: np.ndarray, bits: int, *, signed: bool = False) -> np.ndarray:
@@ -30,9 +31,21 @@ def unpacked(words: np.ndarray, bits: int, *, signed: bool = False) -> np.ndarra
     return ((codes ^ top) - top).view(np.int8)  # wraps around, as two's complement does
 
 
-def grouped(scale: Array, count: int) -> Array:
-    """Return one factor for each of `count` places of the last axis: groups of equal size have one in common."""
-    return np.repeat(scale, count // scale.shape[-1], axis=-1)
+def scale_groups(values: Array, scale: Array, shift: Array | None = None) -> None:
+    """Multiply in place: groups of equal size along the last axis have a factor, and a summand, in common."""
+    groups = values.reshape(*scale.shape, values.shape[-1] // scale.shape[-1])
+    groups *= scale[..., None]
+    if shift is not None:
+        groups += shift[..., None]
+
+
+def apply_rows(values: Array, zeros: Array | None, scale: Array, place: np.ndarray) -> None:
+    """Make `(values - zeros[place]) * scale[place]` of values in place, without a second array of their size."""
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        if zeros is not None:
+            values[rows] -= zeros[place[rows]]
+        values[rows] *= scale[place[rows]]
 
 
 def powers(exponents: np.ndarray) -> Array:
