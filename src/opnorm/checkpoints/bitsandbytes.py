@@ -108,7 +108,7 @@ def _values(codes: Named, parts: dict[str, Named], state: Settings, shape: tuple
     pairs = unpacked(codes.read().reshape(-1, 1), 4)
     table = parts["quant_map"].read().astype(np.float64)
     values = table[pairs[:, ::-1].ravel()[: prod(shape)]]
-    values *= _spread(_scales(parts, state), _block(state, "blocksize"), len(values))
+    _scale_blocks(values, _scales(parts, state), _block(state, "blocksize"))
     return np.asarray(values.reshape(shape))
 
 
@@ -117,9 +117,15 @@ def _scales(parts: dict[str, Named], state: Settings) -> Array:
         return np.asarray(parts["absmax"].read().astype(np.float64))
     outer, table = (parts[name].read().astype(np.float64) for name in _NESTED)
     codes = parts["absmax"].read()
-    spread = _spread(outer, _block(state, "nested_blocksize"), len(codes))
-    return np.asarray(table[codes] * spread + float(state["nested_offset"]))
+    scales = table[codes]
+    _scale_blocks(scales, outer, _block(state, "nested_blocksize"))
+    return np.asarray(scales + float(state["nested_offset"]))
 
 
-def _spread(scales: Array, block: int, count: int) -> Array:
-    return np.repeat(scales, block)[:count] if block < count else np.full(count, scales[0])
+def _scale_blocks(values: Array, scales: Array, block: int) -> None:
+    """Multiply each block of values by its scale, in place; the last may be shorter."""
+    whole = len(values) // block
+    if whole:
+        blocks = values[: whole * block].reshape(whole, block)
+        blocks *= scales[:whole, None]
+    values[whole * block :] *= scales[-1]
