@@ -7,7 +7,7 @@ import numpy as np
 from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.made import File, Made, misfit, whole
-from opnorm.checkpoints.packed import FLOAT4, apply_rows, powers, scale_groups, unpacked
+from opnorm.checkpoints.packed import FLOAT4, apply_groups, powers, scale_groups, unpacked
 from opnorm.checkpoints.quantization_settings import Settings
 from opnorm.checkpoints.records import CheckpointError
 from opnorm.checks import Array
@@ -91,8 +91,7 @@ def _integers(codes: Named, parts: dict[str, Named], shape: tuple[int, ...], bit
     zeros = _zeros(parts["weight_zero_point"].read(), bits, shape) if "weight_zero_point" in parts else np.zeros(1)
     if scale.size == 1:
         return np.asarray((values - zeros.reshape(())) * scale.reshape(()))
-    spread = np.broadcast_to(zeros, scale.shape)
-    apply_rows(values.T, spread.T, scale.T, _places(parts, scale, shape[1]))
+    apply_groups(values, np.broadcast_to(zeros, scale.shape), scale, _places(parts, scale, shape[1]))
     return np.asarray(values)
 
 

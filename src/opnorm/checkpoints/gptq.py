@@ -8,7 +8,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.made import File, Made, misfit, whole
-from opnorm.checkpoints.packed import apply_rows, unpacked
+from opnorm.checkpoints.packed import apply_groups, unpacked
 from opnorm.checkpoints.quantization_settings import Settings, whole_number
 from opnorm.checks import Array
 
@@ -128,7 +128,7 @@ def _name(packed: Packed) -> str:
 
 
 def _gptq_values(packed: Packed, bits: int, shifted: bool) -> np.ndarray:
-    codes = unpacked(packed.codes.read().T, bits).T  # (in, out)
+    codes = unpacked(packed.codes.read().T, bits)  # (out, in)
     zeros = unpacked(packed.zeros.read(), bits).astype(np.float64)
     if shifted:
         clear = zeros.max(initial=0) < 2**bits - 1
@@ -139,14 +139,15 @@ def _gptq_values(packed: Packed, bits: int, shifted: bool) -> np.ndarray:
 
 def _awq_values(packed: Packed) -> np.ndarray:
     codes, zeros = (_in_order(unpacked(one.read(), _AWQ_BITS)) for one in (packed.codes, packed.zeros))
-    return _multiplied(packed, codes, zeros.astype(np.float64))
+    return _multiplied(packed, codes.T, zeros.astype(np.float64))
 
 
 def _multiplied(packed: Packed, codes: np.ndarray, zeros: Array) -> np.ndarray:
-    """Return s (q - z), outputs first."""
-    values = codes.astype(np.float64)
-    apply_rows(values, zeros, packed.scales.read().astype(np.float64), _places(packed, len(values)))
-    return values.T
+    """Return s (q - z) of codes (out, in), and of zero points and scales (groups, out)."""
+    values = codes.astype(np.float64, order="C")
+    scales = packed.scales.read().astype(np.float64)
+    apply_groups(values, zeros.T, scales.T, _places(packed, values.shape[1]))
+    return values
 
 
 def _in_order(codes: np.ndarray) -> np.ndarray:

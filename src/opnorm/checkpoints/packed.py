@@ -39,13 +39,12 @@ def scale_groups(values: Array, scale: Array, shift: Array | None = None) -> Non
         groups += shift[..., None]
 
 
-def apply_rows(values: Array, zeros: Array | None, scale: Array, place: np.ndarray) -> None:
-    """Make `(values - zeros[place]) * scale[place]` of values in place, without a second array of their size."""
+def apply_groups(values: Array, zeros: Array, scale: Array, place: np.ndarray) -> None:
+    """Make `(values - zeros[:, place]) * scale[:, place]` of values in place, without a second array of their size."""
     for start in range(0, len(values), _ROWS):
         rows = slice(start, start + _ROWS)
-        if zeros is not None:
-            values[rows] -= zeros[place[rows]]
-        values[rows] *= scale[place[rows]]
+        values[rows] -= np.take(zeros[rows], place, axis=1)
+        values[rows] *= np.take(scale[rows], place, axis=1)
 
 
 def powers(exponents: np.ndarray) -> Array:
