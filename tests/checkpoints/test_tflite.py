@@ -290,6 +290,21 @@ def test_a_few_values_that_stand_for_very_many_are_refused(tmp_path):
     refused(tmp_path / "a.tflite", "says that it takes")
 
 
+def test_an_operator_that_stands_before_the_one_it_reads_is_followed(tmp_path):
+    tensors = [Tensor("x"), Tensor("w", (4, 6), normal(4, 6)), Tensor("d", (4, 6)), Tensor("e", (4, 6)), Tensor("y")]
+    product = Operator("FULLY_CONNECTED", (0, 3), (4,))
+    chain = [Operator("DEQUANTIZE", (2,), (3,)), Operator("DEQUANTIZE", (1,), (2,))]
+    assert status(row(tmp_path, tflite_model(tensors, [product, *chain[::-1]]))) == "bounded"
+    assert status(row(tmp_path, tflite_model(tensors, [product, *chain]))) == "unknown"
+
+
+def test_an_operator_that_writes_into_a_stored_tensor_is_refused(tmp_path):
+    tensors = [Tensor("x"), Tensor("w", (4, 6), normal(4, 6)), Tensor("y")]
+    operators = [Operator("ABS", (0,), (1,)), Operator("FULLY_CONNECTED", (0, 1), (2,))]
+    (tmp_path / "a.tflite").write_bytes(tflite_model(tensors, operators))
+    refused(tmp_path / "a.tflite", "writes into the stored tensor 1")
+
+
 def test_each_use_that_differs_has_its_row(tmp_path):
     kernel = normal(4, 4)
     tensors = [Tensor("x", (1, 4, 4)), Tensor("w", (4, 4), kernel), *(Tensor(f"y{i}", (1, 4, 4)) for i in range(4))]

@@ -133,14 +133,7 @@ def _dequantized(path: Path, place: Place, dtype: str, stored: int) -> np.ndarra
     return np.asarray(values, dtype).reshape(place.shape)
 
 
-def _weight(
-    weight: Weight,
-    place: Place,
-    forms: Forms,
-    settings: Mapping[str, Any],
-    *,
-    known: bool,
-) -> Weight:
+def _weight(weight: Weight, place: Place, forms: Forms, settings: Mapping[str, Any], *, known: bool) -> Weight:
     """Return a tensor with its dtype as stored, and with what its name says where the names are llama.cpp's."""
     if place.kind in forms:
         name = forms[place.kind].name

@@ -40,18 +40,11 @@ class _Uses:
 
     def __init__(self, path: Path, part: Part, taken: set[str]):
         self.path, self.part, self.taken = path, part, taken
-        self.sources = {i: i for i, tensor in enumerate(part.tensors) if tensor.place is not None}
+        self.sources = _sources(part)
         self.found: dict[int, list[tuple[Operator, int]]] = defaultdict(list)
         for op in part.operators:
-            if (
-                op.kind in ("DEQUANTIZE", "DENSIFY")
-                and op.inputs
-                and op.inputs[0] in self.sources
-                and len(op.outputs) == 1
-            ):
-                self.sources[op.outputs[0]] = self.sources[op.inputs[0]]  # whose numbers are multiplied out when read
-                continue
-            for position, i in enumerate(op.inputs):
+            handed = bool(op.outputs) and op.outputs[0] in self.sources
+            for position, i in enumerate(() if handed else op.inputs):
                 if i in self.sources:
                     self.found[self.sources[i]].append((op, position))
         self.computed = _computed(part, self.sources)
@@ -97,6 +90,17 @@ class _Uses:
 
 _BESIDE = {"MUL", "DIV", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D"}  # where the other input's shape has a say
 _LAYERS = {*KERNELS, "BATCH_MATMUL"}
+
+
+def _sources(part: Part) -> dict[int, int]:
+    """Return the stored tensors, and by which of them each is known that is one dequantized or filled with zeros."""
+    found = {i: i for i, tensor in enumerate(part.tensors) if tensor.place is not None}
+    written = next((i for op in part.operators for i in op.outputs if i in found), None)
+    require(written is None, f"an operator of it writes into the stored tensor {written}")
+    for op in part.operators:
+        if op.kind in ("DEQUANTIZE", "DENSIFY") and len(op.inputs) == len(op.outputs) == 1 and op.inputs[0] in found:
+            found[op.outputs[0]] = found[op.inputs[0]]  # whose numbers are multiplied out when they are read
+    return found
 
 
 def _computed(part: Part, sources: dict[int, int]) -> dict[int, str]:
