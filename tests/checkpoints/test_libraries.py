@@ -379,6 +379,17 @@ def test_mlx_without_settings_that_fit_is_unknown(tmp_path, settings):
     is_unknown(saved(tmp_path, tensors, settings, key="quantization"), "m.l.weight")
 
 
+def test_the_experts_of_mlx_are_a_matrix_each(tmp_path):
+    codes, scales, biases = RNG.integers(0, 16, (3, OUT, IN)), halves((3, OUT, 3)), halves((3, OUT, 3))
+    stored = np.stack([packed(one, 4) for one in codes]).view(np.uint32)
+    tensors = {"m.switch.weight": stored, "m.switch.scales": scales, "m.switch.biases": biases}
+    weight = saved(tmp_path, tensors, {"group_size": 32, "bits": 4}, key="quantization")["m.switch.weight"]
+    spread = [np.repeat(one.astype(float), 32, axis=2) for one in (scales, biases)]
+    (bounds,), truth = brackets(weight), max(norm(one) for one in spread[0] * codes + spread[1])
+    assert bounds.lower <= truth * (1 + 1e-12)
+    assert truth <= bounds.upper * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (OUT, 1), (1, IN)])
 def test_quanto(tmp_path, shape):
     codes, scale = RNG.integers(-127, 128, (OUT, IN)).astype(np.int8), RNG.random(shape).astype(np.float32)

@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 
+from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.compressed_tensors import microscaled
 from opnorm.checkpoints.files import guarded
 from opnorm.checkpoints.guesses import FLOATS, Named
@@ -47,7 +48,9 @@ def find_mlx(file: File, codes: Named, settings: Settings) -> dict[str, Made]:
     own = settings.get(stem.removesuffix("."))
     said = {**settings, **own} if isinstance(own, dict) else settings
     bits, size = whole_number(said, "bits"), whole_number(said, "group_size")
-    if bits not in _MLX_BITS or size is None or said.get("mode", "affine") != "affine":
+    if said.get("mode", "affine") != "affine":
+        return misfit(members, "MLX", f"in the mode {str(said['mode'])[:20]!r}, which is not read")
+    if bits not in _MLX_BITS or size is None:
         return misfit(members, "MLX", "no config.json beside it says with how many bits, in groups of which size")
     shape = (*codes.shape[:-1], codes.shape[-1] * _WORD // bits)
     fits = codes.shape[-1] * _WORD == shape[-1] * bits and scales.shape == (*shape[:-1], shape[-1] / size)
@@ -57,7 +60,12 @@ def find_mlx(file: File, codes: Named, settings: Settings) -> dict[str, Made]:
         )
     read = guarded(file.path, _affine, codes, scales, biases, bits)
     weight = Named(codes.name, shape, f"uint{bits}", read)
-    return whole(file, members, weight, f"{bits} bits, scale code + bias, as MLX stores it")
+    how = f"{bits} bits, scale code + bias, as MLX stores it"
+    made = whole(file, members, weight, how)
+    if len(shape) == 3:  # of its quantized layers those of experts and of heads have three axes, and no others
+        stack = g.stacked("experts", f"matrix (out, in) for each expert or head: the largest of their norms; {how}")
+        made[codes.name] = made[codes.name]._replace(geometry=stack)
+    return made
 
 
 def _affine(codes: Named, scales: Named, biases: Named, bits: int) -> np.ndarray:
