@@ -97,6 +97,14 @@ def test_every_type_is_read_as_the_package_reads_it_or_has_a_reason(tmp_path, ki
         np.testing.assert_array_equal(weight.read().astype(truth.dtype), truth)
 
 
+def test_rows_dequantized_in_parts_are_those_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("opnorm.checkpoints.gguf_file._AT_ONCE", 1000)
+    array = RNG.standard_normal((3, 7, 256)).astype(np.float32)
+    data = gguf.quantize(array, TYPES.Q8_0)
+    (weight,) = open_checkpoint(gguf_file(tmp_path / "a.gguf", {"x": (data, TYPES.Q8_0)})).weights
+    np.testing.assert_array_equal(weight.read(), gguf.dequantize(data, TYPES.Q8_0))
+
+
 KINDS = [
     ("blk.3.attn_q.weight", (6, 4), "Linear", "bounded"),
     ("blk.3.ffn_down.weight", (6, 4), "Linear", "bounded"),

@@ -29,6 +29,7 @@ _EXPERTS = re.compile(r"(^|\.)blk\.\d+\.ffn_(gate|up|down|gate_up)_c?h?exps\.wei
 _HEADS = re.compile(r"(^|\.)blk\.\d+\.attn_[kv]_b\.weight")
 _TABLE = re.compile(r"(token_embd|token_types|position_embd|per_layer_token_embd)\.weight")
 _FREQUENCIES = re.compile(r"(.+\.)?rope_(freqs|factors_(long|short))\.weight")
+_AT_ONCE = 2**22  # numbers dequantized at a time
 _KINDS = ("model", "adapter", "mmproj")  # of files; others hold statistics
 _OTHER = "its file says that it holds {!r}, and what that does to it is not known"
 
@@ -126,11 +127,14 @@ def _plain(path: Path, place: Place, dtype: str, stored: int) -> np.ndarray:
 
 def _dequantized(path: Path, place: Place, dtype: str, stored: int) -> np.ndarray:
     gguf = extra("gguf")
-    rows = prod(place.shape[:-1])
+    kind, rows = gguf.GGMLQuantizationType(place.kind), prod(place.shape[:-1])
     blocks = np.frombuffer(_bytes(path, place, stored), np.uint8).reshape(rows, -1)
+    values = np.empty((rows, place.shape[-1]), dtype)
+    step = max(1, _AT_ONCE // place.shape[-1])  # the package holds all that it is given twice
     with np.errstate(all="ignore"):  # a scale that is not finite is found by whoever uses the numbers
-        values = gguf.dequantize(blocks, gguf.GGMLQuantizationType(place.kind))
-    return np.asarray(values, dtype).reshape(place.shape)
+        for start in range(0, rows, step):
+            values[start : start + step] = gguf.dequantize(blocks[start : start + step], kind)
+    return values.reshape(place.shape)
 
 
 def _weight(weight: Weight, place: Place, forms: Forms, settings: Mapping[str, Any], *, known: bool) -> Weight:
