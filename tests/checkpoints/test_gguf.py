@@ -148,8 +148,37 @@ def test_a_scale_beside_a_kernel_is_a_part_of_it(tmp_path, scale, expected):
         assert brackets(found["blk.0.ffn_up.weight"])[0].upper == pytest.approx(3 * norm(array.astype(float)), rel=1e-5)
 
 
-def test_a_part_of_a_model_says_so(tmp_path):
-    assert "one of 3 files" in open_checkpoint(gguf_file(tmp_path / "a.gguf", split__count=3)).notes[0]
+def split(folder, count=3, names=("a.weight", "b.weight", "c.weight")):
+    """Write a model in files; the first is what is read."""
+    for i, called in enumerate(names):
+        path = folder / f"m-{i + 1:05}-of-{count:05}.gguf"
+        gguf_file(path, {called: np.full((2, 32), i + 1, np.float32)}, split__count=count)
+    return folder / f"m-00001-of-{count:05}.gguf"
+
+
+def test_the_files_of_a_model_are_read_with_the_first(tmp_path):
+    found = open_checkpoint(split(tmp_path))
+    assert [(weight.name, weight.read()[0, 0]) for weight in found.weights] == [
+        ("a.weight", 1),
+        ("b.weight", 2),
+        ("c.weight", 3),
+    ]
+    assert found.notes == ()
+    (tmp_path / "m-00002-of-00003.gguf").unlink()
+    found = open_checkpoint(tmp_path / "m-00001-of-00003.gguf")
+    assert [weight.name for weight in found.weights] == ["a.weight", "c.weight"]
+    assert found.notes == ("1 of the 3 files of its model are not beside it",)
+
+
+@pytest.mark.parametrize("name", ["m-00002-of-00003.gguf", "other.gguf", "m-00001-of-00004.gguf"])
+def test_a_part_of_a_model_says_so(tmp_path, name):
+    split(tmp_path)
+    gguf_file(tmp_path / name, split__count=3)
+    assert "one of 3 files" in open_checkpoint(tmp_path / name).notes[0]
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    refused(split(tmp_path, names=("a.weight", "b.weight", "a.weight")), "a tensor twice")
 
 
 @pytest.mark.parametrize("kind", ["imatrix", "something"])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.files import byte_size, extra, guarded, require
+from opnorm.checkpoints.files import byte_size, check_count, extra, guarded, require
 from opnorm.checkpoints.flat import Entry, flat_weights, unread
 from opnorm.checkpoints.gguf_header import Place, gguf_header
 from opnorm.checkpoints.guesses import Named
@@ -29,6 +29,8 @@ _EXPERTS = re.compile(r"(^|\.)blk\.\d+\.ffn_(gate|up|down|gate_up)_c?h?exps\.wei
 _HEADS = re.compile(r"(^|\.)blk\.\d+\.attn_[kv]_b\.weight")
 _TABLE = re.compile(r"(token_embd|token_types|position_embd|per_layer_token_embd)\.weight")
 _FREQUENCIES = re.compile(r"(.+\.)?rope_(freqs|factors_(long|short))\.weight")
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # llama.cpp's gguf-split
+_FILES = 1024  # of a model
 _AT_ONCE = 2**22  # numbers dequantized at a time
 _KINDS = ("model", "adapter", "mmproj")  # of files; others hold statistics
 _OTHER = "its file says that it holds {!r}, and what that does to it is not known"
@@ -47,22 +49,38 @@ Forms = Mapping[int, Form]
 
 
 def read_gguf(path: Path) -> Checkpoint:
-    """Return the checkpoint of one GGUF file.
+    """Return the checkpoint of a GGUF file; with the first file of a model that is split, of the others beside it too.
 
     The shapes are turned, so that the output's axis comes first. llama.cpp's order of the rows of `attn_q` and `attn_k`
     is not undone: it changes no norm.
     """
-    header = gguf_header(path)
-    forms = _forms({place.kind for place in header.places})
-    _check_places(header.places, forms, path.stat().st_size)
-    entries = [_entry(path, place, forms) for place in header.places]
-    weights = flat_weights(path, entries)
-    known = header.settings.get("general.architecture") in extra("gguf").MODEL_ARCH_NAMES.values()
-    parts = header.settings.get("split.count", 1)
-    notes = (f"it is one of {parts} files of its model: the others are audited by their own names",)
-    stored = zip(weights, header.places, strict=True)
-    found = tuple(_weight(weight, place, forms, header.settings, known=known) for weight, place in stored)
-    return Checkpoint("gguf", tuple(_rescaled(path, found)), notes=notes if parts not in (0, 1) else ())
+    first = gguf_header(path)
+    others, notes = _others(path, first.settings.get("split.count"))
+    headers = {path: first, **{file: gguf_header(file) for file in others}}
+    forms = _forms({place.kind for header in headers.values() for place in header.places})
+    for file, header in headers.items():
+        _check_places(header.places, forms, file.stat().st_size)
+    stored = [(file, place) for file, header in headers.items() for place in header.places]
+    check_count(len(stored))
+    require(len({place.name for _, place in stored}) == len(stored), "its files have a tensor twice")
+    weights = flat_weights(path, [_entry(file, place, forms) for file, place in stored])
+    known = first.settings.get("general.architecture") in extra("gguf").MODEL_ARCH_NAMES.values()
+    pairs = zip(weights, (place for _, place in stored), strict=True)
+    found = tuple(_weight(weight, place, forms, first.settings, known=known) for weight, place in pairs)
+    return Checkpoint("gguf", tuple(_rescaled(path, found)), notes=notes)
+
+
+def _others(path: Path, count: Any) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the further files of a model whose first one this is, and a note where some are not read."""
+    if type(count) is not int or count < 2:
+        return [], ()
+    named = _SPLIT.fullmatch(path.name)
+    if named is None or int(named["number"]) != 1 or int(named["count"]) != count or count > _FILES:
+        return [], (f"it is one of {count} files of its model, and not called as the first: the others are not read",)
+    files = [path.with_name(f"{named['stem']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+    there = [file for file in files if file.is_file()]
+    missing = len(files) - len(there)
+    return there, (f"{missing} of the {count} files of its model are not beside it",) if missing else ()
 
 
 def _forms(kinds: Collection[int]) -> dict[int, Form]:
