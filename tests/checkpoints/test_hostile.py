@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import helper
 from readers import fails, refused
-from samples import CONFIG, FILES, KERNEL, LAYERS, functional, keras_file, layer, onnx_model, weights_h5
+from samples import CONFIG, FILES, KERNEL, LAYERS, functional, gguf_file, keras_file, layer, onnx_model, weights_h5
 
 from opnorm.checkpoints.opening import open_checkpoint
 
@@ -192,7 +192,7 @@ def test_a_damaged_heap_is_refused_before_the_library_walks_it(tmp_path):
     refused(path, "heap")
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.safetensors", "a.pt", "a.onnx"])
+@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.safetensors", "a.pt", "a.onnx", "a.gguf"])
 def test_opening_and_reading_take_the_memory_of_one_tensor(tmp_path, name):
     """Ten tensors of 4 MiB: the reader holds one, and a copy at most while it decodes it."""
     size, arrays = 2**22, {f"w{i}.weight": np.zeros((2**10, 2**10), "float32") for i in range(10)}
@@ -206,6 +206,8 @@ def test_opening_and_reading_take_the_memory_of_one_tensor(tmp_path, name):
         torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)
     elif name == "a.onnx":
         onnx.save(onnx_model([helper.make_node("Relu", ["x"], ["y"])], arrays), path)
+    elif name == "a.gguf":
+        gguf_file(path, arrays)
     else:
         from safetensors.numpy import save_file
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
+from opnorm.checkpoints.gguf_file import read_gguf
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
+from opnorm.checkpoints.tflite_file import read_tflite
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
 _START = 256  # bytes that tell what a file is
@@ -20,14 +22,22 @@ _CODE = ("which would run code", "which was not run")  # the readers of pickles 
 _STATE = "If it is a whole module, save its state_dict: torch.save(model.state_dict(), path)"
 Readers = Mapping[str, Callable[[Path], Checkpoint]]  # by what the file holds
 
-_MAGIC = {b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\3\4": "a zip archive", b"\x93NUMPY": "a NumPy array", b"\x80": "a pickle"}
+_MAGIC = {
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"PK\3\4": "a zip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80": "a pickle",
+    b"GGUF": "GGUF",
+}
 _TORCH: Readers = {"a zip archive": read_torch, "a pickle": read_old_torch}
 _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors.index.json": {"JSON": read_shards},
     ".safetensors": {"safetensors": read_safetensors},
     ".weights.json": {"JSON": read_weight_shards},
     ".keras": {"a zip archive": read_keras},
+    ".tflite": {"a TensorFlow Lite model": read_tflite},
     ".onnx": {_ELSE: read_onnx},
+    ".gguf": {"GGUF": read_gguf},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},
     ".npy": {"a NumPy array": read_npy},
@@ -49,8 +59,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Return the table of contents of a checkpoint; tensors are read on demand, and nothing in the file is executed.
 
     Args:
-        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
-            `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`, `.weights.json`.
+        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.tflite`, `.gguf`, `.npz`, `.npy`,
+            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`,
+            `.weights.json`.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -131,4 +142,6 @@ def _content(start: bytes) -> str:
     for magic, content in _MAGIC.items():
         if start.startswith(magic):
             return content
+    if start[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
     return "JSON" if start.lstrip()[:1] == b"{" else _ELSE
