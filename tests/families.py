@@ -1,0 +1,79 @@
+"""Small folders of models as Hugging Face's libraries write them, without these libraries: names, shapes, settings."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+RNG = np.random.default_rng(5)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype("float32")
+
+
+def write(folder, tensors, config=None, name="model.safetensors"):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+GPT2 = (
+    {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50, "n_inner": None},
+    {
+        "wte.weight": draw(50, 8),
+        "wpe.weight": draw(16, 8),
+        "h.0.attn.bias": np.tril(np.ones((1, 1, 16, 16), "float32")),
+        "h.0.attn.c_attn.weight": draw(8, 24),
+        "h.0.attn.c_proj.weight": draw(8, 8),
+        "h.0.mlp.c_fc.weight": draw(8, 32),
+        "h.0.mlp.c_proj.weight": draw(32, 8),
+    },
+)
+LLAMA = (
+    {
+        "model_type": "llama", "hidden_size": 12, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "intermediate_size": 20, "vocab_size": 30,
+    },
+    {
+        "model.embed_tokens.weight": draw(30, 12),
+        "model.layers.0.self_attn.q_proj.weight": draw(12, 12),
+        "model.layers.0.self_attn.k_proj.weight": draw(4, 12),
+        "model.layers.0.mlp.up_proj.weight": draw(20, 12),
+        "model.layers.0.mlp.down_proj.weight": draw(12, 20),
+        "lm_head.weight": draw(30, 12),
+    },
+)  # fmt: skip
+BLOOM = (
+    {"model_type": "bloom", "hidden_size": 8, "n_head": 2, "vocab_size": 30},
+    {"h.0.self_attention.query_key_value.weight": draw(24, 8), "h.0.mlp.dense_h_to_4h.weight": draw(32, 8)},
+)
+VIT = (
+    {
+        "model_type": "vit", "hidden_size": 6, "num_attention_heads": 2, "intermediate_size": 10, "patch_size": 4,
+        "num_channels": 3,
+    },
+    {
+        "embeddings.patch_embeddings.projection.weight": draw(6, 3, 4, 4),
+        "encoder.layer.0.attention.attention.query.weight": draw(6, 6),
+        "encoder.layer.0.output.dense.weight": draw(6, 10),
+    },
+)  # fmt: skip
+MIXTURE = (
+    {
+        "model_type": "gpt_oss", "hidden_size": 6, "num_attention_heads": 2, "intermediate_size": 3,
+        "num_local_experts": 5,
+    },
+    {"layers.0.mlp.experts.gate_up_proj": draw(5, 6, 6), "layers.0.mlp.experts.down_proj": draw(5, 3, 6)},
+)  # fmt: skip
+RESNET = (
+    {"model_type": "efficientnet", "batch_norm_eps": 0.001},
+    {
+        "bn.weight": draw(4),
+        "bn.bias": draw(4),
+        "bn.running_mean": draw(4),
+        "bn.running_var": RNG.uniform(1e-4, 1, 4).astype("float32"),
+    },
+)
