@@ -77,3 +77,35 @@ RESNET = (
         "bn.running_var": RNG.uniform(1e-4, 1, 4).astype("float32"),
     },
 )
+WHISPER = (
+    {"model_type": "whisper", "d_model": 6, "num_mel_bins": 4, "encoder_attention_heads": 2},
+    {"model.encoder.conv1.weight": draw(6, 4, 3), "model.encoder.conv2.weight": draw(6, 6, 3)},
+)
+UNET = (
+    {
+        "_class_name": "UNet2DConditionModel", "block_out_channels": [4, 8], "in_channels": 3, "out_channels": 3,
+        "cross_attention_dim": 5,
+    },
+    {
+        "conv_in.weight": draw(4, 3, 3, 3),
+        "down_blocks.0.resnets.0.conv1.weight": draw(4, 4, 3, 3),
+        "down_blocks.0.resnets.0.time_emb_proj.weight": draw(4, 16),
+        "down_blocks.0.downsamplers.0.conv.weight": draw(4, 4, 3, 3),
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": draw(4, 5),
+        "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight": draw(32, 4),
+        "down_blocks.0.attentions.0.proj_in.weight": draw(4, 4, 1, 1),
+        "up_blocks.0.resnets.0.conv1.weight": draw(8, 12, 3, 3),
+        "up_blocks.0.upsamplers.0.conv.weight": draw(8, 8, 3, 3),
+    },
+)  # fmt: skip
+AUTOENCODER = (
+    {
+        "_class_name": "AutoencoderKL", "block_out_channels": [4], "in_channels": 3, "out_channels": 3,
+        "latent_channels": 2,
+    },
+    {
+        "encoder.down_blocks.0.downsamplers.0.conv.weight": draw(4, 4, 3, 3),
+        "encoder.conv_out.weight": draw(4, 4, 3, 3),
+        "quant_conv.weight": draw(4, 4, 1, 1),
+    },
+)  # fmt: skip

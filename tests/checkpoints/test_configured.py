@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import BLOOM, GPT2, LLAMA, MIXTURE, RESNET, VIT, draw, write
+from families import AUTOENCODER, BLOOM, GPT2, LLAMA, MIXTURE, RESNET, UNET, VIT, WHISPER, draw, write
 
 import opnorm
 from opnorm.checkpoints.config import ModelConfig, read_config
 from opnorm.checkpoints.heads import fused
 from opnorm.checkpoints.opening import open_checkpoint
 
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "bloom": BLOOM, "vit": VIT, "mixture": MIXTURE, "batch": RESNET}
+FAMILIES = {
+    "gpt2": GPT2, "llama": LLAMA, "bloom": BLOOM, "vit": VIT, "mixture": MIXTURE, "batch": RESNET, "whisper": WHISPER,
+    "unet": UNET, "autoencoder": AUTOENCODER,
+}  # fmt: skip
 
 
 def rows_of(folder, family, **changed):
@@ -57,6 +60,29 @@ def test_patches_are_cut_with_the_stride_that_the_configuration_says(tmp_path):
     assert norm(explicit) <= row.upper
     assert row.upper <= norm(explicit) * 1.02
     assert (row.assumed, row.geometry) == (False, "convolution, strides 4, padding valid")
+
+
+CONVOLUTIONS = [  # as torch.nn applies them in transformers and diffusers
+    ("whisper", "model.encoder.conv1.weight", 1, (1, 1)),
+    ("whisper", "model.encoder.conv2.weight", 2, (1, 1)),
+    ("unet", "down_blocks.0.downsamplers.0.conv.weight", 2, (1, 1, 1, 1)),
+    ("unet", "up_blocks.0.resnets.0.conv1.weight", 1, (1, 1, 1, 1)),
+    ("autoencoder", "encoder.down_blocks.0.downsamplers.0.conv.weight", 2, (0, 1, 0, 1)),
+    ("autoencoder", "quant_conv.weight", 1, (0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "stride", "zeros"), CONVOLUTIONS)
+def test_a_convolution_is_bounded_as_its_class_applies_it(tmp_path, family, name, stride, zeros):
+    row = rows_of(tmp_path, family)[name]
+    kernel = torch.from_numpy(FAMILIES[family][1][name]).double()
+    size = (8, 8) if kernel.ndim == 4 else (48,)
+    images = torch.eye(kernel.shape[1] * int(np.prod(size)), dtype=torch.float64).reshape(-1, kernel.shape[1], *size)
+    slide = torch.nn.functional.conv2d if kernel.ndim == 4 else torch.nn.functional.conv1d
+    explicit = slide(torch.nn.functional.pad(images, zeros), kernel, stride=stride).reshape(len(images), -1).numpy()
+    assert norm(explicit) <= row.upper
+    assert row.upper <= norm(explicit) * 1.25  # an image of 8 pixels is no image of every size
+    assert (f"strides {stride}" in row.geometry) == (stride > 1)
 
 
 def test_experts_are_turned_as_their_family_stores_them(tmp_path):

@@ -45,9 +45,23 @@ EXPERTS: Mapping[str, str] = {  # how the matrix of each expert stands in a stac
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), OUT_IN),
     **dict.fromkeys(("gpt_oss", "llama4_text"), IN_OUT),
 }
-PATCHES: Mapping[str, tuple[str, ...]] = {  # whose patches are cut by a convolution with as many strides as taps
-    "patch_embeddings.projection": ("beit", "deit", "dinov2", "vit", "vit_mae", "vit_msn"),
-    "embeddings.patch_embedding": ("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+
+
+class Sliding(NamedTuple):
+    """A convolution of some families of models, from the features of a setting to those between their blocks."""
+
+    families: tuple[str, ...]
+    inputs: str = "num_channels"
+    taps: tuple[int, ...] | None = None  # None: patches of an image, of the size that the configuration gives
+    strides: int | None = None  # None: as many as taps
+    zeros: int = 0  # added at either end
+
+
+CONVOLUTIONS: Mapping[str, Sliding] = {
+    "patch_embeddings.projection": Sliding(("beit", "deit", "dinov2", "vit", "vit_mae", "vit_msn")),
+    "embeddings.patch_embedding": Sliding(("clip", "clip_vision_model", "siglip", "siglip_vision_model")),
+    "encoder.conv1": Sliding(("whisper",), "num_mel_bins", (3,), 1, 1),
+    "encoder.conv2": Sliding(("whisper",), "d_model", (3,), 2, 1),
 }
 MASKED = ("gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "decision_transformer", "openai-gpt", "imagegpt")
 EPSILONS: Mapping[str, float | str] = {  # of all batch normalizations of a model; a text is the name of the setting

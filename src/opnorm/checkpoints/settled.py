@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from math import isfinite
 
+from opnorm.checkpoints import diffusion
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.config import ModelConfig
 from opnorm.checkpoints.guesses import Named
@@ -10,13 +11,13 @@ from opnorm.checkpoints.heads import fused
 from opnorm.checkpoints.records import Geometry
 from opnorm.checkpoints.roles import (
     CONV1D,
+    CONVOLUTIONS,
     EPSILONS,
     EXPERTS,
     FAMILIES,
     IN_OUT,
     MASKED,
     OUT_IN,
-    PATCHES,
     Role,
     Sizes,
     role_of,
@@ -34,7 +35,7 @@ def settler(config: ModelConfig, tensors: Mapping[str, Named]) -> Settle:
     every tensor of a model that brings its own code, or of a kind that is not known here.
     """
     parts = [(part, sizes_of(part)) for part in config.parts()]
-    if config.runs_own_code or not any(part.model_type for part, _ in parts):
+    if config.runs_own_code or not config.table:
         return lambda tensor, found: found
 
     def settled(tensor: Named, found: Geometry) -> Geometry:
@@ -54,8 +55,9 @@ def _settled(
         return _batch_normalization(config, tensor, tensors)
     if found.kind == "experts":
         return _experts(config, sizes, tensor, found)
-    if len(tensor.shape) == 4:
-        return _patches(config, tensor) or _mask(config, tensor)
+    drawn = diffusion.settled(config, tensor.name, tensor.shape)
+    if drawn is not None or len(tensor.shape) in (3, 4):
+        return drawn or _convolution(config, tensor) or _mask(config, tensor)
     role = role_of(tensor.name) if len(tensor.shape) == 2 and config.model_type in FAMILIES else None
     return None if role is None or found.operator is None else _matrix(config, sizes, role, tensor.shape)
 
@@ -95,15 +97,18 @@ def _has(sizes: Sizes, symbol: str, count: int) -> bool:
     return symbol == "P" or count in sizes[symbol]
 
 
-def _patches(config: ModelConfig, tensor: Named) -> Geometry | None:
-    """Return the convolution that cuts an image into patches."""
-    module = ".".join(tensor.name.split(".")[-3:-1])
-    if config.model_type not in PATCHES.get(module, ()) or not tensor.name.endswith(".weight"):
+def _convolution(config: ModelConfig, tensor: Named) -> Geometry | None:
+    """Return a convolution of a family whose module has that name, with the sizes that the configuration asks for."""
+    module = CONVOLUTIONS.get(".".join(tensor.name.split(".")[-3:-1]))
+    if module is None or config.model_type not in module.families or not tensor.name.endswith(".weight"):
         return None
-    patch, channels = config.size("patch_size"), config.size("num_channels")
-    if not patch or tensor.shape != (config.hidden, channels, patch, patch):
+    inputs, outputs = config.size(module.inputs), config.hidden
+    taps = (config.size("patch_size"),) * 2 if module.taps is None else module.taps
+    strides = taps if module.strides is None else module.strides
+    if 0 in taps or tensor.shape != (outputs, inputs, *taps):
         return None
-    return g.channels_first("Conv2d", tensor.shape, g.Sliding(strides=patch, padding="valid"))
+    padding = tuple((module.zeros, module.zeros) for _ in taps) if module.zeros else "valid"
+    return g.channels_first(f"Conv{len(taps)}d", tensor.shape, g.Sliding(strides, padding))
 
 
 def _mask(config: ModelConfig, tensor: Named) -> Geometry | None:
