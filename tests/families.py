@@ -66,7 +66,12 @@ MIXTURE = (
         "model_type": "gpt_oss", "hidden_size": 6, "num_attention_heads": 2, "intermediate_size": 3,
         "num_local_experts": 5,
     },
-    {"layers.0.mlp.experts.gate_up_proj": draw(5, 6, 6), "layers.0.mlp.experts.down_proj": draw(5, 3, 6)},
+    {
+        "layers.0.mlp.experts.gate_up_proj": draw(5, 6, 6),
+        "layers.0.mlp.experts.gate_up_proj_bias": draw(5, 6),
+        "layers.0.mlp.experts.down_proj": draw(5, 3, 6),
+        "layers.0.mlp.router.weight": draw(5, 6),
+    },
 )  # fmt: skip
 RESNET = (
     {"model_type": "efficientnet", "batch_norm_eps": 0.001},
@@ -75,6 +80,15 @@ RESNET = (
         "bn.bias": draw(4),
         "bn.running_mean": draw(4),
         "bn.running_var": RNG.uniform(1e-4, 1, 4).astype("float32"),
+    },
+)
+T5 = (
+    {"model_type": "t5", "d_model": 8, "d_kv": 3, "d_ff": 10, "num_heads": 2, "vocab_size": 30},
+    {
+        "shared.weight": draw(30, 8),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": draw(32, 2),
+        "encoder.block.0.layer.0.SelfAttention.q.weight": draw(6, 8),
+        "encoder.block.0.layer.1.DenseReluDense.wi.weight": draw(10, 8),
     },
 )
 WHISPER = (

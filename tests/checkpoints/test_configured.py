@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import AUTOENCODER, BLOOM, GPT2, LLAMA, MIXTURE, RESNET, UNET, VIT, WHISPER, draw, write
+from families import AUTOENCODER, BLOOM, GPT2, LLAMA, MIXTURE, RESNET, T5, UNET, VIT, WHISPER, draw, write
 
 import opnorm
 from opnorm.checkpoints.config import ModelConfig, read_config
@@ -14,7 +14,7 @@ from opnorm.checkpoints.opening import open_checkpoint
 
 FAMILIES = {
     "gpt2": GPT2, "llama": LLAMA, "bloom": BLOOM, "vit": VIT, "mixture": MIXTURE, "batch": RESNET, "whisper": WHISPER,
-    "unet": UNET, "autoencoder": AUTOENCODER,
+    "t5": T5, "unet": UNET, "autoencoder": AUTOENCODER,
 }  # fmt: skip
 
 
@@ -34,13 +34,14 @@ def test_no_map_of_a_known_model_is_assumed(tmp_path, family):
     assert [name for name, row in rows.items() if row.readings or row.status == "failed"] == []
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "t5"])
 def test_the_norm_between_root_mean_squares_is_that_of_the_layer(tmp_path, family):
     """The truth goes by names: GPT-2's layers are x @ W, its tables and all others' layers W @ x."""
     rows, tensors = rows_of(tmp_path, family), FAMILIES[family][1]
     for name, tensor in tensors.items():
         if rows[name].status == "bounded":
-            inputs_first = "embed_tokens" in name or name[:3] in ("wte", "wpe") or ".c_" in name
+            tables = ("embed_tokens", "wte", "wpe", "shared", "relative_attention_bias")
+            inputs_first = any(table in name for table in tables) or ".c_" in name
             inputs, outputs = tensor.shape if inputs_first else tensor.shape[::-1]
             assert rows[name].rms_norm == pytest.approx(norm(tensor) * np.sqrt(inputs / outputs), rel=1e-5)
 
@@ -92,6 +93,7 @@ def test_experts_are_turned_as_their_family_stores_them(tmp_path):
     assert row.upper == pytest.approx(max(map(norm, down)), rel=1e-5)
     assert row.rms_norm == pytest.approx(row.upper * np.sqrt(3 / 6), rel=1e-9)
     assert "(in, out)" in rows["layers.0.mlp.experts.gate_up_proj"].geometry
+    assert rows["layers.0.mlp.experts.gate_up_proj_bias"].reason == "a bias is added, not multiplied"
 
 
 def test_epsilon_comes_from_the_configuration(tmp_path):
@@ -154,6 +156,11 @@ def test_a_configuration_too_large_is_not_read(tmp_path):
     write(tmp_path, LLAMA[1])
     (tmp_path / "config.json").write_bytes(b" " * (2**23 + 1))
     assert "larger than 8 MiB" in opnorm.audit(tmp_path).notes[0]
+
+
+def test_embeddings_that_their_layer_scales_stay_assumed(tmp_path):
+    rows = rows_of(tmp_path, "llama", model_type="gemma2")
+    assert [name for name, row in rows.items() if row.assumed] == ["model.embed_tokens.weight"]
 
 
 # ---- parts of a model ----

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from opnorm.checkpoints.config import ModelConfig
 
 # Sizes: H features between blocks, Q of all query heads, K of all key heads, F of queries, keys and values together,
-# I inside of a feed-forward layer, J twice that, V tokens, E experts, P anything.
+# I inside of a feed-forward layer, J twice that, V tokens, E experts, N query heads, P anything.
 Sizes = Mapping[str, frozenset[int]]
 Ways = tuple[tuple[str, str], ...]  # from, to
 
@@ -23,22 +23,26 @@ LINEAR: Mapping[str, Ways] = {  # by the module's name, or its parent's and its 
     **dict.fromkeys(("dense", "pre_classifier", "vocab_transform"), (("Q", "H"), ("H", "H"))),
     **dict.fromkeys(("lm_head", "embed_out", "decoder", "vocab_projector"), (("H", "V"),)),
     **dict.fromkeys(("gate", "router"), (("H", "E"),)),
+    **dict.fromkeys(("classifier", "score", "qa_outputs", "text_projection", "visual_projection"), (("H", "P"),)),
     "crossattention.c_attn": (("H", "J"),),
     "q_attn": (("H", "Q"),),
 }
-EMBEDDINGS: Mapping[str, str] = {
-    **dict.fromkeys(("embed_tokens", "wte", "word_embeddings", "embed_in", "token_embedding", "tok_embeddings"), "V"),
-    "shared": "V",
-    **dict.fromkeys(("wpe", "position_embeddings", "embed_positions", "position_embedding"), "P"),
-    "token_type_embeddings": "P",
+_TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "token_embedding", "tok_embeddings", "shared")
+_PLACES = ("wpe", "position_embeddings", "embed_positions", "position_embedding", "token_type_embeddings")
+EMBEDDINGS: Mapping[str, Ways] = {
+    **dict.fromkeys(_TOKENS, (("V", "H"),)),
+    **dict.fromkeys(_PLACES, (("P", "H"),)),
+    "relative_attention_bias": (("P", "N"),),
 }
+SCALED = ("gemma", "gemma2", "gemma3_text")  # whose embeddings are multiplied by a number, of late by their own layer
 CONV1D = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")  # whose c_attn, c_fc, c_proj are stored (in, out)
 FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and Embedding and nothing more
-    *CONV1D, "albert", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model", "clip_vision_model", "cohere",
-    "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon", "gpt_bigcode", "gpt_neox", "gptj", "granite",
-    "llama", "mistral", "mixtral", "modernbert", "mpt", "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip", "siglip_text_model", "siglip_vision_model", "stablelm",
-    "starcoder2", "t5", "vit", "vit_mae", "vit_msn", "whisper", "xlm-roberta",
+    *CONV1D, *SCALED, "albert", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
+    "clip_vision_model", "cohere", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon",
+    "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "mistral", "mixtral", "modernbert", "mpt",
+    "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip",
+    "siglip_text_model", "siglip_vision_model", "stablelm", "starcoder2", "t5", "vit", "vit_mae", "vit_msn",
+    "whisper", "xlm-roberta",
 })  # fmt: skip
 OUT_IN, IN_OUT = "(out, in)", "(in, out)"
 EXPERTS: Mapping[str, str] = {  # how the matrix of each expert stands in a stack of them
@@ -85,7 +89,7 @@ def role_of(name: str) -> Role | None:
         return None
     module = parts[-2]
     if module in EMBEDDINGS:
-        return Role(module, ((EMBEDDINGS[module], "H"),), True)
+        return Role(module, EMBEDDINGS[module], True)
     ways = LINEAR.get(".".join(parts[-3:-1])) or LINEAR.get(module)
     return Role(module, ways) if ways else None
 
@@ -102,5 +106,6 @@ def sizes_of(config: ModelConfig) -> Sizes:
         "J": {2 * inner for inner in {*config.inner, config.hidden}},
         "V": {config.size("vocab_size")},
         "E": {config.experts},
+        "N": {config.heads},
     }
     return {name: frozenset(found) - {0} for name, found in several.items()}

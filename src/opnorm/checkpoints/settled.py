@@ -18,6 +18,7 @@ from opnorm.checkpoints.roles import (
     IN_OUT,
     MASKED,
     OUT_IN,
+    SCALED,
     Role,
     Sizes,
     role_of,
@@ -67,7 +68,7 @@ def _matrix(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...
     inputs_first = role.table or (role.module in ("c_attn", "c_fc", "c_proj", "q_attn") and config.model_type in CONV1D)
     inputs, outputs = shape if inputs_first else shape[::-1]
     fits = any(_has(sizes, a, inputs) and _has(sizes, b, outputs) for a, b in role.ways)
-    if not fits:
+    if not fits or (role.table and config.model_type in SCALED):
         return None
     if role.table:
         return g.columns("Embedding", "matrix (tokens, features)")
