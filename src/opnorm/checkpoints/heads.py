@@ -56,9 +56,11 @@ def fused(config: ModelConfig, module: str, outputs: int) -> Fused | None:
         outputs: How many the stored weight has: with another number the configuration is of another model.
     """
     order = _order(config, module)
+    if not order:
+        return None
     found = Fused(config.heads, config.key_value_heads, config.head_dim, order)
     sizes = found.heads and found.head_dim and found.key_value_heads
-    proper = order and sizes and found.heads % found.key_value_heads == 0 and found.outputs == outputs
+    proper = sizes and found.heads % found.key_value_heads == 0 and found.outputs == outputs
     return found if proper else None
 
 
