@@ -31,7 +31,7 @@ _ENTRIES = 20_000  # of a folder that are looked at
 _FOLDERS = 100  # in a folder that are looked into
 _SHOWN = 5  # names in a message
 
-Readable = Callable[[str], bool]  # whether there is a reader for a file of that name
+Readable = Callable[[str], str]  # the ending by which a reader knows a file of that name, or ""
 
 
 class Model(NamedTuple):
