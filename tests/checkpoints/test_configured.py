@@ -118,6 +118,8 @@ def test_epsilon_comes_from_the_configuration(tmp_path):
         {"num_attention_heads": 2**70, "num_key_value_heads": 2**70, "intermediate_size": True, "vocab_size": -1},
         {"auto_map": {"AutoModel": "modeling.Own"}},
         {"quantization_config": {"quant_method": "bitnet"}},
+        {"quantization": {"bits": 4}},
+        {"text_config": {"model_type": "llama", "quantization_config": {"quant_method": "bitnet"}}},
     ],
 )
 def test_a_configuration_of_another_model_settles_nothing(tmp_path, changed):
