@@ -12,6 +12,7 @@ import numpy as np
 from opnorm.auditing.forms import FORMS, Form, pair
 from opnorm.auditing.lora import Product, directed
 from opnorm.auditing.measure import values_of
+from opnorm.checkpoints.config import beside
 from opnorm.checkpoints.records import CheckpointError, Weight
 from opnorm.checks import Array
 
@@ -194,13 +195,13 @@ def _uses(form: Form, role: str) -> bool:
 
 
 def _adapter_config(path: str) -> Mapping[str, Any] | None:
-    beside = Path(path).parent / "adapter_config.json" if path else None
-    if beside is None or not beside.is_file():
+    file = beside(Path(path)) / "adapter_config.json" if path else None
+    if file is None or not file.is_file():
         return None
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"Cannot read {str(beside)!r}: {error}") from error
+        raise CheckpointError(f"Cannot read {str(file)!r}: {error}") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -124,6 +124,9 @@ def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
         return False
     if sum(count != 1 for count in tensor.shape) <= 1:
         return True
+    stack = others.get(tensor.name.removesuffix("_bias")) or others.get(f"{tensor.name.removesuffix('bias')}blocks")
+    if stack not in (None, tensor) and len(stack.shape) > 2 and tensor.shape[0] == stack.shape[0]:
+        return len(tensor.shape) == 2  # of experts, a bias for each
     beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
     return (
         last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
