@@ -276,7 +276,7 @@ def _described(geometry: Geometry) -> str:
 
 
 def _main(geometry: Geometry) -> Geometry:
-    return geometry._replace(readings=())
+    return geometry._replace(readings=(), parts=None)
 
 
 def _subtract(tuned: Array, base: Array) -> Array:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from math import isfinite
 from typing import Any, NamedTuple
 
+from opnorm.auditing.parts import Part, told
 from opnorm.auditing.text import printable
 
 SCHEMA = 1  # of the JSON; it grows when a key changes its meaning or goes
@@ -44,6 +45,7 @@ class Row(NamedTuple):
     constraint: Mapping[str, Any] | None = None  # name, operator, value, and met: "yes", "no" or "unknown"
     seconds: float = 0.0
     readings: tuple[Reading, ...] = ()  # where the geometry is assumed: what else the layer may do with the tensor
+    parts: tuple[Part, ...] = ()  # experts of a stack, projections and heads that share a matrix: each by itself
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ def _cell(value: Any) -> str | float:
         return value
     if isinstance(value, dict):
         value = json.dumps(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = told(value)  # the JSON has all
     if isinstance(value, list):
         value = json.dumps(value) if any(isinstance(item, list) for item in value) else " ".join(map(str, value))
     text = str(value)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opnorm.auditing.parts import told
+
 OPTIMIZER = "optimizer state"  # the reason by which readers skip it: `checkpoints.geometry`, without its imports
 HEADINGS = ("tensor", "shape", "dtype", "lower", "upper", "matrix norm", "stable rank", "how")
 DIFF_HEADINGS = ("tensor", "shape", "base <=", "tuned <=", "difference <=", "relative", "status")
@@ -29,6 +31,8 @@ def _how(row: Mapping[str, Any]) -> str:
         return f"not bounded: {row['reason']}"
     parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
     parts += [f"or {number(lower)} to {number(upper)} as {text}" for text, lower, upper in row["readings"]]
+    if row["parts"]:
+        parts.append(told(row["parts"]))
     if row["constraint"]:
         parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
     return "; ".join(parts)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.fused import with_known_parts
 from opnorm.checkpoints.kernels import guess_kernel, is_convolution, with_taps
 from opnorm.checkpoints.records import Geometry
 
@@ -78,7 +79,7 @@ def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] 
     if len(tensor.shape) == 1:
         return _vector(tensor, others)
     if len(tensor.shape) == 2:
-        return _matrix(tensor, others)
+        return with_known_parts(_matrix(tensor, others), tensor.name, tensor.shape)
     return guess_kernel(tensor.name, tensor.shape, channels, keras=_LAST_IS_OUT.search(tensor.name) is not None)
 
 
@@ -122,11 +123,22 @@ def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
     """Return whether a tensor is called a bias and has the one axis of one, or those of the kernel's outputs."""
     if not re.search(r"(^|_)bias(_|$)", last) and last != "beta":
         return False
-    if sum(count != 1 for count in tensor.shape) <= 1:
+    if sum(count != 1 for count in tensor.shape) <= 1 or _is_of_experts(tensor, others):
         return True
     beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
     return (
         last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
+    )
+
+
+def _is_of_experts(tensor: Named, others: Mapping[str, Named]) -> bool:
+    """Return whether a bias with two axes has a row for each matrix of the stack beside it."""
+    beside = others.get(re.sub(r"[._]bias$", "", tensor.name), tensor)
+    return (
+        len(tensor.shape) == 2
+        and len(beside.shape) == 3
+        and beside.shape[0] == tensor.shape[0]
+        and tensor.shape[1] in beside.shape[1:]
     )
 
 

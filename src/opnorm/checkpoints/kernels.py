@@ -63,7 +63,7 @@ def _experts(shape: tuple[int, ...]) -> Geometry:
     if len(shape) != 3:
         return g.unknown("experts", f"experts with {len(shape)} axes of an unknown layout", assumed=True)
     text = "a matrix for each expert, (out, in) or its transpose: the largest of their norms"
-    return g.stacked("experts", text, assumed=True)._replace(oriented=False)
+    return g.stacked("experts", text, each="expert", assumed=True)._replace(oriented=False)
 
 
 def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:

@@ -22,10 +22,19 @@ const digits = value => value === null ? "\u2013" : String(Number(value.toPrecis
 
 // ---- the table -------------------------------------------------------------------------------------------------
 
+function partsOf(parts) {  // as in parts.py
+  if (parts.length <= 4) return parts.map(part => `${part.name} ${digits(part.upper)}`).join(", ");
+  const sorted = [...parts].sort((a, b) => (b.upper ?? Infinity) - (a.upper ?? Infinity));
+  const [low, high] = [sorted[Math.floor(parts.length / 2)].upper, sorted[Math.floor((parts.length - 1) / 2)].upper];
+  const middle = low === null || high === null ? null : (low + high) / 2;
+  return `${parts.length} parts, the largest ${sorted[0].name} ${digits(sorted[0].upper)}, median ${digits(middle)}`;
+}
+
 function how(row) {
   if (row.status !== "bounded") return `${row.status === "skipped" ? "skipped" : "not bounded"}: ${row.reason}`;
   const parts = [row.geometry + (row.assumed ? " (assumed)" : ""), row.method];
   for (const [text, lower, upper] of row.readings) parts.push(`or ${digits(lower)} to ${digits(upper)} as ${text}`);
+  if (row.parts.length) parts.push(partsOf(row.parts));
   if (row.constraint) parts.push(`${row.constraint.name} ${row.constraint.value}, met: ${row.constraint.met}`);
   return parts.join("; ");
 }

@@ -1,0 +1,151 @@
+"""Experts and fused projections: each part's bracket against the SVD of its own rows, beside that of the whole."""
+
+import csv
+import io
+import json
+from statistics import median
+
+import numpy as np
+import pytest
+from network_files import norm, write
+
+from opnorm.auditing.audits import audit
+from opnorm.auditing.measure import measure
+from opnorm.auditing.report import Report
+from opnorm.auditing.settings import Settings
+from opnorm.checkpoints import geometry
+from opnorm.checkpoints.fused import divided
+from opnorm.checkpoints.records import Weight
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def only_row(tmp_path, name, tensor, **others):
+    found = audit(write(tmp_path / "m.safetensors", {name: tensor, **others}))
+    return next(row for row in found.rows if row.name == name), found
+
+
+def assert_parts(row, truth):
+    assert [part["name"] for part in row.parts] == list(truth)
+    for part, matrix in zip(row.parts, truth.values(), strict=True):
+        assert part["lower"] * (1 - 1e-12) <= norm(matrix) <= part["upper"] * (1 + 1e-12)
+        assert part["upper"] <= part["lower"] * (1 + 2e-6)
+
+
+def test_each_expert_of_a_stack_is_a_part(tmp_path):
+    stack = normal(0, 9, 12, 7) * np.arange(1, 10)[:, None, None].astype(np.float32)
+    row, found = only_row(tmp_path, "mlp.experts.gate_up_proj", stack)
+    assert_parts(row, {f"expert {i}": expert for i, expert in enumerate(stack)})
+    norms = [norm(expert) for expert in stack]
+    assert row.lower <= max(norms) * (1 + 1e-12)
+    assert row.upper == max(part["upper"] for part in row.parts)
+    line = next(line for line in found.to_text().splitlines() if line.startswith(row.name))
+    largest = int(np.argmax(norms))
+    middle = f"{median(part['upper'] for part in row.parts):.6g}"
+    assert f"9 parts, the largest expert {largest} {row.upper:.6g}, median {middle}" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("attn.in_proj_weight", ("query", "key", "value")),
+        ("layers.0.self_attn.qkv_proj.weight", ("query", "key", "value")),
+        ("blocks.0.attn.qkv.weight", ("query", "key", "value")),
+        ("layers.0.attn.Wqkv.weight", ("query", "key", "value")),
+        ("block.1.attn.kv.weight", ("key", "value")),
+    ],
+)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_equal_runs_of_a_fused_projection_are_parts(tmp_path, name, parts, layout):
+    blocks = [normal(i, 8, 8) * (i + 1) for i in range(len(parts))]
+    tensor = np.concatenate(blocks, axis=0 if layout == "rows" else 1)
+    row, _ = only_row(tmp_path, name, tensor)
+    assert_parts(row, dict(zip(parts, blocks, strict=True)))
+    assert row.lower <= norm(tensor) * (1 + 1e-12) <= row.upper * (1 + 2e-12)
+    assert row.assumed
+
+
+def test_gpt2s_attention_is_stored_in_columns(tmp_path):
+    tensor = normal(0, 6, 18)
+    row, found = only_row(tmp_path, "h.0.attn.c_attn.weight", tensor)
+    parts = {name: tensor[:, 6 * i : 6 * i + 6] for i, name in enumerate(("query", "key", "value"))}
+    assert_parts(row, parts)
+    assert f"query {row.parts[0]['upper']:.6g}, key" in found.to_text()
+
+
+def test_gates_are_halves_whatever_the_inputs(tmp_path):
+    tensor = normal(0, 20, 7)
+    row, _ = only_row(tmp_path, "layers.0.mlp.gate_up_proj.weight", tensor)
+    assert_parts(row, {"gate": tensor[:10], "up": tensor[10:]})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("layers.0.self_attn.qkv_proj.weight", (16, 8)),  # fewer heads of keys: nothing tells whose rows
+        ("h.0.attn.qkv_proj.weight", (24, 8)),  # CodeGen's alternates
+        ("h.0.attn.query_key_value.weight", (24, 8)),  # GPT-NeoX's and BLOOM's too
+        ("in_proj.weight", (24, 8)),  # DeBERTa's, Mamba's
+        ("layers.0.linear.weight", (24, 8)),
+    ],
+)
+def test_what_names_do_not_tell_is_left_whole(tmp_path, name, shape):
+    row, _ = only_row(tmp_path, name, normal(0, *shape))
+    assert row.status == "bounded"
+    assert row.parts == ()
+
+
+def test_places_that_alternate_from_head_to_head_are_parts_too():
+    matrix = normal(0, 12, 5).astype(np.float64)  # 2 heads of q, k, v with 2 rows each
+    places = {f"{which} {head}": [6 * head + 2 * i, 6 * head + 2 * i + 1] for head in (0, 1) for i, which in ORDER}
+    places["query"] = [0, 1, 6, 7]
+    weight = Weight("w", (12, 5), "float64", lambda: matrix, divided(geometry.rows("Linear"), places))
+    row, _ = measure(weight, Settings())
+    assert_parts(row, {name: matrix[rows] for name, rows in places.items()})
+
+
+ORDER = list(enumerate(("query", "key", "value")))
+
+
+def test_parts_of_scaled_values_are_scaled():
+    matrix = normal(0, 6, 6).astype(np.float64)
+    halves = divided(geometry.rows("Linear"), {"a": slice(0, 3), "b": slice(3, 6)})
+    tripled = geometry.scaled(halves, lambda values: 3 * values, "three times")
+    row, _ = measure(Weight("w", (6, 6), "float64", lambda: matrix, tripled), Settings())
+    assert_parts(row, {"a": 3 * matrix[:3], "b": 3 * matrix[3:]})
+
+
+def test_without_time_parts_are_wider_and_as_true(tmp_path):
+    stack = normal(0, 40, 64, 64)
+    path = write(tmp_path / "m.safetensors", {"experts.up": stack, "self_attn.qkv_proj.weight": normal(1, 96, 32)})
+    for row in audit(path, time_limit=0).rows:
+        assert len(row.parts) in (3, 40)
+        blocks = stack if len(row.parts) == 40 else normal(1, 96, 32).reshape(3, 32, 32)
+        for part, block in zip(row.parts, blocks, strict=True):
+            assert part["lower"] <= norm(block) * (1 + 1e-12) <= part["upper"] * (1 + 2e-12)
+
+
+def test_places_that_do_not_fit_leave_the_whole_as_it_is():
+    wrong = divided(geometry.rows("Linear"), {"a": [99]})
+    row, _ = measure(Weight("w", (3, 3), "float64", lambda: np.eye(3), wrong), Settings())
+    assert (row.status, row.parts) == ("bounded", ())
+
+
+def test_a_bias_of_experts_is_a_bias(tmp_path):
+    row, _ = only_row(tmp_path, "experts.up_bias", normal(0, 4, 6), **{"experts.up": normal(1, 4, 5, 6)})
+    assert (row.status, row.reason) == ("skipped", geometry.BIAS)
+    alone, _ = only_row(tmp_path, "experts.up_bias", normal(0, 4, 6))
+    assert alone.status == "bounded"
+
+
+def test_parts_are_in_every_form_of_the_report(tmp_path):
+    _, found = only_row(tmp_path, "mlp.experts.up", normal(0, 5, 6, 6))
+    document = json.loads(found.to_json())
+    assert document["rows"][0]["parts"][4] == dict(found.rows[0].parts[4])
+    assert Report.from_dict(document, {}) == found
+    (row,) = csv.DictReader(io.StringIO(found.to_csv()))
+    assert row["parts"].startswith("5 parts, the largest expert")
+    pytest.importorskip("jinja2")
+    assert "partsOf" in found.to_html()
