@@ -24,6 +24,8 @@ class DiffRow(NamedTuple):
     relative: float | None = None  # upper end of the difference / lower end of the base
     reason: str = ""
     geometry: str = ""  # what the layer does with the weight, and where that is assumed
+    adapter: str = ""  # the name of the adapter, where its file names it
+    rank: int | None = None  # of what a low-rank adapter adds, at most
 
 
 @dataclass(frozen=True)

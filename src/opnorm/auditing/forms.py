@@ -41,6 +41,14 @@ def _low_rank_shape(shapes: Shapes) -> Shape:
     return (shapes["up"][0], shapes["down"][1], *shapes.get("mid", shapes["down"])[2:])
 
 
+def _by_expert(parts: Parts) -> Product:
+    """Return B A of each expert, (experts, outputs * inputs); B is (experts, outputs, rank), A (experts, rank, inputs)."""
+    B, A = parts["mlx_b"], parts["mlx_a"]
+    if B.ndim != 3 or A.ndim != 3 or len(B) != len(A) or B.shape[2] != A.shape[1]:
+        raise ValueError(f"the shapes {B.shape} and {A.shape} are no low-rank pairs")
+    return (Product(B) @ Product(A)).reshape(len(B), -1)
+
+
 def _hadamard(parts: Parts) -> Product:
     first, second = (_factored(parts, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
     if first.values.shape != second.values.shape:
@@ -109,6 +117,13 @@ def _flat(array: Array) -> Product:
 
 FORMS = (
     Form("LoRA", lambda s: {"up", "down"} <= set(s), _low_rank, _low_rank_shape, ("down",)),
+    Form(
+        "LoRA of experts",
+        lambda s: {"mlx_a", "mlx_b"} <= set(s),
+        _by_expert,
+        lambda s: (s["mlx_b"][0], s["mlx_b"][1], s["mlx_a"][2]),
+        ("mlx_a",),
+    ),
     Form(
         "LoHa",
         lambda s: {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= set(s),
