@@ -54,9 +54,8 @@ def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
             return DiffRow(name, shape, "failed", reason=f"the base stores it as {a.dtype}: the sum is not formed")
         merged, factors = update.merged(values_of(a)), update.factors()
         if factors is not None and len(shape) == 2:
-            return row_of(
-                a, [a, _with(a, merged)], update.kind, settings, [0.0, merged.error], bracket_product(*factors)
-            )
+            errors, change = [0.0, merged.error], bracket_product(*factors)
+            return row_of(a, [a, _with(a, merged)], update.kind, settings, errors, change)
         added = _change(update, merged, a)
         several = [a, _with(a, merged), _with(a, added)]
         return row_of(a, several, update.kind, settings, [0.0, merged.error, added.error])

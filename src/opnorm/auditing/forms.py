@@ -42,7 +42,7 @@ def _low_rank_shape(shapes: Shapes) -> Shape:
 
 
 def _by_expert(parts: Parts) -> Product:
-    """Return B A of each expert, (experts, outputs * inputs); B is (experts, outputs, rank), A (experts, rank, inputs)."""
+    """Return the product of each expert, (experts, outputs * inputs)."""
     B, A = parts["mlx_b"], parts["mlx_a"]
     if B.ndim != 3 or A.ndim != 3 or len(B) != len(A) or B.shape[2] != A.shape[1]:
         raise ValueError(f"the shapes {B.shape} and {A.shape} are no low-rank pairs")

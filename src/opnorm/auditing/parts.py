@@ -5,6 +5,8 @@ from math import inf
 from statistics import median
 from typing import Any, TypedDict
 
+from opnorm.tables import number
+
 _EACH = 4  # parts up to which each is told by name
 
 
@@ -19,13 +21,22 @@ class Part(TypedDict):
 def told(parts: Sequence[Mapping[str, Any]]) -> str:
     """Return the upper end of each part; of many that of the largest, the median and how many there are."""
     if len(parts) <= _EACH:
-        return ", ".join(f"{part['name']} {_number(part['upper'])}" for part in parts)
-    uppers = [inf if part["upper"] is None else part["upper"] for part in parts]
+        return ", ".join(f"{part['name']} {number(part['upper'])}" for part in parts)
+    uppers = _uppers(parts)
     largest = parts[uppers.index(max(uppers))]
+    name, upper = largest["name"], number(largest["upper"])
+    return f"{len(parts)} parts, the largest {name} {upper}, median {_middle(uppers)}"
+
+
+def brief(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many parts there are and the median of their upper ends, nothing where there are none."""
+    return f"{len(parts)}, median {_middle(_uppers(parts), 4)}" if parts else ""
+
+
+def _uppers(parts: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [inf if part["upper"] is None else part["upper"] for part in parts]
+
+
+def _middle(uppers: Sequence[float], digits: int = 6) -> str:
     middle = median(uppers)
-    median_text = _number(middle if middle < inf else None)
-    return f"{len(parts)} parts, the largest {largest['name']} {_number(largest['upper'])}, median {median_text}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+    return number(middle if middle < inf else None, digits)

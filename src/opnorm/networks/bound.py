@@ -6,7 +6,7 @@ What each node does to a distance is a rule of its kind; this file puts the node
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
@@ -16,8 +16,10 @@ from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
 from opnorm.networks.shape_rules import MEETINGS
+from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
 _EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm")  # whose first input may be the constant one
+_NAMED = 4  # steps without a constant that a prompt names
 
 
 class Step(NamedTuple):
@@ -47,6 +49,34 @@ class NetworkBound(NamedTuple):
     def unknown(self) -> tuple[Step, ...]:
         """The nodes without a finite constant."""
         return tuple(step for step in self.steps if step.constant is None)
+
+    def to_text(self) -> str:
+        """Return the bound, and a line for each step: what it does to a distance, or why that is not known."""
+        rows = [[printable(step.name), step.kind, number(step.constant), printable(step.rule)] for step in self.steps]
+        notes = [f"note: {printable(note)}\n" for note in self.notes]
+        table = [aligned(Step._fields, rows, ("constant",)), "\n"] if rows else []
+        return "".join([*table, f"{self._summary()}\n", *notes])
+
+    def to_pandas(self) -> Any:
+        """Return the steps as a pandas DataFrame; a constant that is not known is NaN. Needs pandas."""
+        return frame([step._asdict() for step in self.steps], Step._fields, ("constant",))
+
+    def __repr__(self) -> str:
+        return f"NetworkBound({self._summary()}; {len(self.steps)} steps: .to_text() lists them)"
+
+    def _repr_html_(self) -> str:
+        rows = [[step.name, step.kind, number(step.constant), step.rule] for step in self.steps]
+        return html_lines([self._summary()]) + html_table(Step._fields, rows, ("constant",)) + html_lines(self.notes)
+
+    def _summary(self) -> str:
+        ends = f"lower={number(self.lower)}, upper={number(self.upper)}"
+        return f"{ends}, by {self.method}" if self.upper is not None else f"{ends}: {self._why_unknown()}"
+
+    def _why_unknown(self) -> str:
+        names = [f"{step.name} ({step.kind})" for step in self.unknown]
+        more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+        told = f"no constant of {', '.join(names[:_NAMED] + more)}" if names else "; ".join(self.notes)
+        return printable(told or "an output is not reached")
 
 
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
