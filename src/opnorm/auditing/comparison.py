@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from opnorm.auditing.changes import summarized
 from opnorm.auditing.ordering import DiffSort, View
 from opnorm.auditing.prompt import prompt_html, prompt_text
 from opnorm.auditing.report import SCHEMA, finite
@@ -33,6 +34,7 @@ class DiffRow(NamedTuple):
     geometry: str = ""  # what the layer does with the weight, and where that is assumed
     adapter: str = ""  # the name of the adapter, where its file names it
     rank: int | None = None  # of what a low-rank adapter adds, at most
+    subspaces: Mapping[str, Any] | None = None  # see `auditing.subspaces`; only when asked for
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +62,7 @@ class Difference:
         rows = [row._asdict() | {key: _ends(row._asdict()[key]) for key in BRACKETS} for row in self.rows]
         tool = f"opnorm {version('opnorm')}"
         names = {"base": self.base, "tuned": self.tuned, "notes": self.notes, "common": self.common}
-        return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows}))
+        return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows, "summary": summarized(rows)}))
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Difference":

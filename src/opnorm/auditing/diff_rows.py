@@ -13,11 +13,16 @@ from opnorm.auditing.lora import widened
 from opnorm.auditing.measure import afford, measure, reason_of, values_of
 from opnorm.auditing.norms import frobenius_norm
 from opnorm.auditing.settings import Settings
+from opnorm.auditing.subspaces import Subspaces, subspaces
+from opnorm.bounds.brackets import matrix_of
+from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Geometry, Weight
 from opnorm.checks import Array
 
 Weights = Mapping[str, Weight]
+_COPIES = 8  # of a matrix, that three decompositions take together
+_SVDS = 40  # multiplications for each entry and each of the shorter side that they take
 
 
 def compared(a: Weight, b: Weight, settings: Settings) -> DiffRow:
@@ -111,7 +116,32 @@ def row_of(
     reason = failed[0].reason if failed else ""
     if row.base and row.difference and row.base[0] > 0:
         row = row._replace(relative=row.difference[1] / row.base[0])
-    return row._replace(reason=reason)
+    return row._replace(reason=reason, subspaces=_subspaces(several, settings))
+
+
+def _subspaces(several: list[Weight], settings: Settings) -> Subspaces | None:
+    """Return how the tuned matrix lies to the base's, None where that was not asked for or is not to be had."""
+    if not settings.subspaces or len(several) < 2:
+        return None
+    try:
+        base, tuned = (_matrix(one, settings) for one in several[:2])
+        sides = base.shape
+        if not Deadline.after(settings.time_limit).affords(_SVDS * base.size * min(sides)):
+            return None
+        return subspaces(base, tuned)
+    except Exception:  # LAPACK's, or no memory, or no matrix: the brackets stand without them
+        return None
+
+
+def _matrix(weight: Weight, settings: Settings) -> Array:
+    operator = weight.geometry.operator
+    if operator is None:
+        raise ValueError("no linear map")
+    afford((_COPIES, *weight.shape), settings.memory_limit)
+    matrix = matrix_of(operator(values_of(weight)))
+    if matrix is None or not np.isfinite(matrix).all():
+        raise ValueError("no matrix of numbers")
+    return matrix
 
 
 def _described(geometry: Geometry) -> str:

@@ -26,6 +26,7 @@ def diff(
     tolerance: float | None = None,
     time_limit: float | None = None,
     memory_limit: int | None = None,
+    subspaces: bool = False,
     sandbox: bool = False,
     progress: Progress | None = None,
 ) -> Difference:
@@ -45,6 +46,9 @@ def diff(
         tolerance: Aim for `upper / lower - 1`.
         time_limit: Seconds for each norm.
         memory_limit: As for `audit`.
+        subspaces: Also compute singular vectors of matrices: the effective rank of each difference, how far its leading
+            subspaces are the base's, and how many leading directions of the tuned matrix are none of the base's. It
+            takes three singular value decompositions a matrix.
         sandbox: Likewise.
         progress: Called with the number of rows done and of all.
 
@@ -52,7 +56,7 @@ def diff(
         CheckpointError: When a file cannot be read.
         ValueError: When an argument does not make sense.
     """
-    options = Options(include, exclude, tolerance, time_limit, memory_limit)
+    options = Options(include, exclude, tolerance, time_limit, memory_limit, subspaces=subspaces)
     options.checked()
     check_running(sandbox, progress)
     if sandbox:

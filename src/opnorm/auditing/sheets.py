@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opnorm.auditing.changes import told, turned_cells
 from opnorm.auditing.ordering import View, arranged
 from opnorm.auditing.parts import brief
 from opnorm.auditing.screen import Column, Legend, Line, Sheet, folded
@@ -30,6 +31,9 @@ _DIFF_COLUMNS = (
     Column("tuned\n<=", right=True),
     Column("differ-\nence <=", right=True),
     Column("rela-\ntive", right=True, spared=1),
+    Column("eff.\nrank", right=True),
+    Column("over-\nlap", right=True),
+    Column("in-\ntruders", right=True),
     Column("how"),
 )
 _OTHERWISE = ("or else", "the norm of what else the layer may do with the tensor; the JSON has each reading")
@@ -85,7 +89,8 @@ def of_diff(document: Mapping[str, Any], view: View) -> Sheet:
     hidden = Counter(_why_quiet(row) for row in document["rows"] if not view.all_rows and row["status"] in _QUIET)
     shown, legend = arranged(rows, view.sort)[: view.top], Legend()
     lines = [(_diff_cells(row, legend), _STYLES.get(row["status"], "")) for row in shown]
-    below = [*map(Line, top_line(len(rows), view)), *folded(hidden), *map(Line, notes(document))]
+    changes = Line(printable(told(document["summary"])))
+    below = [*map(Line, top_line(len(rows), view)), *folded(hidden), changes, *map(Line, notes(document))]
     return Sheet(_DIFF_COLUMNS, lines, legend.entries(), below)
 
 
@@ -96,4 +101,4 @@ def _why_quiet(row: Row) -> str:
 def _diff_cells(row: Row, legend: Legend) -> Sequence[str]:
     *numbers, _ = diff_cells(row)
     status = printable(diff_status(row))
-    return [*numbers, "" if status == _AS_IT_SHOULD else legend.mark(status)]
+    return [*numbers, *turned_cells(row), "" if status == _AS_IT_SHOULD else legend.mark(status)]

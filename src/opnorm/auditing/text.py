@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opnorm.auditing.changes import told as told_changes
+from opnorm.auditing.changes import turned
 from opnorm.auditing.ordering import View, arranged
 from opnorm.auditing.parts import told
 from opnorm.tables import aligned
@@ -107,17 +109,18 @@ def _network(network: Mapping[str, Any] | None) -> str:
 def plain_diff(document: Mapping[str, Any], view: View = _ALL) -> str:
     """Return a comparison as text, one line a tensor."""
     rows, folded = shown(document, view)
-    lines = [*folded, *notes(document)]
+    lines = [*folded, printable(told_changes(document["summary"])), *notes(document)]
     return aligned(DIFF_HEADINGS, [diff_cells(row) for row in rows], NUMBERS) + "".join(f"{line}\n" for line in lines)
 
 
 def diff_cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row of a comparison: of each bracket the upper end."""
     uppers = [number(row[key] and row[key]["upper"]) for key in ("base", "tuned", "difference")]
-    texts = (row["name"], shape_of(row), *uppers, number(row["relative"]), diff_status(row))
+    texts = (row["name"], shape_of(row), *uppers, number(row["relative"]), diff_status(row) + turned(row))
     return [printable(text) for text in texts]
 
 
 def diff_status(row: Mapping[str, Any]) -> str:
-    """Return what was done with the tensor, and the reason where there is one."""
-    return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
+    """Return what was done with the tensor, by which adapter, and the reason where there is one."""
+    status = f"{row['status']} of {row['adapter']!r}" if row["adapter"] else str(row["status"])
+    return f"{status}: {row['reason']}" if row["reason"] else status
