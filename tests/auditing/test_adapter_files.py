@@ -31,12 +31,52 @@ HADA = {
 
 
 @pytest.mark.parametrize(
-    "more", [{"l.diff": normal(3, 6, 4)}, HADA, {"l.weight": W}, {"base_model.model.l.base_layer.weight": W}]
+    "more",
+    [{"l.diff": normal(3, 6, 4)}, HADA, {"l.weight": normal(3, 6, 4)}, {"base_model.model.l.base_layer.weight": 2 * W}],
 )
 def test_a_second_source_of_a_weight_is_a_reason(tmp_path, more):
     found, _ = rows(tmp_path, {"l.weight": W}, LORA | more)
     assert (found["l.weight"].status, found["l.weight"].difference) == ("failed", None)
     assert "nothing says" in found["l.weight"].reason
+
+
+@pytest.mark.parametrize("name", ["l.weight", "base_model.model.l.base_layer.weight"])
+def test_a_weight_that_is_the_bases_does_not_hold_the_update(tmp_path, name):
+    found, _ = rows(tmp_path, {"l.weight": W}, LORA | {name: W})
+    assert (found["l.weight"].status, set(found)) == ("LoRA", {"l.weight"})
+    assert found["l.weight"].difference[1] == pytest.approx(CHANGE, rel=1e-5)
+
+
+@pytest.mark.parametrize("inputs_first", [True, False])
+@pytest.mark.parametrize("config", [{}, {"fan_in_fan_out": True}])
+def test_a_square_matrix_of_gpt2_is_stored_as_the_others_of_its_model(tmp_path, inputs_first, config):
+    square, wide = normal(3, 6, 6), normal(4, 6, 24) if inputs_first else normal(4, 24, 6)
+    A, B = normal(5, 2, 6), normal(6, 6, 2)
+    tuned = {"h.0.c_proj.lora_A.weight": A, "h.0.c_proj.lora_B.weight": B}
+    found, _ = rows(tmp_path, {"h.0.c_proj.weight": square, "h.0.c_fc.weight": wide}, tuned, {"lora_alpha": 2} | config)
+    update = B.astype(np.float64) @ A
+    truth = norm(square + (update.T if inputs_first else update))
+    assert found["h.0.c_proj.weight"].tuned[1] == pytest.approx(truth, rel=1e-5)
+
+
+def test_the_configurations_orientation_gives_way_to_the_shape(tmp_path):
+    A, B = normal(5, 2, 4), normal(6, 6, 2)
+    parts = {"l.lora_A.weight": A, "l.lora_B.weight": B}
+    found, _ = rows(tmp_path, {"l.weight": W}, parts, {"lora_alpha": 2, "fan_in_fan_out": True})
+    assert found["l.weight"].tuned[1] == pytest.approx(norm(W + B.astype(np.float64) @ A), rel=1e-5)
+
+
+def test_an_adapters_own_bias_is_no_linear_map(tmp_path):
+    found, whole = rows(tmp_path, {"l.weight": W, "l.bias": W[:, 0]}, LORA | {"l.lora_B.bias": W[:, 0]})
+    assert (found["l.lora_B.bias"].status, found["l.weight"].status) == ("skipped", "LoRA")
+    assert not any("as they were" in note for note in whole.notes)
+
+
+@pytest.mark.parametrize("way", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_an_adapter_that_began_with_a_part_of_the_base_is_not_added_to_it(tmp_path, way):
+    found, _ = rows(tmp_path, {"l.weight": W}, LORA, {"lora_alpha": 2, "init_lora_weights": way})
+    assert (found["l.weight"].status, found["l.weight"].tuned) == ("failed", None)
+    assert way in found["l.weight"].reason
 
 
 def test_updates_under_two_names_of_a_layer_are_a_reason(tmp_path):

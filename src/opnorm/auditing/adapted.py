@@ -1,5 +1,7 @@
 """Updates of adapters: which weight of the base each is of, and the row of the two together."""
 
+import re
+
 from opnorm.auditing.adapter_names import Base
 from opnorm.auditing.adapters import Update
 from opnorm.auditing.comparison import DiffRow
@@ -10,18 +12,39 @@ from opnorm.auditing.settings import Settings
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Weight
 
+_CONV1D = re.compile(
+    r"(^|\.)(c_attn|c_fc|c_proj|q_attn)$"
+)  # layers of GPT-2's library, and of others that store (out, in)
+_WIDENING = re.compile(r"(^|\.)(c_attn|c_fc)\.weight$")  # of which these have more outputs than inputs
+
 Target = tuple[str, Update]  # an update with the name of its weight
 
 
 def targets(updates: list[Update], base: Weights) -> list[Target]:
     """Return each update with the name of its weight in the base, or with its layer's where there is none that fits."""
     names = Base(base) if updates else Base(())
-    found = [_target(update, names, base) for update in updates]
+    turned = _stores_inputs_first(base) if updates else None
+    found = [_target(_as_stored(update, turned), names, base) for update in updates]
     layers_of: dict[tuple[str, str], set[str]] = {}
     for name, update in found:
         layers_of.setdefault((name, update.adapter), set()).add(update.layer)
     twice = "updates of it under several names: nothing says which are applied"
     return [(n, u._replace(trouble=twice) if len(layers_of[n, u.adapter]) > 1 else u) for n, u in found]
+
+
+def _stores_inputs_first(base: Weights) -> bool | None:
+    """Return whether the layers that GPT-2's library stores as (in, out) are so in the base, None where none tells."""
+    for name, weight in base.items():
+        if _WIDENING.search(name) and len(weight.shape) == 2 and weight.shape[0] != weight.shape[1]:
+            return weight.shape[1] > weight.shape[0]
+    return None
+
+
+def _as_stored(update: Update, inputs_first: bool | None) -> Update:
+    """Return the update of a square matrix as its model stores it: PEFT's configuration speaks of another layer, perhaps."""
+    square = len(update.shape) == 2 and update.shape[0] == update.shape[1]
+    known = inputs_first is not None and square and _CONV1D.search(update.layer)
+    return update._replace(turned=bool(inputs_first)) if known else update
 
 
 def _target(update: Update, names: Base, base: Weights) -> Target:

@@ -74,11 +74,11 @@ def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[W
 
 def alone(weight: Weight, where: str, settings: Settings) -> DiffRow:
     """Return the row of a weight that only one of the files has, "base" or "tuned"."""
+    if where == "tuned" and is_bias(weight.name):
+        return DiffRow(weight.name, weight.shape, "skipped", reason=g.BIAS)
     reason = reason_against(weight.name) if where == "tuned" else ""
     if reason:
         return DiffRow(weight.name, weight.shape, "failed", reason=reason)
-    if where == "tuned" and is_bias(weight.name):
-        return DiffRow(weight.name, weight.shape, "skipped", reason=g.BIAS)
     row = row_of(weight, [weight], f"only in {where}", settings)
     return row if where == "base" else row._replace(base=None, tuned=row.base)
 

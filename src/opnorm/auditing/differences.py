@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from opnorm.auditing.adapted import Target, adapted, targets
-from opnorm.auditing.adapter_names import as_in_base
+from opnorm.auditing.adapter_names import as_in_base, is_bias
 from opnorm.auditing.adapters import Update, find_updates
 from opnorm.auditing.audits import opened, path_of
 from opnorm.auditing.comparison import Difference, DiffRow
 from opnorm.auditing.diff_rows import Weights, alone, compared
+from opnorm.auditing.measure import afford, values_of
 from opnorm.auditing.sandbox import Progress, diff_in_child
 from opnorm.auditing.settings import Globs, Options, Settings, check_running
 from opnorm.checkpoints.records import Checkpoint, Weight
@@ -80,14 +83,15 @@ def compare(
         rows.append(job())
         if progress is not None:
             progress(len(rows), len(jobs))
-    notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, len(old) - len(left))])
+    folded = len(old) - len(left) - sum(map(is_bias, new))  # of which an adapter has its own
+    notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, folded)])
     common = len(old.keys() & new.keys()) + sum(name in old for name, _ in updates)
     return Difference(base_file, tuned_file, tuple(rows), tuple(notes), common)
 
 
 def _notes(kept: Weights, updates: list[Target], folded: int) -> Iterator[str]:
     yield from (update.note for _, update in updates if update.note)
-    if folded:
+    if folded > 0:
         yield f"{folded} other tensors of the base are as they were: the adapter has none for them"
     doubtful = sum(bool(weight.geometry.readings) for weight in kept.values())
     if doubtful:
@@ -119,6 +123,20 @@ def _in_base(a: Weight, b: Weight | None, settings: Settings) -> DiffRow:
 
 
 def _updated(a: Weight, b: Weight | None, update: Update, settings: Settings) -> DiffRow:
-    """Return the row of a weight's update, given also the tuned file's weight of its name."""
-    both = "the file has the weight and an update of it: nothing says whether it is in the weight already"
-    return adapted(a, update if b is None else update._replace(trouble=both), settings)
+    """Return the row of a weight's update, given also the tuned file's weight of its name.
+
+    PEFT saves the weight itself beside the update of an embedding: as it is in the base, so without the update.
+    """
+    if b is not None and not _is_same(a, b, settings):
+        both = "the file has another weight and an update of it: nothing says whether it is in the weight already"
+        update = update._replace(trouble=both)
+    return adapted(a, update, settings)
+
+
+def _is_same(a: Weight, b: Weight, settings: Settings) -> bool:
+    """Return whether two weights are equal, as far as they can be read; their norms say so otherwise."""
+    try:
+        afford((2, *a.shape), settings.memory_limit)
+        return a.shape == b.shape and np.array_equal(values_of(a), values_of(b))
+    except Exception:  # as in `measure`
+        return False
