@@ -6,15 +6,14 @@ from opnorm.auditing.adapter_names import Base
 from opnorm.auditing.adapters import Update
 from opnorm.auditing.comparison import DiffRow
 from opnorm.auditing.diff_rows import Weights, row_of
+from opnorm.auditing.expert_updates import of_experts, targets_parameters
 from opnorm.auditing.lora import Product, bracket_product
 from opnorm.auditing.measure import afford, reason_of, values_of
 from opnorm.auditing.settings import Settings
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.records import Weight
 
-_CONV1D = re.compile(
-    r"(^|\.)(c_attn|c_fc|c_proj|q_attn)$"
-)  # layers of GPT-2's library, and of others that store (out, in)
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_fc|c_proj|q_attn)$")  # layers of GPT-2's library; others store (out, in)
 _WIDENING = re.compile(r"(^|\.)(c_attn|c_fc)\.weight$")  # of which these have more outputs than inputs
 
 Target = tuple[str, Update]  # an update with the name of its weight
@@ -41,7 +40,7 @@ def _stores_inputs_first(base: Weights) -> bool | None:
 
 
 def _as_stored(update: Update, inputs_first: bool | None) -> Update:
-    """Return the update of a square matrix as its model stores it: PEFT's configuration speaks of another layer, perhaps."""
+    """Return the update of a square matrix as its model stores it: the configuration may be of another layer."""
     square = len(update.shape) == 2 and update.shape[0] == update.shape[1]
     known = inputs_first is not None and square and _CONV1D.search(update.layer)
     return update._replace(turned=bool(inputs_first)) if known else update
@@ -49,14 +48,23 @@ def _as_stored(update: Update, inputs_first: bool | None) -> Update:
 
 def _target(update: Update, names: Base, base: Weights) -> Target:
     for several in names.of(update.layer):
-        pairs = [(name, update.fitted(base[name].shape)) for name in several]
-        fitting = [(name, fitted) for name, fitted in pairs if fitted is not None]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            both = " and ".join(repr(name) for name, _ in fitting[:2])
-            return update.layer, update._replace(trouble=f"it may be an update of {both}: nothing says of which")
-    return update.layer, update
+        found = _only([(name, update.fitted(base[name].shape)) for name in several], update)
+        if found is not None:
+            return found
+    if not targets_parameters(update.config):
+        return update.layer, update
+    found = _only([(name, of_experts(update, base[name].shape)) for name in names.within(update.layer)], update)
+    missing = "an update of a parameter that is not in the base, or of a shape that is not understood"
+    return found or (update.layer, update._replace(trouble=missing))
+
+
+def _only(pairs: list[tuple[str, Update | None]], update: Update) -> Target | None:
+    """Return the weight that an update fits, None where it fits none; of several the reason why it is not known."""
+    fitting = [(name, fitted) for name, fitted in pairs if fitted is not None]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    both = " and ".join(repr(name) for name, _ in fitting[:2])
+    return update.layer, update._replace(trouble=f"it may be an update of {both}: nothing says of which")
 
 
 def adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:

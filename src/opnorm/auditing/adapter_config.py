@@ -23,6 +23,8 @@ _SIMPLE = re.compile(  # or takes no long time to search: two groups, or one and
 _PATTERNED = 300  # patterns, and characters of names that they are searched in
 _SEARCHED = 100  # characters of a pattern that is more than a name, and of a name that it is searched in
 _CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that take a part out of the base's weights
+_OTHERWISE = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")  # LoRA, and then more
+_KINDS = {"LORA", "LOHA", "LOKR"}
 _MLX = "lora_parameters"  # the key by which MLX's configuration is known
 
 
@@ -49,9 +51,17 @@ def trouble_of(config: Config | None) -> str:
     begun = config.get("init_lora_weights") if config else None
     if isinstance(begun, str) and begun.lower().startswith(_CHANGED):
         return f"it began with {begun[:20]!r}, which took a part out of the base's weights: the sum is of other numbers"
-    if config and config.get("use_qalora"):
-        return "its inputs are pooled (use_qalora), which is not multiplied out"
-    return ""
+    kind = foreign_kind(config)
+    if kind:
+        return f"an adapter of the kind {kind}, which is not multiplied out"
+    other = next((key for key in _OTHERWISE if config and config.get(key)), "")
+    return f"its adapter_config.json has {other}, which changes what is applied" if other else ""
+
+
+def foreign_kind(config: Config | None) -> str:
+    """Return the kind of an adapter that is none of those that are multiplied out, else ""."""
+    kind = config.get("peft_type") if config else None
+    return kind[:40] if isinstance(kind, str) and kind.upper() not in _KINDS else ""
 
 
 def is_turned(config: Config | None) -> bool:
@@ -61,7 +71,8 @@ def is_turned(config: Config | None) -> bool:
 
 def scale_of(layer: str, form: Form, parts: Mapping[str, Weight], config: Config | None) -> tuple[float, str]:
     """Return the factor before the product, NaN where it cannot be read, and a note where it is a guess."""
-    ranks = [parts[role].shape[0] for role in form.ranked if role in parts and parts[role].shape]
+    axis = form.rank_axis
+    ranks = [parts[role].shape[axis] for role in form.ranked if role in parts and len(parts[role].shape) > axis]
     if form.kind == "whole" or (not ranks and config is None):
         return 1.0, ""  # of two whole factors LyCORIS stores an alpha that stands for nothing
     alpha = parts.get("alpha")

@@ -67,8 +67,15 @@ def role_of(name: str) -> Role:
     return Role("", "")
 
 
-def reason_against(name: str) -> str:
-    """Return why a tensor that no update is made of is none, or "" when it belongs to no adapter by its name."""
+def reason_against(name: str, foreign: str = "") -> str:
+    """Return why a tensor that no update is made of is none, or "" when it belongs to no adapter by its name.
+
+    Args:
+        name: Its name.
+        foreign: The kind of its file's adapter, if its configuration says that it is another than those known here.
+    """
+    if foreign:
+        return f"an adapter of the kind {foreign}, which is not multiplied out"
     layer, role, _ = role_of(name)
     if role in ("up", "down", "mid", "diff", "mlx_a", "mlx_b") or role.startswith(("hada", "lokr")):
         return f"a part of an adapter of {layer} whose other parts are missing, or that is not the only one"
@@ -96,6 +103,11 @@ class Base:
         tower = _tower(layer)
         alike = [name for name in self._called.get(_called(layer), ()) if not tower or _tower(name) in ("", tower)]
         return [exact[:1], alike]
+
+    def within(self, layer: str) -> list[str]:
+        """Return the parameters of a module: PEFT names the module, once more for each that it changes."""
+        own = PEFT.sub("", f"{layer}.")
+        return [name for name in self._names if name.startswith(own) and "." not in name[len(own) :]]
 
 
 def _called(layer: str) -> str:

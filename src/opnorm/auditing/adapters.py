@@ -38,7 +38,8 @@ class Update(NamedTuple):
     note: str = ""
     trouble: str = ""  # why it is not known what is added
     turned: bool = False  # the weight is stored as (in, out), the update is made as (out, in)
-    adapter: str = ""  # its name where the file has several
+    adapter: str = ""  # its name, where the file gives one
+    config: Config | None = None  # its adapter_config.json
 
     @property
     def kind(self) -> str:
@@ -166,7 +167,7 @@ def _update(layer: str, parts: Parts, config: Config | None, adapter: str) -> Up
     used = {role: part for role, part in parts.items() if any(_uses(form, role) for form in forms)}
     scale, note = scale_of(layer, forms[0], used, config)
     return Update(
-        layer, forms[0], used, scale, note, trouble or trouble_of(config), turned or is_turned(config), adapter
+        layer, forms[0], used, scale, note, trouble or trouble_of(config), turned or is_turned(config), adapter, config
     )
 
 

@@ -54,6 +54,9 @@ class Difference:
             return ""
         if self.common or not self.rows:
             return "nothing to compare: no tensor was chosen"
+        failed = next((row for row in self.rows if "adapter" in row.reason), None)
+        if failed is not None:
+            return f"nothing to compare: {self.tuned!r} has {failed.name!r}: {failed.reason}"
         first, last = self.rows[0].name, self.rows[-1].name  # the base's come first
         return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; they have {first!r} and {last!r}"
 

@@ -72,11 +72,18 @@ def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[W
     return a._replace(read=lambda: _subtract(y, x), dtype="float64", geometry=geometry), error, ""
 
 
-def alone(weight: Weight, where: str, settings: Settings) -> DiffRow:
-    """Return the row of a weight that only one of the files has, "base" or "tuned"."""
+def alone(weight: Weight, where: str, settings: Settings, foreign: str = "") -> DiffRow:
+    """Return the row of a weight that only one of the files has, "base" or "tuned".
+
+    Args:
+        weight: The weight.
+        where: Which file has it.
+        settings: How it is measured.
+        foreign: The kind of adapter that the tuned file is of, where it is none that is multiplied out.
+    """
     if where == "tuned" and is_bias(weight.name):
         return DiffRow(weight.name, weight.shape, "skipped", reason=g.BIAS)
-    reason = reason_against(weight.name) if where == "tuned" else ""
+    reason = reason_against(weight.name, foreign) if where == "tuned" else ""
     if reason:
         return DiffRow(weight.name, weight.shape, "failed", reason=reason)
     row = row_of(weight, [weight], f"only in {where}", settings)

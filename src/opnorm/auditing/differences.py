@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from opnorm.auditing.adapted import Target, adapted, targets
+from opnorm.auditing.adapter_config import foreign_kind, read_config
+from opnorm.auditing.adapter_folders import adapters_in
 from opnorm.auditing.adapter_names import as_in_base, is_bias
 from opnorm.auditing.adapters import Update, find_updates
 from opnorm.auditing.audits import opened, path_of
@@ -74,10 +76,15 @@ def compare(
     (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
     new = as_in_base(new, old)
-    updates = targets(find_updates(new, tuned_file), old)
-    kept = new.keys() | {name for name, _ in updates} if updates else old.keys()
+    found = find_updates(new, tuned_file)
+    for adapter, weights in adapters_in(tuned_file):
+        found += [update._replace(adapter=adapter) for update in find_updates(weights, f"{tuned_file}/{adapter}")]
+        new |= {weight.name: weight for weight in weights.values()}
+    updates = targets(found, old)
+    foreign = foreign_kind(read_config(tuned_file))
+    kept = new.keys() | {name for name, _ in updates} if updates or foreign else old.keys()
     left = {name: weight for name, weight in old.items() if name in kept}
-    jobs = [job for name, job in _jobs(left, new, updates, options.checked()) if options.chooses(name)]
+    jobs = [job for name, job in _jobs(left, new, updates, foreign, options.checked()) if options.chooses(name)]
     rows = []
     for job in jobs:
         rows.append(job())
@@ -98,7 +105,9 @@ def _notes(kept: Weights, updates: list[Target], folded: int) -> Iterator[str]:
         yield f"{doubtful} tensors may be of more than one kind of layer: the JSON says what each was taken for"
 
 
-def _jobs(old: Weights, new: Weights, updates: list[Target], settings: Settings) -> Iterator[tuple[str, Job]]:
+def _jobs(
+    old: Weights, new: Weights, updates: list[Target], foreign: str, settings: Settings
+) -> Iterator[tuple[str, Job]]:
     """Yield for each row its name and what makes it."""
     of: dict[str, list[Update]] = {}
     for name, update in updates:
@@ -114,7 +123,7 @@ def _jobs(old: Weights, new: Weights, updates: list[Target], settings: Settings)
             yield name, partial(adapted, None, update, settings)
     others = (weight for name, weight in new.items() if name not in old and name not in parts)
     for weight in others:
-        yield weight.name, partial(alone, weight, "tuned", settings)
+        yield weight.name, partial(alone, weight, "tuned", settings, foreign)
 
 
 def _in_base(a: Weight, b: Weight | None, settings: Settings) -> DiffRow:

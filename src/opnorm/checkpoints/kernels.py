@@ -16,7 +16,7 @@ _CONVOLUTION = re.compile(
     re.IGNORECASE,
 )
 _DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
-_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
+_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe|switch_mlp)([^a-z]|$)", re.IGNORECASE)
 _ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 
