@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from network_files import norm, write
+from safetensors.numpy import save_file
 
 from opnorm.auditing.differences import compare, diff
 from opnorm.auditing.settings import Options
@@ -314,3 +315,45 @@ def test_each_named_adapter_of_a_file_takes_the_configuration_of_its_folder(tmp_
     _, whole = rows(tmp_path, {"l.weight": W}, parts, {"lora_alpha": 2})
     scales = {row.adapter: row.difference[1] / CHANGE for row in whole.rows}
     assert scales == pytest.approx({"default": 1, "other": 4}, rel=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_the_scale_that_diffusers_notes_in_the_file_counts(tmp_path, prefix):
+    noted = {f"{prefix}r": 2, f"{prefix}lora_alpha": 8, f"{prefix}alpha_pattern": {"m": 2}}
+    parts = {f"{prefix}{layer}.{side}": part for layer in "lm" for side, part in _sides()}
+    save_file(parts, tmp_path / "t.safetensors", {"lora_adapter_metadata": json.dumps(noted)})
+    base = write(tmp_path / "b.safetensors", {"l.weight": W, "m.weight": W})
+    found = diff(base, tmp_path / "t.safetensors")
+    scales = {row.name: row.difference[1] / CHANGE for row in found.rows}
+    assert scales == pytest.approx({"l.weight": 4, "m.weight": 1}, rel=1e-5)
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", "[" * 100_000])
+def test_what_is_noted_and_makes_no_sense_is_as_if_it_were_not_there(tmp_path, noted):
+    save_file(LORA, tmp_path / "t.safetensors", {"lora_adapter_metadata": noted})
+    found = diff(write(tmp_path / "b.safetensors", {"l.weight": W}), tmp_path / "t.safetensors")
+    assert found.rows[0].difference[1] == pytest.approx(CHANGE, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kohya", "diffusers"),
+    [
+        ("input_blocks_0_0", "conv_in"),
+        ("input_blocks_1_0_in_layers_2", "down_blocks.0.resnets.0.conv1"),
+        ("input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv"),
+        (
+            "input_blocks_4_1_transformer_blocks_1_attn2_to_k",
+            "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
+        ),
+        ("input_blocks_8_1_proj_in", "down_blocks.2.attentions.1.proj_in"),
+        ("middle_block_1_proj_out", "mid_block.attentions.0.proj_out"),
+        ("middle_block_2_out_layers_3", "mid_block.resnets.1.conv2"),
+        ("output_blocks_2_2_conv", "up_blocks.0.upsamplers.0.conv"),
+        ("output_blocks_5_0_skip_connection", "up_blocks.1.resnets.2.conv_shortcut"),
+        ("label_emb_0_2", "add_embedding.linear_2"),
+    ],
+)
+def test_stable_diffusions_own_names_are_found_in_diffusers_base(tmp_path, kohya, diffusers):
+    tuned = {f"lora_unet_{kohya}.{side}.weight": part for side, part in (("lora_down", A), ("lora_up", B))}
+    found, _ = rows(tmp_path, {f"{diffusers}.weight": W, "other.weight": W}, tuned)
+    assert list(found) == [f"{diffusers}.weight"]

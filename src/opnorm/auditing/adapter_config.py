@@ -10,7 +10,8 @@ from opnorm.auditing.adapter_names import PEFT
 from opnorm.auditing.forms import Form
 from opnorm.auditing.measure import values_of
 from opnorm.checkpoints.files import border, parse_json
-from opnorm.checkpoints.records import Weight
+from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.checkpoints.safetensors import metadata_of
 
 Config = Mapping[str, Any]
 
@@ -24,6 +25,7 @@ _PATTERNED = 300  # patterns, and characters of names that they are searched in
 _SEARCHED = 100  # characters of a pattern that is more than a name, and of a name that it is searched in
 _CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that take a part out of the base's weights
 _OTHERWISE = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")  # LoRA, and then more
+_METADATA = "lora_adapter_metadata"  # of a safetensors file
 _KINDS = {"LORA", "LOHA", "LOKR"}
 _MLX = "lora_parameters"  # the key by which MLX's configuration is known
 
@@ -44,6 +46,42 @@ def read_config(path: str, adapter: str = "") -> Config | None:
     with border(place):
         config = parse_json(place.read_bytes(), "it")
     return config if isinstance(config, dict) else {}
+
+
+class Configs:
+    """The configurations of the adapters in a file or a folder: what lies there, else what diffusers notes in the file.
+
+    Args:
+        path: The file or the folder, or no path.
+
+    Raises:
+        CheckpointError: From `of`, when a configuration is not JSON of the right form.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._read: dict[str, Config | None] = {}
+        self._noted = _noted(Path(path)) if path.endswith(".safetensors") else {}
+
+    def of(self, layer: str, adapter: str) -> Config | None:
+        """Return the configuration of a layer's adapter, None where there is none."""
+        if adapter not in self._read:
+            self._read[adapter] = read_config(self._path, adapter)
+        found = self._read[adapter]
+        if found is not None or not self._noted:
+            return found
+        part = f"{layer.partition('.')[0]}."  # of a pipeline: "unet.r", "text_encoder.lora_alpha"
+        own = {key.removeprefix(part): value for key, value in self._noted.items() if key.startswith(part)}
+        return own or self._noted
+
+
+def _noted(file: Path) -> Config:
+    """Return what diffusers notes of its adapters in a file, nothing where it is not understood."""
+    try:
+        table = parse_json(metadata_of(file).get(_METADATA, "{}"), "its metadata")
+    except (OSError, CheckpointError, RecursionError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def trouble_of(config: Config | None) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from opnorm.auditing.sgm_names import in_diffusers
 from opnorm.checkpoints.records import Weight
 
 _WHICH = r"(\.(?P<which>(?!weight$)\w+))?"  # PEFT's name of one of several adapters
@@ -101,8 +102,12 @@ class Base:
         own = PEFT.sub("", layer)
         exact = [name for name in (f"{layer}.weight", layer, f"{own}.weight", own) if name in self._names]
         tower = _tower(layer)
-        alike = [name for name in self._called.get(_called(layer), ()) if not tower or _tower(name) in ("", tower)]
-        return [exact[:1], alike]
+        called = _called(layer)
+        alike = [
+            [name for name in self._called.get(one, ()) if not tower or _tower(name) in ("", tower)]
+            for one in (called, in_diffusers(called))
+        ]
+        return [exact[:1], *alike]
 
     def within(self, layer: str) -> list[str]:
         """Return the parameters of a module: PEFT names the module, once more for each that it changes."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opnorm.auditing.adapter_config import Config, is_turned, read_config, scale_of, trouble_of
+from opnorm.auditing.adapter_config import Config, Configs, is_turned, scale_of, trouble_of
 from opnorm.auditing.adapter_names import role_of
 from opnorm.auditing.forms import FORMS, Form, pair
 from opnorm.auditing.lora import Product, directed
@@ -136,13 +136,11 @@ def find_updates(weights: Mapping[str, Weight], path: str) -> list[Update]:
         layer, role, which = role_of(name)
         if role:
             layers.setdefault(layer, {}).setdefault(which, {})[role] = weight
-    together = {layer: _together(several) for layer, several in layers.items()}
-    named = {which for several in together.values() for which in several}
-    configs = {which: read_config(path, which) for which in sorted(named)}
+    configs = Configs(path if layers else "")
     found = (
-        _update(layer, parts, configs[which], which)
-        for layer, several in together.items()
-        for which, parts in several.items()
+        _update(layer, parts, configs.of(layer, which), which)
+        for layer, several in layers.items()
+        for which, parts in _together(several).items()
     )
     return [update for update in found if update is not None]
 
