@@ -197,6 +197,13 @@ def test_mlx_experts_have_a_pair_each(tmp_path):
     assert row.tuned[1] == pytest.approx(max(map(norm, E + update)), rel=1e-5)
 
 
+def test_experts_without_their_weight_are_matrices_too(tmp_path):
+    a, b = normal(4, 5, 2, 4), normal(5, 5, 6, 2)
+    found, _ = rows(tmp_path, {"l.weight": W}, {"up.lora_a": a, "up.lora_b": b})
+    assert found["up"].base is None
+    assert found["up"].difference[1] == pytest.approx(max(map(norm, b.astype(np.float64) @ a)), rel=1e-5)
+
+
 @pytest.mark.parametrize("stored", ["outputs first", "inputs first"])
 def test_pefts_update_of_a_parameter_has_a_pair_for_each_expert(tmp_path, stored):
     experts, rank = 3, 2

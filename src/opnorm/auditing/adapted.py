@@ -7,11 +7,12 @@ from opnorm.auditing.adapters import Update
 from opnorm.auditing.comparison import DiffRow
 from opnorm.auditing.diff_rows import Weights, row_of
 from opnorm.auditing.expert_updates import of_experts, targets_parameters
+from opnorm.auditing.forms import BY_EXPERT
 from opnorm.auditing.lora import Product, bracket_product
 from opnorm.auditing.measure import afford, reason_of, values_of
 from opnorm.auditing.settings import Settings
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.records import Weight
+from opnorm.checkpoints.records import Geometry, Weight
 
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_fc|c_proj|q_attn)$")  # layers of GPT-2's library; others store (out, in)
 _WIDENING = re.compile(r"(^|\.)(c_attn|c_fc)\.weight$")  # of which these have more outputs than inputs
@@ -108,10 +109,16 @@ def _without_base(update: Update, shape: tuple[int, ...], settings: Settings) ->
     if factors is not None:
         return DiffRow(update.layer, shape, update.kind, difference=bracket_product(*factors), reason=missing)
     added = update.added(shape)
-    geometry = g.channels_first("Conv", shape, g.Sliding(), assumed=True) if len(shape) > 2 else g.rows("Linear")
-    weight = Weight(update.layer, shape, "float64", lambda: added.values, geometry)
+    weight = Weight(update.layer, shape, "float64", lambda: added.values, _alone(update, shape))
     row = row_of(weight, [weight], update.kind, settings, [added.error])
     return row._replace(base=None, difference=row.base, reason=row.reason or missing)
+
+
+def _alone(update: Update, shape: tuple[int, ...]) -> Geometry:
+    """Return what a layer of that shape does with an update, where no weight tells."""
+    if update.form is BY_EXPERT:
+        return g.stacked("experts", "a matrix for each expert: the largest of their norms", assumed=True)
+    return g.channels_first("Conv", shape, g.Sliding(), assumed=True) if len(shape) > 2 else g.rows("Linear")
 
 
 def _with(weight: Weight, product: Product) -> Weight:

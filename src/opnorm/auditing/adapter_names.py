@@ -94,7 +94,9 @@ class Base:
     def __init__(self, names: Iterable[str]):
         self._names = dict.fromkeys(names)
         self._called: dict[str, list[str]] = {}
+        self._inside: dict[str, list[str]] = {}
         for name in self._names:
+            self._inside.setdefault(name.rpartition(".")[0], []).append(name)
             self._called.setdefault(_called(name.removesuffix(".weight")), []).append(name)
 
     def of(self, layer: str) -> list[list[str]]:
@@ -111,8 +113,7 @@ class Base:
 
     def within(self, layer: str) -> list[str]:
         """Return the parameters of a module: PEFT names the module, once more for each that it changes."""
-        own = PEFT.sub("", f"{layer}.")
-        return [name for name in self._names if name.startswith(own) and "." not in name[len(own) :]]
+        return self._inside.get(PEFT.sub("", f"{layer}.").removesuffix("."), [])
 
 
 def _called(layer: str) -> str:

@@ -3,11 +3,14 @@
 Numbers of LAPACK's singular vectors in float64, and no brackets: what the norms of a comparison are not.
 """
 
+from contextlib import nullcontext
 from typing import TypedDict
 
 import numpy as np
 from scipy.linalg import svd
 
+from opnorm.bounds.matrices import SMALL
+from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 
 _LEADING = 10  # singular vectors that are looked at, as in the paper
@@ -36,10 +39,11 @@ def subspaces(base: Array, tuned: Array) -> Subspaces:
         E. J. Hu et al., "LoRA", ICLR 2022, appendix G: the overlap.
         R. Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228.
     """
-    outputs, _, inputs = svd(base, full_matrices=False)
-    changed_outputs, values, changed_inputs = svd(tuned - base, full_matrices=False)
+    with one_blas_thread() if base.size <= SMALL else nullcontext():
+        outputs, _, inputs = svd(base, full_matrices=False)
+        changed_outputs, values, changed_inputs = svd(tuned - base, full_matrices=False)
+        after, sizes, _ = svd(tuned, full_matrices=False)
     leading = _leading(values)
-    after, sizes, _ = svd(tuned, full_matrices=False)
     cosines = np.abs(outputs.T @ after[:, : _leading(sizes)]).max(axis=0)
     return {
         "effective_rank": effective_rank(values),
