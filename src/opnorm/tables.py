@@ -14,6 +14,8 @@ def number(value: float | None, digits: int = 6) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with every character that is not printable escaped: names come from files."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -39,7 +41,9 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Co
         style = "white-space: nowrap; text-align:"
         cells = zip(texts, sides, strict=True)
         return (
-            "<tr>" + "".join(f'<{tag} style="{style} {side}">{escape(text)}</{tag}>' for text, side in cells) + "</tr>"
+            "<tr>"
+            + "".join(f'<{tag} style="{style} {side}">{escape(printable(text))}</{tag}>' for text, side in cells)
+            + "</tr>"
         )
 
     body = "".join(line("td", texts) for texts in rows)
@@ -50,7 +54,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Co
 
 def html_lines(lines: Iterable[str]) -> str:
     """Return a paragraph for each line; every text is escaped."""
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
 
 
 def frame(records: Sequence[Mapping[str, Any]], columns: Sequence[str], numbers: Collection[str]) -> Any:

@@ -18,8 +18,8 @@ def prompt_text(title: str, sheet: Sheet) -> str:
 def prompt_html(title: str, sheet: Sheet) -> str:
     """Return what a notebook shows; every text is escaped."""
     sheet = shortened(sheet, _NOTEBOOK_ROWS)
-    headings = [column.heading.replace("\n", " ") for column in sheet.columns]
-    right = [column.heading.replace("\n", " ") for column in sheet.columns if column.right]
+    headings = [column.title for column in sheet.columns]
+    right = [column.title for column in sheet.columns if column.right]
     table = html_table(headings, [cells for cells, _ in sheet.rows], right)
-    legend = [f"{mark}: {words}" for mark, words in sheet.legend]
+    legend = [f"{mark}: {line.text}" for mark, line in sheet.legend]
     return html_lines([printable(title)]) + table + html_lines([*legend, *(line.text for line in sheet.below)])

@@ -36,7 +36,8 @@ _DIFF_COLUMNS = (
     Column("in-\ntruders", right=True),
     Column("how"),
 )
-_OTHERWISE = ("or else", "the norm of what else the layer may do with the tensor; the JSON has each reading")
+_OTHERWISE = "or else", Line("the norm of what else the layer may do with the tensor; the JSON has each reading", "dim")
+_ROUNDING = 1e-5  # two brackets of one norm may differ by so much
 _AS_IT_SHOULD = "compared"  # the status that needs no mark
 _QUIET = frozenset({"skipped", "only in base", "only in tuned"})  # of a comparison: folded to a count
 
@@ -55,23 +56,15 @@ def of_report(document: Mapping[str, Any], view: View) -> Sheet:
 
 def _differs(row: Row) -> bool:
     """Return whether the norm of the kernel as a matrix is another one than that of what the layer does."""
-    return row["matrix_norm"] is not None and number(row["matrix_norm"]) != number(row["upper"])
+    matrix, upper = row["matrix_norm"], row["upper"]
+    return matrix is not None and upper is not None and abs(matrix - upper) > _ROUNDING * upper
 
 
 def _cells(row: Row, with_matrix: bool, legend: Legend) -> list[str]:
     name, shape, _, lower, upper, matrix, rank, _ = cells(row)
-    mark = legend.mark(printable(how(row)))
-    return [
-        name,
-        shape,
-        lower,
-        upper,
-        matrix if with_matrix else "",
-        rank,
-        _otherwise(row),
-        printable(brief(row["parts"])),
-        mark,
-    ]
+    mark = legend.mark(printable(how(row)), _STYLES[row["status"]])
+    numbers = [lower, upper, matrix if with_matrix else "", rank, _otherwise(row)]
+    return [name, shape, *numbers, brief(row["parts"]), mark]
 
 
 def _otherwise(row: Row) -> str:
@@ -99,6 +92,7 @@ def _why_quiet(row: Row) -> str:
 
 
 def _diff_cells(row: Row, legend: Legend) -> Sequence[str]:
-    *numbers, _ = diff_cells(row)
-    status = printable(diff_status(row))
-    return [*numbers, *turned_cells(row), "" if status == _AS_IT_SHOULD else legend.mark(status)]
+    *uppers, _, _ = diff_cells(row)
+    status, relative = printable(diff_status(row)), number(row["relative"], 3)
+    mark = "" if status == _AS_IT_SHOULD else legend.mark(status, _STYLES.get(row["status"], ""))
+    return [*uppers, relative, *turned_cells(row), mark]
