@@ -147,3 +147,15 @@ def test_parts_are_in_every_form_of_the_report(tmp_path):
     assert Report.from_dict(document, {}) == found
     (row,) = csv.DictReader(io.StringIO(found.to_csv()))
     assert row["parts"].startswith("5 parts, the largest expert")
+
+
+def test_a_terminal_of_80_columns_tells_how_many_parts_there_are_and_their_median(tmp_path):
+    from rich.console import Console
+
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    row, found = only_row(tmp_path, name, normal(0, 16, 8, 6))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(found)
+    middle = f"{median(part['upper'] for part in row.parts):.4g}"
+    line = next(line for line in console.export_text().splitlines() if line.startswith(name))
+    assert f"16, {middle}" in line

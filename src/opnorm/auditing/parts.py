@@ -30,7 +30,7 @@ def told(parts: Sequence[Mapping[str, Any]]) -> str:
 
 def brief(parts: Sequence[Mapping[str, Any]]) -> str:
     """Return how many parts there are and the median of their upper ends, nothing where there are none."""
-    return f"{len(parts)}, median {_middle(_uppers(parts), 4)}" if parts else ""
+    return f"{len(parts)}, {_middle(_uppers(parts), 4)}" if parts else ""
 
 
 def _uppers(parts: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -15,13 +15,13 @@ Row = Mapping[str, Any]
 _STYLES = {"bounded": "", "skipped": "dim", "failed": "bold red"}
 _COLUMNS = (
     Column("tensor"),
-    Column("shape", spared=1),
+    Column("shape", spared=2),
     Column("lower", right=True),
     Column("upper", right=True),
-    Column("matrix\nnorm", right=True, spared=2),
-    Column("stable\nrank", right=True, spared=3),
+    Column("matrix\nnorm", right=True, spared=3),
+    Column("stable\nrank", right=True, spared=4),
     Column("or\nelse", right=True),
-    Column("parts", spared=4),
+    Column("parts,\nmedian", right=True, spared=1),
     Column("how"),
 )
 _DIFF_COLUMNS = (
