@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from network_files import norm, write
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from opnorm.auditing.differences import compare, diff
 from opnorm.auditing.settings import Options
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import CheckpointError
+from opnorm.cli.main import app
 
 
 def normal(seed, *shape):
@@ -364,3 +366,35 @@ def test_stable_diffusions_own_names_are_found_in_diffusers_base(tmp_path, kohya
     tuned = {f"lora_unet_{kohya}.{side}.weight": part for side, part in (("lora_down", A), ("lora_up", B))}
     found, _ = rows(tmp_path, {f"{diffusers}.weight": W, "other.weight": W}, tuned)
     assert list(found) == [f"{diffusers}.weight"]
+
+
+def folders(tmp_path, tuned, config):
+    """Return the folder of a model, and that of an adapter."""
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "base" / "model.safetensors", {"model.l.weight": W})
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write(tmp_path / "adapter" / "adapter_model.safetensors", tuned)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    return str(tmp_path / "base"), str(tmp_path / "adapter")
+
+
+def test_folders_of_a_model_and_of_its_adapter_are_compared(tmp_path):
+    tuned = {f"base_model.model.model.{name}": part for name, part in LORA.items()}
+    result = CliRunner().invoke(app, ["diff", *folders(tmp_path, tuned, {"lora_alpha": 6}), "--json", "-"])
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["difference"]["upper"] == pytest.approx(3 * CHANGE, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "config", "words"),
+    [
+        ({f"other.{name}": part for name, part in LORA.items()}, {}, "share no name"),
+        ({"base_model.model.model.l.vera_lambda_b": A[0]}, {"peft_type": "VERA"}, "the kind VERA"),
+    ],
+)
+def test_an_adapter_of_which_nothing_fits_exits_with_two(tmp_path, tuned, config, words):
+    result = CliRunner().invoke(app, ["diff", *folders(tmp_path, tuned, config)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr

@@ -101,7 +101,7 @@ def test_places_that_alternate_from_head_to_head_are_parts_too():
     matrix = normal(0, 12, 5).astype(np.float64)  # 2 heads of q, k, v with 2 rows each
     places = {f"{which} {head}": [6 * head + 2 * i, 6 * head + 2 * i + 1] for head in (0, 1) for i, which in ORDER}
     places["query"] = [0, 1, 6, 7]
-    weight = Weight("w", (12, 5), "float64", lambda: matrix, divided(geometry.rows("Linear"), places))
+    weight = Weight("w", (12, 5), "float64", lambda: matrix, divided(geometry.rows("Linear"), lambda: places))
     row, _ = measure(weight, Settings())
     assert_parts(row, {name: matrix[rows] for name, rows in places.items()})
 
@@ -111,7 +111,7 @@ ORDER = list(enumerate(("query", "key", "value")))
 
 def test_parts_of_scaled_values_are_scaled():
     matrix = normal(0, 6, 6).astype(np.float64)
-    halves = divided(geometry.rows("Linear"), {"a": slice(0, 3), "b": slice(3, 6)})
+    halves = divided(geometry.rows("Linear"), lambda: {"a": slice(0, 3), "b": slice(3, 6)})
     tripled = geometry.scaled(halves, lambda values: 3 * values, "three times")
     row, _ = measure(Weight("w", (6, 6), "float64", lambda: matrix, tripled), Settings())
     assert_parts(row, {"a": 3 * matrix[:3], "b": 3 * matrix[3:]})
@@ -128,7 +128,7 @@ def test_without_time_parts_are_wider_and_as_true(tmp_path):
 
 
 def test_places_that_do_not_fit_leave_the_whole_as_it_is():
-    wrong = divided(geometry.rows("Linear"), {"a": [99]})
+    wrong = divided(geometry.rows("Linear"), lambda: {"a": [99]})
     row, _ = measure(Weight("w", (3, 3), "float64", lambda: np.eye(3), wrong), Settings())
     assert (row.status, row.parts) == ("bounded", ())
 
@@ -159,3 +159,62 @@ def test_a_terminal_of_80_columns_tells_how_many_parts_there_are_and_their_media
     middle = f"{median(part['upper'] for part in row.parts):.4g}"
     line = next(line for line in console.export_text().splitlines() if line.startswith(name))
     assert f"16, {middle}" in line
+
+
+def configured(tmp_path, config, name, tensor):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    row, _ = only_row(tmp_path, name, tensor)
+    assert not row.assumed
+    return row
+
+
+def test_a_configuration_tells_the_heads_of_gpt2(tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 50, "n_inner": None}
+    tensor = normal(0, 8, 24)
+    row = configured(tmp_path, config, "h.0.attn.c_attn.weight", tensor)
+    thirds = dict(zip(("query", "key", "value"), np.split(tensor, 3, axis=1), strict=True))
+    heads = {f"{which} head {i}": third[:, 4 * i : 4 * i + 4] for which, third in thirds.items() for i in (0, 1)}
+    assert_parts(row, thirds | heads)
+
+
+def test_a_configuration_tells_heads_that_share_their_rows_in_turn(tmp_path):
+    config = {"model_type": "bloom", "hidden_size": 8, "n_head": 2, "vocab_size": 30}
+    tensor = normal(0, 24, 8)
+    row = configured(tmp_path, config, "h.0.self_attention.query_key_value.weight", tensor)
+    cut = tensor.reshape(2, 3, 4, 8)  # heads, which, rows of a head
+    thirds = {which: cut[:, i].reshape(8, 8) for i, which in ORDER}
+    assert_parts(row, thirds | {f"{which} head {head}": cut[head, i] for i, which in ORDER for head in (0, 1)})
+
+
+def test_with_fewer_heads_of_keys_each_part_has_its_own_size(tmp_path):
+    config = {
+        "model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 20, "vocab_size": 30,
+    }  # fmt: skip
+    tensor = normal(0, 16, 8)
+    row = configured(tmp_path, config, "model.layers.0.self_attn.qkv_proj.weight", tensor)
+    assert len(row.parts) == 3 + 8
+    assert_parts(row._replace(parts=row.parts[:3]), {"query": tensor[:8], "key": tensor[8:12], "value": tensor[12:]})
+
+
+def test_a_configuration_leaves_the_halves_of_a_gate(tmp_path):
+    config = {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4, "intermediate_size": 20}
+    tensor = normal(0, 40, 8)
+    row = configured(tmp_path, config, "model.layers.0.mlp.gate_up_proj.weight", tensor)
+    assert_parts(row, {"gate": tensor[:20], "up": tensor[20:]})
+
+
+def test_experts_of_a_known_family_stay_parts(tmp_path):
+    config = {
+        "model_type": "gpt_oss", "hidden_size": 6, "intermediate_size": 10, "num_local_experts": 4,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    stack = normal(0, 4, 6, 20)
+    row = configured(tmp_path, config, "model.layers.0.mlp.experts.gate_up_proj", stack)
+    assert_parts(row, {f"expert {i}": expert for i, expert in enumerate(stack)})
+
+
+def test_more_heads_than_any_model_has_are_left_whole(tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 2048, "n_head": 2048}
+    row = configured(tmp_path, config, "h.0.attn.c_attn.weight", normal(0, 2048, 6144))
+    assert [part["name"] for part in row.parts] == ["query", "key", "value"]

@@ -9,6 +9,7 @@ from typing import Any
 from opnorm.auditing.adapter_names import PEFT
 from opnorm.auditing.forms import Form
 from opnorm.auditing.measure import values_of
+from opnorm.checkpoints.config import beside
 from opnorm.checkpoints.files import border, parse_json
 from opnorm.checkpoints.records import CheckpointError, Weight
 from opnorm.checkpoints.safetensors import metadata_of
@@ -38,7 +39,7 @@ def read_config(path: str, adapter: str = "") -> Config | None:
     """
     if not path:
         return None
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    folder = beside(Path(path))
     places = [folder / adapter / _NAME, folder / _NAME] if adapter else [folder / _NAME]
     place = next((one for one in places if one.is_file()), None)
     if place is None:

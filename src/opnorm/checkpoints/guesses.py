@@ -123,22 +123,14 @@ def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
     """Return whether a tensor is called a bias and has the one axis of one, or those of the kernel's outputs."""
     if not re.search(r"(^|_)bias(_|$)", last) and last != "beta":
         return False
-    if sum(count != 1 for count in tensor.shape) <= 1 or _is_of_experts(tensor, others):
+    if sum(count != 1 for count in tensor.shape) <= 1:
         return True
+    stack = others.get(tensor.name.removesuffix("_bias")) or others.get(f"{tensor.name.removesuffix('bias')}blocks")
+    if stack not in (None, tensor) and len(stack.shape) > 2 and tensor.shape[0] == stack.shape[0]:
+        return len(tensor.shape) == 2  # of experts, a bias for each
     beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
     return (
         last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
-    )
-
-
-def _is_of_experts(tensor: Named, others: Mapping[str, Named]) -> bool:
-    """Return whether a bias with two axes has a row for each matrix of the stack beside it."""
-    beside = others.get(re.sub(r"[._]bias$", "", tensor.name), tensor)
-    return (
-        len(tensor.shape) == 2
-        and len(beside.shape) == 3
-        and beside.shape[0] == tensor.shape[0]
-        and tensor.shape[1] in beside.shape[1:]
     )
 
 
