@@ -133,3 +133,11 @@ def test_the_command_shows_them(tmp_path):
     assert "intruders" in line
     assert any("2 of 2 weights changed; most a.weight" in line for line in rest)
     assert not any(line.startswith("b.weight") for line in rest)
+
+
+def test_a_sandboxed_comparison_tells_the_same(tmp_path):
+    base, tuned = {"a.weight": normal(0, 8, 6)}, {"a.weight": normal(1, 8, 6)}
+    here = compared(tmp_path, base, tuned, subspaces=True)
+    there = compared(tmp_path, base, tuned, subspaces=True, sandbox=True)
+    assert there.rows[0].subspaces == pytest.approx(here.rows[0].subspaces)
+    assert there.to_dict()["summary"] == here.to_dict()["summary"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from opnorm.auditing.settings import Globs, Options, Settings, check_running
 from opnorm.checkpoints.records import Checkpoint, Weight
 
 Job = Callable[[], DiffRow]
+_PEFT = "base_model."  # how every name in its files begins
 
 
 def diff(
@@ -76,12 +78,9 @@ def compare(
     (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
     new = as_in_base(new, old)
-    found = find_updates(new, tuned_file)
-    for adapter, weights in adapters_in(tuned_file):
-        found += [update._replace(adapter=adapter) for update in find_updates(weights, f"{tuned_file}/{adapter}")]
-        new |= {weight.name: weight for weight in weights.values()}
-    updates = targets(found, old)
-    foreign = foreign_kind(read_config(tuned_file))
+    place = tuned_file if Path(tuned_file).exists() else ""  # a model has none
+    updates = targets(_updates(new, place), old)
+    foreign = foreign_kind(read_config(place)) if any(name.startswith(_PEFT) for name in new) else ""
     kept = new.keys() | {name for name, _ in updates} if updates or foreign else old.keys()
     left = {name: weight for name, weight in old.items() if name in kept}
     jobs = [job for name, job in _jobs(left, new, updates, foreign, options.checked()) if options.chooses(name)]
@@ -94,6 +93,15 @@ def compare(
     notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, folded)])
     common = len(old.keys() & new.keys()) + sum(name in old for name, _ in updates)
     return Difference(base_file, tuned_file, tuple(rows), tuple(notes), common)
+
+
+def _updates(new: dict[str, Weight], place: str) -> list[Update]:
+    """Return the updates in a file, or a folder and the folders in it, whose tensors are added to `new`."""
+    found = find_updates(new, place)
+    for adapter, weights in adapters_in(place):
+        found += [update._replace(adapter=adapter) for update in find_updates(weights, f"{place}/{adapter}")]
+        new |= {weight.name: weight for weight in weights.values()}
+    return found
 
 
 def _notes(kept: Weights, updates: list[Target], folded: int) -> Iterator[str]:
