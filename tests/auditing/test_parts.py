@@ -133,6 +133,13 @@ def test_places_that_do_not_fit_leave_the_whole_as_it_is():
     assert (row.status, row.parts) == ("bounded", ())
 
 
+@pytest.mark.parametrize("name", ["blocks.0.ffn.experts.mlp.w1", "mlp.experts.weight1"])
+def test_experts_joined_in_one_matrix_are_a_reason(tmp_path, name):
+    row, _ = only_row(tmp_path, name, normal(0, 12, 4))
+    assert (row.status, row.upper) == ("failed", None)
+    assert "how many there are is not known" in row.reason
+
+
 def test_a_bias_of_experts_is_a_bias(tmp_path):
     row, _ = only_row(tmp_path, "experts.up_bias", normal(0, 4, 6), **{"experts.up": normal(1, 4, 5, 6)})
     assert (row.status, row.reason) == ("skipped", geometry.BIAS)

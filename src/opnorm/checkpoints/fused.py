@@ -38,6 +38,17 @@ def divided(geometry: Geometry, places: Callable[[], Places], axis: int = 0) -> 
     return geometry._replace(parts=parts)
 
 
+def by_head(geometry: Geometry, axis: int) -> Geometry:
+    """Return the geometry of a kernel with more axes, one of which counts the heads: each is a part."""
+
+    def parts(kernel: Array) -> Iterator[Part]:
+        heads = np.moveaxis(kernel, axis, 0)
+        for i, head in enumerate(heads if len(heads) <= _HEADS else ()):
+            yield Part(f"head {i}", aslinearoperator(head.reshape(len(head), -1)))
+
+    return geometry._replace(parts=parts)
+
+
 def with_heads(places: Mapping[str, Array]) -> Places:
     """Return the rows of each projection, and of each of its heads; `places` has them as (heads, rows of a head)."""
     whole = {name: rows.ravel() for name, rows in places.items()}
