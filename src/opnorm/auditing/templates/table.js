@@ -21,7 +21,7 @@ function otherwise(row) {
 }
 
 // What is told of experts, projections or heads in one tensor: of many the largest, the median and how many.
-function parts(row, brief = false) {
+function partsOf(row, brief = false) {
   const all = row.parts || [];
   if (all.length <= 4 && !brief) return all.map(part => `${part.name} ${digits(part.upper)}`).join(", ");
   if (all.length === 0) return "";
@@ -49,7 +49,7 @@ function marked(entries) {
 }
 
 const entries = byDepth.map((row, index) => ({row, index, folded: row.reason === OPTIMIZER,
-  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...readings(row), parts(row), ...row.flags].join(" ").toLowerCase()}));
+  text: [row.name, row.kind, row.shape.join("x"), row.dtype, how(row), ...readings(row), partsOf(row), ...row.flags].join(" ").toLowerCase()}));
 const marks = marked(entries);
 
 const numeric = (key, title = key.replace("_", " ")) =>
@@ -58,7 +58,7 @@ const columns = [
   {title: "tensor", key: "name", value: entry => entry.row.name},
   ...["lower", "upper", "matrix_norm", "stable_rank"].map(key => numeric(key)),
   {title: "or else", key: "otherwise", value: entry => otherwise(entry.row)},
-  {title: "parts", key: "parts", value: entry => parts(entry.row, true)},
+  {title: "parts", key: "parts", value: entry => partsOf(entry.row, true)},
   {title: "how", key: "how", value: entry => entry.mark.name},
   {title: "shape", key: "shape", value: entry => entry.row.shape.reduce((a, b) => a * b, 1),
    text: entry => entry.row.shape.join("\u00d7") || "scalar"},
@@ -185,7 +185,7 @@ function tell(entry) {
     "readings", "parts", "flags", "constraint"]);
   facts(facts_, [
     ["norm", row.lower === null ? "not known" : `${row.lower} to ${row.upper}`], ["how", how(row)],
-    ["read otherwise", readings(row).join("; ")], ["parts", parts(row)], ["shape", `${row.shape.join("\u00d7") || "scalar"}, ${row.dtype}`], ["layer", row.kind],
+    ["read otherwise", readings(row).join("; ")], ["parts", partsOf(row)], ["shape", `${row.shape.join("\u00d7") || "scalar"}, ${row.dtype}`], ["layer", row.kind],
     ["flags", row.flags.join(", ")],
     ...Object.entries(row).filter(([key, value]) => !known.has(key) && value !== null)
       .map(([key, value]) => [key.replaceAll("_", " "), typeof value === "object" ? JSON.stringify(value) : String(value)])]);
