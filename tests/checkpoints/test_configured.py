@@ -152,6 +152,13 @@ def test_a_broken_configuration_is_a_note_and_never_an_error(tmp_path, content):
         assert "\n" not in report.notes[0]
 
 
+def test_a_broken_configuration_of_a_part_is_a_note(tmp_path):
+    write(tmp_path / "text_encoder", LLAMA[1])
+    (tmp_path / "text_encoder" / "config.json").write_text("{")
+    (tmp_path / "model_index.json").write_text('{"text_encoder": ["a", "b"]}')
+    assert "its configuration is not read" in open_checkpoint(tmp_path).notes[0]
+
+
 def test_a_configuration_too_large_is_not_read(tmp_path):
     write(tmp_path, LLAMA[1])
     (tmp_path / "config.json").write_bytes(b" " * (2**23 + 1))

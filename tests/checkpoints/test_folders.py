@@ -133,6 +133,12 @@ def test_the_cache_of_hugging_face_is_read_through_its_links(tmp_path):
         file.symlink_to(f"../../blobs/{number:064}")
     assert_same(tensors_of(folder), ONE | TWO)
     assert_same(tensors_of(folder / "model.safetensors.index.json"), ONE | TWO)
+    assert_same(tensors_of(home), ONE | TWO)
+    write(home / "snapshots" / "f00d", TWO)
+    refused(home, "it is a folder, no file")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("f00d\n")
+    assert_same(tensors_of(home), TWO)
     (home / "other").mkdir()
     shutil.move(folder, home / "other" / "4d7a")
     with pytest.raises(CheckpointError, match="outside its folder"):

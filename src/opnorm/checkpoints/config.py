@@ -8,6 +8,7 @@ from opnorm.checkpoints.files import parse_json, require
 from opnorm.checkpoints.records import CheckpointError
 
 NAME = "config.json"
+_SNAPSHOTS, _COMMIT = "snapshots", 100  # of a cache: the folder, and the most bytes that a commit's name has
 _BYTES = 8 * 2**20  # labels of 21,000 classes take 2 MiB
 _LARGEST = 2**40  # that a size may be
 _PARTS = 16  # models in a model: text, vision, audio, ...
@@ -84,14 +85,27 @@ class ModelConfig(NamedTuple):
 
 
 def beside(path: Path) -> Path:
-    """Return the folder in which a file's configuration lies: its own, of a folder itself."""
-    return path if path.is_dir() else path.parent
+    """Return the folder in which the configuration of a file or a folder lies, and the files of that folder.
+
+    That is a file's own, and a folder itself; of a model in Hugging Face's cache that of the commit which is its
+    `main`, or of the only one.
+    """
+    return _snapshot(path) if path.is_dir() else path.parent
+
+
+def _snapshot(folder: Path) -> Path:
+    commits = sorted((folder / _SNAPSHOTS).iterdir()) if (folder / _SNAPSHOTS).is_dir() else []
+    main = folder / "refs" / "main"
+    if commits and main.is_file() and main.stat().st_size < _COMMIT:
+        named = main.read_text(encoding="utf-8", errors="replace").strip()
+        commits = [commit for commit in commits if commit.name == named]
+    return commits[0] if len(commits) == 1 and commits[0].is_dir() else folder
 
 
 def read_config(path: Path) -> ModelConfig:
     """Return what the `config.json` in a folder, or beside a file, says; it never fails: what is wrong is `trouble`."""
-    file = beside(path) / NAME
     try:
+        file = beside(path) / NAME
         if not file.is_file():
             return ModelConfig()
         require(file.stat().st_size <= _BYTES, f"{NAME} is larger than {_BYTES >> 20} MiB")

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opnorm.checkpoints.config import beside
 from opnorm.checkpoints.files import JSON_BYTES, is_plain, parse_json, require
 
 _PIPELINE, _MODULES = "model_index.json", "modules.json"  # of diffusers and of sentence-transformers
@@ -30,7 +31,7 @@ _ENTRIES = 20_000  # of a folder that are looked at
 _FOLDERS = 100  # in a folder that are looked into
 _SHOWN = 5  # names in a message
 
-Readable = Callable[[str], bool]  # whether there is a reader for a file of that name
+Readable = Callable[[str], str]  # the ending by which a reader knows a file of that name, or ""
 
 
 class Model(NamedTuple):
@@ -50,6 +51,7 @@ def models_in(folder: Path, readable: Readable) -> list[Model]:
     Raises:
         CheckpointError: When its list of parts is broken, or shards are missing.
     """
+    folder = beside(folder)
     parts = [(name, folder / name) for name in _parts(folder)]
     found = (_model(place, f"{name}." if name else "", readable) for name, place in [("", folder), *parts])
     return [model for model in found if model is not None]

@@ -78,10 +78,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)  # as typed, in every message
     with border(path):
         require(path.exists(), "there is no such file")
-        found = _folder(path) if path.is_dir() else _file(path)
-        trouble = read_config(path).trouble if found.format in _CONFIGURED else ""
-        note = f"its configuration is not read, so layers are taken for what names and shapes suggest: {trouble}"
-        return found._replace(notes=(*found.notes, note)) if trouble else found
+        return _folder(path) if path.is_dir() else _file(path)
 
 
 def _file(path: Path) -> Checkpoint:
@@ -93,12 +90,19 @@ def _file(path: Path) -> Checkpoint:
         require(bool(start), "it is empty")
         remedy = mistaken(start)
         require(not remedy, remedy)
-        return _with_remedy(_reader(path, start), _beside_its_data(path))
+        return _configured(_with_remedy(_reader(path, start), _beside_its_data(path)), path)
+
+
+def _configured(found: Checkpoint, path: Path) -> Checkpoint:
+    """Return a checkpoint with a note where the configuration beside it should have told of its layers and does not."""
+    trouble = read_config(path).trouble if found.format in _CONFIGURED else ""
+    note = f"its configuration is not read, so layers are taken for what names and shapes suggest: {trouble}"
+    return found._replace(notes=(*found.notes, note)) if trouble else found
 
 
 def _folder(path: Path) -> Checkpoint:
     """Return the checkpoint of a folder: of the models in it, else of the format that a file in it speaks for."""
-    models = models_in(path, lambda name: bool(_ending(name)))
+    models = models_in(path, _ending)
     if not models:
         return _folder_reader(path)(path)
     found = [_model(model) for model in models]
@@ -110,7 +114,8 @@ def _folder(path: Path) -> Checkpoint:
 
 def _model(model: Model) -> Checkpoint:
     """Return the checkpoint of a model of a folder, its names behind those of its part of a pipeline."""
-    found = read_together(model.files) if model.files[1:] else _file(model.files[0])
+    first, *others = model.files
+    found = _configured(read_together(model.files), first) if others else _file(first)
     weights = tuple(weight._replace(name=model.prefix + weight.name) for weight in found.weights)
     return found._replace(weights=weights, notes=(*found.notes, *model.notes))
 
@@ -179,5 +184,5 @@ def _in_folder(path: Path) -> str:
     """Return that a folder is none to be read, and which files and folders in it are."""
     inside = sorted(one.name for one in path.iterdir() if _ending(one.name) and one.is_file())
     inside = [name for name in inside if name.endswith(".json")] or inside
-    inside = inside or folders_in(path, lambda name: bool(_ending(name)))
+    inside = inside or folders_in(path, _ending)
     return f"it is a folder, no file{f'; name one in it: {shown(inside)}' if inside else f'. {_KNOWN}'}"

@@ -20,28 +20,17 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
 _NAME = 1000  # characters of a key
 _KEYS = 16  # items of a key that is a tuple
 
-Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
-
 
 def read_torch(path: Path) -> Checkpoint:
     """Return the checkpoint of a zip archive of PyTorch's, or of TorchScript's, whose code is not run."""
-    return _checkpoint(path, *_from_archive(path))
+    return _checkpoint(path, *held_tensors(path))
 
 
-def read_old_torch(path: Path) -> Checkpoint:
-    """Return the checkpoint of a file from before PyTorch 1.6: five pickles, then the storages one after another."""
-    return _checkpoint(path, _from_pickles(path), ())
+Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
 
 
-def tensors_of(path: Path) -> dict[str, Entry]:
-    """Return the tensors of a file of either kind, by name."""
-    with path.open("rb") as file:
-        held = _from_archive(path)[0] if file.read(4) == ARCHIVE else _from_pickles(path)
-    return {found.named.name: found for found in _entries(path, held)}
-
-
-def _from_archive(path: Path) -> tuple[list[Held], tuple[str, ...]]:
-    """Return what an archive holds, and what of it is not read."""
+def held_tensors(path: Path) -> tuple[list[Held], tuple[str, ...]]:
+    """Return the tensors of a zip archive of PyTorch's, and notes on it."""
     found = members(path)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     require(len(pickles) == 1, "the archive holds no data.pkl, so it is none of PyTorch's")
@@ -76,6 +65,11 @@ def _member(path: Path, found: Mapping[str, ZipInfo], name: str) -> Run:
     return Run(searchable(path, info), 0, info.file_size)
 
 
+def read_old_torch(path: Path) -> Checkpoint:
+    """Return the checkpoint of a file from before PyTorch 1.6: five pickles, then the storages one after another."""
+    return _checkpoint(path, _from_pickles(path), ())
+
+
 def _from_pickles(path: Path) -> list[Held]:
     """Return what a file of five pickles holds, behind which the storages stand."""
     with path.open("rb") as file:
@@ -107,6 +101,13 @@ def _runs(path: Path, at: int, keys: Any, storages: Mapping[str, Storage]) -> It
         yield key, Run(lambda: path.open("rb"), at + 8, size)
         at += 8 + size
     require(at <= path.stat().st_size, "its storages are cut off")
+
+
+def tensors_of(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a file of either kind, by name."""
+    with path.open("rb") as file:
+        held = held_tensors(path)[0] if file.read(4) == ARCHIVE else _from_pickles(path)
+    return {found.named.name: found for found in _entries(path, held)}
 
 
 def _checkpoint(path: Path, held: list[Held], notes: tuple[str, ...]) -> Checkpoint:
