@@ -305,7 +305,8 @@ def test_an_adapters_configuration_that_is_nested_without_end_is_refused(tmp_pat
 
 def test_each_adapter_of_a_folder_has_its_own_configuration(tmp_path):
     base = write(tmp_path / "b.safetensors", {"l.weight": W})
-    for place, alpha in ((tmp_path / "two", 2), (tmp_path / "two" / "other", 8)):
+    earlier = tmp_path / "two" / "checkpoint-10"  # of a training: no adapter of its own
+    for place, alpha in ((tmp_path / "two", 2), (tmp_path / "two" / "other", 8), (earlier, 3)):
         place.mkdir()
         write(place / "adapter_model.safetensors", LORA)
         (place / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))

@@ -56,7 +56,9 @@ def alpha(value):
 # ---- DoRA ----
 
 
-@pytest.mark.parametrize("name", ["lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
+@pytest.mark.parametrize(
+    "name", ["lora_magnitude_vector", "lora_magnitude_vector.default.weight", "lora_magnitude_vector.my-own.weight"]
+)
 def test_dora_scales_the_rows_of_the_sum(tmp_path, name):
     W, A, B, m = normal(0, 30, 20), normal(1, 4, 20), normal(2, 30, 4), np.abs(normal(3, 30)) + 1
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "use_dora": True}))

@@ -1,5 +1,6 @@
 """Folders in an adapter's folder: PEFT saves every adapter but the default one in a folder of its own name."""
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,8 @@ from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Weight
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_FOLDERS = 100  # that are looked into
+_ENTRIES, _FOLDERS = 20_000, 100  # of a folder that are looked at, and into
+_EARLIER = re.compile(r"checkpoint-\d+")  # states of a training, not adapters beside each other
 
 
 def adapters_in(folder: str) -> Iterator[tuple[str, Mapping[str, Weight]]]:
@@ -18,8 +20,8 @@ def adapters_in(folder: str) -> Iterator[tuple[str, Mapping[str, Weight]]]:
     """
     if not folder or not Path(folder).is_dir():
         return
-    inside = sorted(one for one in islice(Path(folder).iterdir(), _FOLDERS) if one.is_dir())
-    for place in inside:
+    inside = sorted(one for one in islice(Path(folder).iterdir(), _ENTRIES) if one.is_dir())
+    for place in [one for one in inside if not _EARLIER.fullmatch(one.name)][:_FOLDERS]:
         file = next((place / name for name in _FILES if (place / name).is_file()), None)
         if file is not None:
             weights = open_checkpoint(file).weights

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from opnorm.auditing.sgm_names import in_diffusers
 from opnorm.checkpoints.records import Weight
 
-_WHICH = r"(\.(?P<which>(?!weight$)\w+))?"  # PEFT's name of one of several adapters
+_WHICH = r"(\.(?P<which>(?!weight$)[\w-]+))?"  # PEFT's name of one of several adapters
 _KRONECKER = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 _NAMES = {  # what follows the name of the layer, by role
     "down": rf"(lora_[Aa]|lora_down|lora\.down|lora_linear_layer\.down){_WHICH}\.weight",
