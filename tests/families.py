@@ -91,6 +91,22 @@ T5 = (
         "encoder.block.0.layer.1.DenseReluDense.wi.weight": draw(10, 8),
     },
 )
+DEEPSEEK = (
+    {
+        "model_type": "deepseek_v3", "hidden_size": 10, "num_attention_heads": 2, "q_lora_rank": 4, "kv_lora_rank": 3,
+        "qk_nope_head_dim": 2, "qk_rope_head_dim": 3, "v_head_dim": 6, "moe_intermediate_size": 7,
+        "n_routed_experts": 5,
+    },
+    {
+        "model.layers.0.self_attn.q_a_proj.weight": draw(4, 10),
+        "model.layers.0.self_attn.q_b_proj.weight": draw(10, 4),
+        "model.layers.0.self_attn.kv_a_proj_with_mqa.weight": draw(6, 10),
+        "model.layers.0.self_attn.kv_b_proj.weight": draw(16, 3),
+        "model.layers.0.self_attn.o_proj.weight": draw(10, 12),
+        "model.layers.1.mlp.experts.4.down_proj.weight": draw(10, 7),
+        "model.layers.1.mlp.gate.weight": draw(5, 10),
+    },
+)  # fmt: skip
 WHISPER = (
     {"model_type": "whisper", "d_model": 6, "num_mel_bins": 4, "encoder_attention_heads": 2},
     {"model.encoder.conv1.weight": draw(6, 4, 3), "model.encoder.conv2.weight": draw(6, 6, 3)},

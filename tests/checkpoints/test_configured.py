@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import AUTOENCODER, BLOOM, GPT2, LLAMA, MIXTURE, RESNET, T5, UNET, VIT, WHISPER, draw, write
+from families import AUTOENCODER, BLOOM, DEEPSEEK, GPT2, LLAMA, MIXTURE, RESNET, T5, UNET, VIT, WHISPER, draw, write
 
 import opnorm
 from opnorm.checkpoints.config import ModelConfig, read_config
@@ -14,7 +14,7 @@ from opnorm.checkpoints.opening import open_checkpoint
 
 FAMILIES = {
     "gpt2": GPT2, "llama": LLAMA, "bloom": BLOOM, "vit": VIT, "mixture": MIXTURE, "batch": RESNET, "whisper": WHISPER,
-    "t5": T5, "unet": UNET, "autoencoder": AUTOENCODER,
+    "t5": T5, "deepseek": DEEPSEEK, "unet": UNET, "autoencoder": AUTOENCODER,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_no_map_of_a_known_model_is_assumed(tmp_path, family):
     assert [name for name, row in rows.items() if row.readings or row.status == "failed"] == []
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "t5", "deepseek"])
 def test_the_norm_between_root_mean_squares_is_that_of_the_layer(tmp_path, family):
     """The truth goes by names: GPT-2's layers are x @ W, its tables and all others' layers W @ x."""
     rows, tensors = rows_of(tmp_path, family), FAMILIES[family][1]
@@ -118,6 +118,8 @@ def test_epsilon_comes_from_the_configuration(tmp_path):
         {"num_attention_heads": 2**70, "num_key_value_heads": 2**70, "intermediate_size": True, "vocab_size": -1},
         {"auto_map": {"AutoModel": "modeling.Own"}},
         {"quantization_config": {"quant_method": "bitnet"}},
+        {"quantization": {"bits": 4}},
+        {"text_config": {"model_type": "llama", "quantization_config": {"quant_method": "bitnet"}}},
     ],
 )
 def test_a_configuration_of_another_model_settles_nothing(tmp_path, changed):

@@ -170,6 +170,15 @@ def test_the_parts_of_a_pipeline_are_read_each_with_its_own_configuration(tmp_pa
     assert "the folder 'unet' holds nothing is: 'diffusion_pytorch_model.bin'" in report.notes[0]
 
 
+def test_the_modules_of_sentence_transformers_are_read_together(tmp_path):
+    write(tmp_path, ONE)
+    write(tmp_path / "2_Dense", TWO)
+    (tmp_path / "1_Pooling").mkdir()
+    modules = [{"idx": number, "path": path} for number, path in enumerate(["", "1_Pooling", "2_Dense"])]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert_same(tensors_of(tmp_path), ONE | {f"2_Dense.{name}": tensor for name, tensor in TWO.items()})
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"unet": 3}'])
 def test_a_broken_list_of_parts_is_an_error_or_none(tmp_path, content):
     (tmp_path / "model_index.json").write_text(content)

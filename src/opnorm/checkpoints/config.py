@@ -8,6 +8,7 @@ from opnorm.checkpoints.files import parse_json, require
 from opnorm.checkpoints.records import CheckpointError
 
 NAME = "config.json"
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 _SNAPSHOTS, _COMMIT = "snapshots", 100  # of a cache: the folder, and the most bytes that a commit's name has
 _BYTES = 8 * 2**20  # labels of 21,000 classes take 2 MiB
 _LARGEST = 2**40  # that a size may be
@@ -67,9 +68,9 @@ class ModelConfig(NamedTuple):
 
     @property
     def quantization(self) -> Mapping[str, Any]:
-        """Return how the weights are quantized, nothing where they are not."""
-        found = self.table.get("quantization_config")
-        return found if isinstance(found, Mapping) else {}
+        """Return how the weights of the model, or of a part of it, are quantized; nothing where they are not."""
+        found = (part.table.get(key) for part in self.parts() for key in _QUANTIZATION)
+        return next((value for value in found if isinstance(value, Mapping)), {})
 
     @property
     def runs_own_code(self) -> bool:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from opnorm.checkpoints.config import ModelConfig
 
 # Sizes: H features between blocks, Q of all query heads, K of all key heads, F of queries, keys and values together,
-# I inside of a feed-forward layer, J twice that, V tokens, E experts, N query heads, P anything.
+# I inside of a feed-forward layer, J twice that, V tokens, E experts, N query heads, R the
+# rank of a projection in two steps, P anything.
 Sizes = Mapping[str, frozenset[int]]
 Ways = tuple[tuple[str, str], ...]  # from, to
 
@@ -24,6 +25,8 @@ LINEAR: Mapping[str, Ways] = {  # by the module's name, or its parent's and its 
     **dict.fromkeys(("lm_head", "embed_out", "decoder", "vocab_projector"), (("H", "V"),)),
     **dict.fromkeys(("gate", "router"), (("H", "E"),)),
     **dict.fromkeys(("classifier", "score", "qa_outputs", "text_projection", "visual_projection"), (("H", "P"),)),
+    **dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa"), (("H", "P"),)),
+    **dict.fromkeys(("q_b_proj", "kv_b_proj"), (("R", "P"),)),
     "crossattention.c_attn": (("H", "J"),),
     "q_attn": (("H", "Q"),),
 }
@@ -38,7 +41,7 @@ SCALED = ("gemma", "gemma2", "gemma3_text")  # whose embeddings are multiplied b
 CONV1D = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")  # whose c_attn, c_fc, c_proj are stored (in, out)
 FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and Embedding and nothing more
     *CONV1D, *SCALED, "albert", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
-    "clip_vision_model", "cohere", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon",
+    "clip_vision_model", "cohere", "deepseek_v2", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon",
     "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "mistral", "mixtral", "modernbert", "mpt",
     "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip",
     "siglip_text_model", "siglip_vision_model", "stablelm", "starcoder2", "t5", "vit", "vit_mae", "vit_msn",
@@ -97,9 +100,10 @@ def role_of(name: str) -> Role | None:
 def sizes_of(config: ModelConfig) -> Sizes:
     """Return the sizes that a configuration gives; those that it does not tell are empty."""
     queries, keys = config.heads * config.head_dim, config.key_value_heads * config.head_dim
+    latent = config.size("qk_nope_head_dim") + config.size("qk_rope_head_dim")
     several = {
         "H": {config.hidden},
-        "Q": {queries},
+        "Q": {queries, config.heads * latent, config.heads * config.size("v_head_dim")},
         "K": {keys},
         "F": {queries + 2 * keys},
         "I": config.inner,
@@ -107,5 +111,6 @@ def sizes_of(config: ModelConfig) -> Sizes:
         "V": {config.size("vocab_size")},
         "E": {config.experts},
         "N": {config.heads},
+        "R": {config.size("q_lora_rank"), config.size("kv_lora_rank")},
     }
     return {name: frozenset(found) - {0} for name, found in several.items()}
