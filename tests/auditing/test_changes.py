@@ -46,6 +46,16 @@ def test_the_summary_of_an_adapter_has_the_sum_of_its_ranks(tmp_path):
     assert "ranks up to 5 in all; 1 NOT known" in found.to_text()
 
 
+def test_dora_has_no_rank(tmp_path):
+    tuned = {
+        "l.lora_A.weight": normal(1, 2, 6),
+        "l.lora_B.weight": normal(2, 5, 2),
+        "l.lora_magnitude_vector": np.ones(5),
+    }
+    (row,) = compared(tmp_path, {"l.weight": normal(0, 5, 6)}, tuned).rows
+    assert (row.status, row.rank) == ("DoRA", None)
+
+
 def test_a_summary_of_nothing_is_told_too(tmp_path):
     found = compared(tmp_path, {"a.bias": np.ones(3)}, {"a.bias": np.ones(3)})
     assert "0 of 0 weights changed" in found.to_text()

@@ -48,8 +48,9 @@ class Update(NamedTuple):
 
     @property
     def rank(self) -> int | None:
-        """Return the rank of what is added, at most; None where it may have any."""
-        return self.parts["down"].shape[0] if self.form.kind == "LoRA" and self.parts["down"].shape else None
+        """Return the rank of what is added, at most; None where it may have any: DoRA scales the whole weight."""
+        known = self.kind in ("LoRA", "LoCon") and len(self.parts["up"].shape) > 1
+        return self.parts["up"].shape[1] if known else None
 
     @property
     def shape(self) -> tuple[int, ...]:
