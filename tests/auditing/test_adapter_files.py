@@ -399,3 +399,15 @@ def test_an_adapter_of_which_nothing_fits_exits_with_two(tmp_path, tuned, config
     result = CliRunner().invoke(app, ["diff", *folders(tmp_path, tuned, config)])
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
+
+
+def test_the_projections_of_pytorchs_attention_are_told_apart(tmp_path):
+    joint, output = normal(3, 18, 6), normal(4, 6, 6)
+    A, B, D = normal(5, 2, 6), normal(6, 18, 2), normal(7, 6, 2)
+    name = "base_model.model.attn"
+    tuned = {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    tuned |= {f"{name}.base_layer.out_proj.lora_A.weight": A, f"{name}.base_layer.out_proj.lora_B.weight": D}
+    found, _ = rows(tmp_path, {"attn.in_proj_weight": joint, "attn.out_proj.weight": output}, tuned)
+    assert found["attn.in_proj_weight"].difference[1] == pytest.approx(norm(B.astype(np.float64) @ A), rel=1e-5)
+    assert found["attn.out_proj.weight"].status == "failed"
+    assert "twice" in found["attn.out_proj.weight"].reason

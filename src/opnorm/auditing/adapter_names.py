@@ -44,6 +44,7 @@ _TOWERS = {  # the parts of a pipeline, whose layers may have the same names
     ),
     "denoiser": re.compile(r"^((lora|lycoris)_(unet|transformer)_|unet\.|(model\.)?diffusion_model\.)"),
 }
+_ENDS = (".weight", "", ".in_proj_weight")  # of a layer's weight; the last is that of PyTorch's MultiheadAttention
 PEFT = re.compile(
     r"^base_model\.model\.|\.modules_to_save\.[^.]+(?=\.)|\.base_layer(?=\.)"
 )  # around a model's own names
@@ -102,7 +103,7 @@ class Base:
     def of(self, layer: str) -> list[list[str]]:
         """Return the weights that a layer's name may mean: those of the surest way to read it first."""
         own = PEFT.sub("", layer)
-        exact = [name for name in (f"{layer}.weight", layer, f"{own}.weight", own) if name in self._names]
+        exact = [name for name in (f"{layer}.weight", layer, *(f"{own}{end}" for end in _ENDS)) if name in self._names]
         tower = _tower(layer)
         called = _called(layer)
         alike = [

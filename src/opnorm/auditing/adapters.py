@@ -25,6 +25,8 @@ _USES = {
 }
 _COMMON = {"alpha", "magnitude", "dora_scale"}  # roles beside every form
 _DIRECTED = {"magnitude", "dora_scale"}
+_OUTPUT = re.compile(r"\.base_layer\.out_proj$")  # of PyTorch's MultiheadAttention, in PEFT's files
+_ADDED_TWICE = "peft 0.21 adds the update of this output projection twice, where it is defined to be added once"
 _TABLE = re.compile(r"emb|(^|[._])(wte|wpe)$")  # layers of MLX whose weight is (tokens, features)
 
 
@@ -165,6 +167,7 @@ def _update(layer: str, parts: Parts, config: Config | None, adapter: str) -> Up
     trouble = f"updates of several kinds in one file ({kinds}): nothing says which are applied" if forms[1:] else ""
     used = {role: part for role, part in parts.items() if any(_uses(form, role) for form in forms)}
     scale, note = scale_of(layer, forms[0], used, config)
+    trouble = trouble or (_ADDED_TWICE if _OUTPUT.search(layer) else "")
     return Update(
         layer, forms[0], used, scale, note, trouble or trouble_of(config), turned or is_turned(config), adapter, config
     )
