@@ -145,6 +145,17 @@ def test_the_cache_of_hugging_face_is_read_through_its_links(tmp_path):
         open_checkpoint(home / "other" / "4d7a")
 
 
+@pytest.mark.parametrize("where", ["link", "target"])
+def test_a_link_has_the_configuration_beside_it_or_its_target(tmp_path, where):
+    config, tensors = LLAMA
+    file = write(tmp_path / "target", tensors) / "model.safetensors"
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "model.safetensors").symlink_to(file)
+    (tmp_path / where / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path / "link", tmp_path / "link" / "model.safetensors"):
+        assert not any(weight.geometry.assumed for weight in open_checkpoint(path).weights)
+
+
 def test_a_broken_index_in_a_folder_is_named(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"^Cannot read '.*/model\.safetensors\.index\.json': it has no `weight_"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from opnorm.checkpoints.archives import members
 from opnorm.checkpoints.arrays import read_npy, read_npz
+from opnorm.checkpoints.config import NAME as CONFIG
 from opnorm.checkpoints.config import read_config
 from opnorm.checkpoints.contents import (
     ELSE,
@@ -121,9 +122,13 @@ def _model(model: Model) -> Checkpoint:
 
 
 def _beside_its_data(path: Path) -> Path:
-    """Return where a link leads, since other files lie beside the target; the link where only it has an ending."""
-    target = path.resolve()
-    return target if path.is_symlink() and _ending(target.name) == _ending(path.name) else path
+    """Return where a link leads, since other files lie beside the target; the link where only it has an ending.
+
+    A file of which only the configuration lies beside it stays the link where that lies beside the link.
+    """
+    target, ending = path.resolve(), _ending(path.name)
+    configured = not ending.endswith((".json", ".onnx")) and (path.parent / CONFIG).is_file()
+    return target if path.is_symlink() and _ending(target.name) == ending and not configured else path
 
 
 def _with_remedy(reader: Callable[[Path], Checkpoint], path: Path) -> Checkpoint:

@@ -37,14 +37,18 @@ EMBEDDINGS: Mapping[str, Ways] = {
     **dict.fromkeys(_PLACES, (("P", "H"),)),
     "relative_attention_bias": (("P", "N"),),
 }
-SCALED = ("gemma", "gemma2", "gemma3_text")  # whose embeddings are multiplied by a number, of late by their own layer
+# Whose embeddings are multiplied by a number, of late by their own layer:
+SCALED = ("gemma", "gemma2", "gemma3_text", "bart", "mbart")
 CONV1D = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")  # whose c_attn, c_fc, c_proj are stored (in, out)
 FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and Embedding and nothing more
-    *CONV1D, *SCALED, "albert", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
-    "clip_vision_model", "cohere", "deepseek_v2", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon",
-    "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "mistral", "mixtral", "modernbert", "mpt",
-    "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip",
-    "siglip_text_model", "siglip_vision_model", "stablelm", "starcoder2", "t5", "vit", "vit_mae", "vit_msn",
+    *CONV1D, *SCALED, "albert", "apertus", "arcee", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
+    "clip_vision_model", "codegen", "cohere", "cohere2", "deberta-v2", "deepseek_v2", "deepseek_v3", "deit",
+    "dinov2", "dinov3_vit", "distilbert", "electra", "ernie4_5", "exaone4", "falcon", "glm", "glm4", "glm4_moe",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "llama",
+    "longformer", "marian", "minimax_m2", "mistral", "mixtral", "modernbert", "mpnet", "mpt", "mt5", "nemotron",
+    "nomic_bert", "olmo", "olmo2", "olmo3", "olmoe", "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "siglip_text_model",
+    "siglip_vision_model", "smollm3", "stablelm", "starcoder2", "t5", "umt5", "vit", "vit_mae", "vit_msn",
     "whisper", "xlm-roberta",
 })  # fmt: skip
 OUT_IN, IN_OUT = "(out, in)", "(in, out)"
