@@ -19,6 +19,7 @@ class Settings(NamedTuple):
     time_limit: float | None = None  # seconds for each reading of a tensor
     spectra: bool = False
     memory_limit: float = inf  # bytes for one tensor
+    subspaces: bool = False  # of comparisons
 
 
 class Options(NamedTuple):
@@ -32,6 +33,7 @@ class Options(NamedTuple):
     jobs: int = 1
     spectra: bool = False
     network: bool = True
+    subspaces: bool = False
 
     def checked(self) -> Settings:
         """Return the settings, the memory shared by the jobs; None is the default of each, of the memory the machine's.
@@ -44,6 +46,7 @@ class Options(NamedTuple):
             require(_is_globs(value), name, "must be a pattern or a list of patterns, none of them empty", value)
         to_flag("spectra", self.spectra)
         to_flag("network", self.network)
+        to_flag("subspaces", self.subspaces)
         require(_is_positive_integer(self.jobs), "jobs", "must be a positive integer", self.jobs)
         limited = self.memory_limit is None or _is_positive_integer(self.memory_limit)
         require(limited, "memory_limit", "must be a positive integer, in bytes", self.memory_limit)
@@ -51,7 +54,7 @@ class Options(NamedTuple):
         require(timed, "time_limit", "must not be negative, in seconds", self.time_limit)
         tolerance = None if self.tolerance is None else check_tolerance(self.tolerance)
         room = machine_memory() if self.memory_limit is None else self.memory_limit
-        return Settings(tolerance, self.time_limit, self.spectra, room // self.jobs)
+        return Settings(tolerance, self.time_limit, self.spectra, room // self.jobs, self.subspaces)
 
     def chooses(self, name: str) -> bool:
         """Return whether a tensor of that name is asked for."""

@@ -26,6 +26,7 @@ CELLS = {"SimpleRNNCell", "LSTMCell", "GRUCell"}
 RECURRENT = {"SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU"}
 CONV_RECURRENT = {"ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 CONV_CELLS = {f"{kind}Cell" for kind in CONV_RECURRENT} | {"ConvLSTMCell"}
+HEADS = "axis of the heads"  # of a projection's kernel: no key of Keras's
 ATTENTION = {"MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"}
 MODELS = {"Functional", "Sequential", "Model"}
 WRAPPERS = {"TimeDistributed", "Bidirectional", "SpectralNormalization", "opnorm>SpectralNormalization"}
@@ -140,7 +141,8 @@ def _projection(layer: Layer, key: str) -> Layer:
     names = ("kernel_constraint", "bias_constraint", "use_bias", "dtype")
     config = {name: layer.config[name] for name in names if name in layer.config}
     name = "attention_output" if key.startswith("output") else key.removesuffix("_dense")
-    return Layer("EinsumDense", name, {**config, "equation": equation}, layer.assumed)
+    config |= {"equation": equation, HEADS: 0 if key.startswith("output") else 1}
+    return Layer("EinsumDense", name, config, layer.assumed)
 
 
 def sublayers(config: Mapping[str, Any]) -> Iterator[Layer]:

@@ -42,6 +42,12 @@ def tensors_of(path: Path) -> dict[str, Entry]:
     return {name: _tensor(path, name, entry, start) for name, entry in header.items()}
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the texts that a file holds beside its tensors."""
+    notes = _header(path)[0].get("__metadata__", {})
+    return {key: text for key, text in notes.items() if _is_text(text)} if isinstance(notes, dict) else {}
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 

@@ -6,6 +6,7 @@ from math import isfinite
 from opnorm.checkpoints import diffusion
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.config import ModelConfig
+from opnorm.checkpoints.fused import divided, with_heads
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.heads import fused
 from opnorm.checkpoints.records import Geometry
@@ -60,7 +61,10 @@ def _settled(
     if drawn is not None or len(tensor.shape) in (3, 4):
         return drawn or _convolution(config, tensor) or _mask(config, tensor)
     role = role_of(tensor.name) if len(tensor.shape) == 2 and config.model_type in FAMILIES else None
-    return None if role is None or found.operator is None else _matrix(config, sizes, role, tensor.shape)
+    if role is None or found.operator is None:
+        return None
+    known = _matrix(config, sizes, role, tensor.shape)
+    return known if known is None or known.parts else known._replace(parts=found.parts)
 
 
 def _matrix(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...]) -> Geometry | None:
@@ -74,7 +78,10 @@ def _matrix(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...
         return g.columns("Embedding", "matrix (tokens, features)")
     joint = fused(config, role.module, outputs)
     make, kind, text = (g.columns, "Conv1D", IN_OUT) if inputs_first else (g.rows, "Linear", OUT_IN)
-    return make(kind, f"matrix {text}{f'; {joint.text}' if joint else ''}")
+    if joint is None:
+        return make(kind, f"matrix {text}")
+    whole = make(kind, f"matrix {text}; {joint.text}")
+    return divided(whole, lambda: with_heads(joint.places()), axis=int(inputs_first))
 
 
 def _experts(config: ModelConfig, sizes: Sizes, tensor: Named, found: Geometry) -> Geometry | None:
