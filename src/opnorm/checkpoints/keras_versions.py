@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from opnorm.checkpoints.keras_layers import function_of
+
 Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
 
@@ -91,7 +93,7 @@ def _raised(epsilon: Any) -> list[float]:
 
 def _activation(value: Any, version: Version) -> Any:
     """Return an activation with the version that defines it, where versions differ."""
-    name = value.get("config") if isinstance(value, dict) and value.get("class_name") == "function" else value
+    name = function_of(value) if isinstance(value, dict) and value.get("class_name") == "function" else value
     return {"class_name": name, "config": {"keras": version[0]}} if name in _CHANGED else value
 
 

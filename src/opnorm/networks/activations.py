@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from opnorm.checkpoints.keras_layers import class_of
+from opnorm.checkpoints.keras_layers import class_of, function_of
 from opnorm.networks.effects import Effect, Unbounded
 
 Options = Mapping[str, Any]
@@ -139,6 +139,6 @@ def parse(specification: Any) -> tuple[str, Options]:
     if isinstance(specification, Mapping):
         inner = specification.get("config")
         if specification.get("class_name") == "function" or not isinstance(inner, Mapping):
-            return str(inner), {}
+            return function_of(specification), {}
         return class_of({"class_name": None, **specification}), inner
     return str(getattr(specification, "__name__", specification)), {}
