@@ -217,7 +217,7 @@ def test_a_time_limit_makes_the_bound_larger_and_not_wrong():
     model = model_of([L.Conv2D(4, 3), L.ReLU(), L.Flatten(), L.Dense(3)], (9, 9, 2))
     whole, hurried = lipschitz_bound(model), lipschitz_bound(model, time_limit=0)
     assert whole.upper <= hurried.upper < float("inf")
-    with pytest.raises(ValueError, match="Argument `time_limit` must not be negative.*-1"):
+    with pytest.raises(ValueError, match=r"Argument `time_limit` must not be negative.*-1"):
         lipschitz_bound(model, time_limit=-1)
 
 
