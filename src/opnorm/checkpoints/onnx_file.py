@@ -29,7 +29,8 @@ def read_onnx(path: Path) -> Checkpoint:
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
-    for part in Runtime(unfolded.ops, unfolded.links, {name: v.shape for name, v in uses.values.items()}).parts():
+    constants = {name: value.shape for name, value in uses.values.items()}
+    for part in Runtime(unfolded.ops, unfolded.links, constants, shapes).parts():
         uses.compute(part)
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
     fixed = {name for name, value in uses.values.items() if not value.moving}
