@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opnorm.checkpoints.keras_layers import function_of
+from opnorm.checkpoints.records import of_file
 
 Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
@@ -70,7 +71,8 @@ def of_version(entry: Any, version: Version) -> Any:
 
 
 def _translate(entry: dict[str, Any], version: Version) -> None:
-    kind, config = entry["class_name"], entry["config"]
+    kind = entry["class_name"]
+    config = entry["config"] = of_file(entry["config"])
     for key in _ACTIVATIONS:
         if key in config:
             config[key] = _activation(config[key], version)

@@ -89,7 +89,7 @@ _WITH_OPTIONS: dict[str, Callable[[Options], tuple[float, float]]] = {
     "ReLU": _relu,
     "ELU": lambda options: _hull(0.0, 1.0, float(options.get("alpha", 1.0))),
     "Elu": lambda options: _hull(0.0, 1.0, float(options.get("alpha", 1.0))),
-    "LeakyReLU": lambda options: _hull(float(options.get("negative_slope", options.get("alpha", 0.3))), 1.0),
+    "LeakyReLU": lambda options: _hull(float(options.get("alpha", options.get("negative_slope", 0.3))), 1.0),
     "LeakyRelu": lambda options: _hull(float(options.get("negative_slope", options.get("alpha", 0.01))), 1.0),
     "Selu": _selu,
     "HardSigmoid": _hard_sigmoid,

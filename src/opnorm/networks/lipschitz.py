@@ -9,7 +9,7 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint
 from opnorm.checks import check_time_limit, require
-from opnorm.networks.bound import NetworkBound, network_bound
+from opnorm.networks.bound import NetworkBound, Step, network_bound
 from opnorm.networks.linear_rules import bound_weight
 
 
@@ -53,7 +53,11 @@ def _from_above(checkpoint: Checkpoint, time_limit: float | None) -> NetworkBoun
         reason = "how the layers are joined is not known: neither a Sequential nor a Functional model"
         return NetworkBound(None, None, "none", (), (reason, *checkpoint.notes))
     deadline = Deadline.after(None if time_limit is None else time_limit * max(1, len(checkpoint.graph.nodes)))
-    bound = network_bound(checkpoint.graph, partial(bound_weight, time_limit=time_limit), deadline=deadline)
+    try:
+        bound = network_bound(checkpoint.graph, partial(bound_weight, time_limit=time_limit), deadline=deadline)
+    except Exception as error:  # graphs come from files
+        why = f"its settings or weights make no sense: {type(error).__name__}: {error}"
+        return NetworkBound(None, None, "none", (Step("the whole", "graph", None, why),), checkpoint.notes)
     return bound._replace(notes=(*bound.notes, *checkpoint.notes))
 
 
