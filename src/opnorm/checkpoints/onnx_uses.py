@@ -11,7 +11,7 @@ import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import border, guarded, require
-from opnorm.checkpoints.guesses import Named
+from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.onnx_bodies import Names
 from opnorm.checkpoints.onnx_folding import Given, Result, Shape, data, planned
 from opnorm.checkpoints.onnx_geometry import RECURRENT, SCALE_OF_INTEGERS, TOGETHER, Use, use_geometry
@@ -100,7 +100,7 @@ class Uses:
         present = {i for i, name in enumerate(op.inputs) if name}
         alone = op.plain and set(held) == present and bool(op.outputs) and not any(v.moving for v in held.values())
         handed = held.get(0) if op.kind in _HANDED else held.get(1) if op.kind == "ConstantOfShape" else None
-        if not alone and (handed is None or (op.kind == "Gather" and len(handed.shape) == _TABLE)):
+        if not alone and (handed is None or (op.kind == "Gather" and _may_be_table(handed))):
             return []
         if op.kind == "Identity":
             return [held[0]]
@@ -108,7 +108,7 @@ class Uses:
             require(alone, "it depends on the network's input")
             return self.folded(op, held)
         except (LookupError, ValueError, TypeError, ArithmeticError):
-            most = max(held.values(), key=lambda value: prod(value.shape)) if alone or handed is None else handed
+            most = max(held.values(), key=_weight) if alone or handed is None else handed
             digest = _digest(op, [len(op.outputs), *(value.digest for value in held.values())])
             ways = (*most.ways, op.kind)[-3:]
             return [most._replace(make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
@@ -221,6 +221,16 @@ class Uses:
 
 _UNUSED = g.nothing("unused", "no operator of the file uses it")
 _EMPTY = g.nothing("unknown", "an empty tensor")
+
+
+def _may_be_table(value: Value) -> bool:
+    """Return whether Gather may look rows up in a constant; of one that is not worked out the shape is not known."""
+    return len(value.shape) == _TABLE or value.make is None
+
+
+def _weight(value: Value) -> tuple[bool, bool, int]:
+    """Return by what the constant is found that tells of what is made of several: it holds numbers, and the most."""
+    return value.dtype not in ("bool", "string"), value.dtype in FLOATS, prod(value.shape)
 
 
 def _tells(geometry: Geometry) -> bool:
