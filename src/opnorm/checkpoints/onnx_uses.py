@@ -26,6 +26,7 @@ _HANDED = {  # operators whose first input, when a constant, is what comes out, 
     "Identity", "Cast", "DequantizeLinear", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile",
     "Slice", "Split", "Gather", "QuantizeLinear", "Dropout", "Pad",
 }  # fmt: skip
+_NO_NUMBERS = ("bool", "string")
 _TABLE = 2  # axes of a constant that Gather looks rows up in: an embedding
 _STEERING = 64  # integers that say how a constant is moved: axes, sizes
 _ENTRIES = 2**22  # of a computed constant, unless what it is made of has half as many
@@ -111,7 +112,8 @@ class Uses:
             most = max(held.values(), key=_weight) if alone or handed is None else handed
             digest = _digest(op, [len(op.outputs), *(value.digest for value in held.values())])
             ways = (*most.ways, op.kind)[-3:]
-            return [most._replace(make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
+            dtype = "float32" if most.dtype in _NO_NUMBERS else most.dtype  # which may have been made numbers of
+            return [most._replace(dtype=dtype, make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
 
     def folded(self, op: Op, held: Mapping[int, Value]) -> list[Value]:
         """Return what an operator computes from constants alone; raise when that is not worked out."""
@@ -192,7 +194,7 @@ class Uses:
     def compute(self, part: Part) -> None:
         """Note of a constant that it is in a weight that the network computes while it runs."""
         value = self.values[part.op.inputs[part.position]]
-        if value.dtype in ("string", "bool"):
+        if value.dtype in _NO_NUMBERS:
             return
         reason = f"it goes, through {part.op.kind}, into a weight of {part.user.kind} that the network's input changes"
         known, key = self.found[value.tensor], self.places.get((part.op.outputs[0], part.position), "computed")
@@ -230,7 +232,7 @@ def _may_be_table(value: Value) -> bool:
 
 def _weight(value: Value) -> tuple[bool, bool, int]:
     """Return by what the constant is found that tells of what is made of several: it holds numbers, and the most."""
-    return value.dtype not in ("bool", "string"), value.dtype in FLOATS, prod(value.shape)
+    return value.dtype not in _NO_NUMBERS, value.dtype in FLOATS, prod(value.shape)
 
 
 def _tells(geometry: Geometry) -> bool:
