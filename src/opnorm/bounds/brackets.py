@@ -30,11 +30,25 @@ _PROOF = 2**28  # bytes, more than the proof of a matrix of `SMALL` entries take
 MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
 
 
-class Bounds(NamedTuple):
-    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded."""
-
+class _Ends(NamedTuple):
     lower: float
     upper: float
+
+
+class Bounds(_Ends):
+    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded.
+
+    Raises:
+        ValueError: When `lower` is above `upper`, or either is no number: no norm lies between them.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, lower: float, upper: float) -> "Bounds":
+        """Return the interval."""
+        if not lower <= upper:  # true of a NaN as well
+            raise ValueError(f"Argument `lower` must be at most `upper`. Received: lower={lower}, upper={upper}")
+        return super().__new__(cls, lower, upper)
 
 
 def spectral_norm(

@@ -86,6 +86,15 @@ def class_of(entry: Mapping[str, Any]) -> str:
     return str(name)  # files of Keras 1 and 2 name no module
 
 
+def function_of(entry: Mapping[str, Any]) -> str:
+    """Return the name of a function in a config; one of another module keeps that, so it is never taken for Keras's."""
+    name, registered, module = entry.get("config"), entry.get("registered_name"), entry.get("module")
+    if isinstance(registered, str) and ">" in registered:
+        return registered
+    own = module is None or module == "builtins" or (isinstance(module, str) and re.match(r"(tf_)?keras\b", module))
+    return str(name) if own else f"{module}>{name}"
+
+
 def guessed_layer(key: str, name: str) -> Layer | None:
     """Return the layer that a group's key ("conv2d_1") or name speaks of, or None."""
     for text in (key, name):

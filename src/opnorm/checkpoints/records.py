@@ -45,6 +45,17 @@ class Weight(NamedTuple):
     constraint: Mapping[str, Any] | None = None  # the Keras config of the constraint declared for it
 
 
+OWN_OPTIONS = (  # that readers and foldings give to nodes and layers; a file's own of these names are dropped
+    "arguments", "input_shapes", "joined", "kernel_layout", "keras", "normalized", "other_epsilons", "reason",
+    "rounding",
+)  # fmt: skip
+
+
+def of_file(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a file may give to a node or layer."""
+    return {key: value for key, value in options.items() if key not in OWN_OPTIONS}
+
+
 class Node(NamedTuple):
     """One layer or operation of a network."""
 
