@@ -26,16 +26,7 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
     What a hostile or broken tensor raises is the row's reason.
     """
     begin = perf_counter()
-    row = Row(
-        weight.name,
-        weight.geometry.kind,
-        weight.shape,
-        weight.dtype,
-        weight.geometry.text,
-        weight.geometry.assumed,
-        status="failed" if weight.geometry.operator or weight.geometry.unknown else "skipped",
-        reason=weight.geometry.reason,
-    )
+    row = unmeasured(weight, weight.geometry.reason)
     spectrum = np.zeros(0)
     try:
         afford(weight.shape, settings.memory_limit)
@@ -49,6 +40,20 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
     except Exception as error:  # tensors come from files, and libraries raise anything
         row = row._replace(reason=row.reason or reason_of(error))
     return row._replace(seconds=round(perf_counter() - begin, 4)), spectrum
+
+
+def unmeasured(weight: Weight, reason: str) -> Row:
+    """Return the row of a tensor whose numbers have not been read, with the reason why there is no bracket."""
+    return Row(
+        weight.name,
+        weight.geometry.kind,
+        weight.shape,
+        weight.dtype,
+        weight.geometry.text,
+        weight.geometry.assumed,
+        status="failed" if weight.geometry.operator or weight.geometry.unknown else "skipped",
+        reason=reason,
+    )
 
 
 def afford(shape: tuple[int, ...], memory_limit: float) -> None:

@@ -10,6 +10,7 @@ from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.remote import located, require_whole
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
@@ -40,6 +41,8 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".h5": {"HDF5": read_h5},
 }
 
+_BY_RANGE = (read_safetensors, read_shards, read_npz, read_npy, read_torch, read_old_torch)  # these only open and seek
+
 _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {}  # by a glob of names in it; the first that is there
 
 _KNOWN = f"What can be read: {' '.join(_READERS)}"
@@ -50,13 +53,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
-            `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`, `.weights.json`.
+            `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`, `.weights.json`; or the URL of one that
+            is read in parts: safetensors, NumPy's, PyTorch's.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
             tensor is read.
     """
-    path = Path(path)  # as typed, in every message
+    path = located(path)  # as typed, in every message
     with border(path):
         require(path.exists(), "there is no such file")
         if path.is_dir():
@@ -67,7 +71,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         require(bool(start), "it is empty")
         remedy = mistaken(start)
         require(not remedy, remedy)
-        return _with_remedy(_reader(path, _content(start)), _beside_its_data(path))
+        reader = _reader(path, _content(start))
+        if reader not in _BY_RANGE:
+            require_whole(path)
+        return _with_remedy(reader, _beside_its_data(path))
 
 
 def _beside_its_data(path: Path) -> Path:

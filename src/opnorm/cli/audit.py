@@ -9,6 +9,7 @@ import typer
 from opnorm.cli import frameworks as backends
 from opnorm.cli.options import (
     All,
+    Cluster,
     Exclude,
     File,
     Include,
@@ -39,6 +40,7 @@ def run_audit(
     memory_limit: Memory = None,
     tolerance: Tolerance = None,
     sandbox: Sandbox = None,
+    cluster: Cluster = None,
     all_rows: All = False,
 ) -> None:
     """Show a certified bracket of the norm of every tensor in a checkpoint, or why there is none."""
@@ -54,6 +56,7 @@ def run_audit(
                 file,
                 sandbox,
                 progress,
+                cluster,
                 include=include,
                 exclude=exclude,
                 jobs=jobs,
@@ -70,15 +73,17 @@ def run_audit(
             show(lambda: report.to_text(all_rows=all_rows), lambda: report.drawn(all_rows=all_rows))
 
 
-def audited(file: str, sandbox: bool | None, progress: Progress | None, **options: Any) -> Report:
-    """Return the report on a file, from a process of its own where that is wanted; `options` as for `audit`."""
-    if reads_apart(sandbox, file):
+def audited(
+    file: str, sandbox: bool | None, progress: Progress | None, cluster: str | None = None, **options: Any
+) -> Report:
+    """Return the report on a file, from other processes where that is wanted; `options` as for `audit`."""
+    if cluster is None and reads_apart(sandbox, file):
         from opnorm.auditing.sandbox import audit_in_child
 
         return audit_in_child(file, options, progress)
     from opnorm.auditing.audits import audit
 
-    return audit(file, progress=progress, **options)
+    return audit(file, progress=progress, cluster=cluster, sandbox=bool(sandbox), **options)
 
 
 def run_diff(

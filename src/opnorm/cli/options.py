@@ -28,6 +28,12 @@ Memory = Annotated[
     int | None,
     typer.Option(parser=to_bytes, metavar="SIZE", help="What tensors may take, 8G say.  [what the machine has free]"),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help='Measure on a dask.distributed scheduler\'s workers; "local": one a processor.', metavar="ADDRESS"
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="Show optimizer state too, a line a tensor.")]
 Tolerance = Annotated[float | None, typer.Option(help="Aim for upper / lower - 1.  [1e-6, convolutions 1e-2]")]
 Sandbox = Annotated[
