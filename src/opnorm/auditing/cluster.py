@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib.metadata import version
+from logging import CRITICAL
 from math import prod
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -89,6 +90,7 @@ def _local(distributed: Any) -> Any:
         n_workers=workers,
         threads_per_worker=1,
         memory_limit=0,  # a tensor takes what it takes: dask would pause or kill a worker that is within its share
+        silence_logs=CRITICAL,  # an end by Ctrl-C would be told by each process
         resources={RESOURCE: machine_memory() / workers},
         dashboard_address="127.0.0.1:0",  # any free port; None would mean one that may be taken
     )

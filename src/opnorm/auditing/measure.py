@@ -105,6 +105,8 @@ def values_of(weight: Weight) -> Array:
     if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8 and max(int(raw.max()), -int(raw.min())) > _EXACT_INTEGERS:
         raise ValueError("holds integers beyond 2**53, which float64 skips")
     with np.errstate(invalid="ignore"):  # a signalling NaN: it gets its flag
+        if raw.dtype.kind not in "fiu" and raw.dtype.itemsize <= 2:
+            raw = raw.astype(np.float32)  # as exact, and ml_dtypes does only this in one sweep
         return np.asarray(raw, dtype=np.float64)
 
 
