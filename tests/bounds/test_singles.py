@@ -70,7 +70,7 @@ def proof_of(A, vectors, tau):
     together = min(frobenius**2, singles._absolute_norm(A))
     top = singles._settle(A, vectors, frobenius)
     e = singles._shift(top, tau, together, singles._gram_error(*A.shape, together, frobenius))
-    return e is not None and singles._completes(singles._negative_gram(A.astype(np.float32)), top, tau**2 - e)
+    return e is not None and singles._completes(singles._negative_gram(A), top, tau**2 - e)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,14 +108,14 @@ def test_the_gram_matrix_errs_by_less_than_is_counted(kind):
     frobenius = frobenius_above(A)
     absolute = singles._absolute_norm(A)
     assert absolute * (1 + ROUNDING) >= np.linalg.norm(np.abs(A), 2) ** 2
-    lower = np.tril(singles._negative_gram(A.astype(np.float32)).astype(np.float64))
+    lower = np.tril(singles._negative_gram(A).astype(np.float64))
     error = np.linalg.norm(lower + np.tril(lower, -1).T + A.T @ A, 2)  # float64 errs 1e8 times less
     assert error <= singles._gram_error(*A.shape, min(absolute, frobenius**2), frobenius)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (577, 333), (512, 256), (1025, 65)])
 def test_the_gram_matrix_is_whole_where_chunks_and_panels_do_not_divide_it(shape):
-    A = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)  # every sum is exact
+    A = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float64)  # every sum is exact
     for columns in (A, np.asfortranarray(A)):
         np.testing.assert_array_equal(np.tril(singles._negative_gram(columns)), np.tril(-(A.T @ A)))
 

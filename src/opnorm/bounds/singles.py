@@ -69,7 +69,7 @@ def bracket_in_single(
     count = _count(tall, error, frobenius) if tolerance >= _FINEST else 0
     if not count:
         return None
-    gram = _negative_gram(tall.astype(np.float32))
+    gram = _negative_gram(tall)
     vectors = _leading(gram, count, deadline)
     if vectors is None:
         return None
@@ -98,46 +98,51 @@ def _count(A: Array, error: float, frobenius: float) -> int:
             square, v = max(square, float(image @ image)), image @ A
     if not square > 0 or error > _WIDEST * square or frobenius**2 > _CROWDED * square * A.shape[1]:
         return 0
-    return int(min(_MOST, 3 + ceil(0.2 * A.shape[1] * (4 * error / square) ** 1.5)))
+    return int(min(_MOST, 2 + ceil(0.2 * A.shape[1] * (4 * error / square) ** 1.5)))
 
 
 def _absolute_norm(A: Array) -> float:
     """Return an upper bound of the norm of `|A|^T |A|`: for a positive x it is at most max((|A|^T |A| x) / x)."""
-    x = np.ones(A.shape[1])
+    x, room = np.ones(A.shape[1]), np.empty((_CHUNK, A.shape[1]))
     for _ in range(2):
         x = x / float(np.max(x))
         if not np.min(x) > 0:
             return np.inf
         image = np.zeros(A.shape[1])
-        for part in _chunks(A, _PANEL):
-            block = np.abs(part)
+        for part in _parts(A, _CHUNK):
+            block = np.abs(part, out=room[: len(part)])
             with blas_section():
                 image += (block @ x) @ block
         bound, x = float(np.max(image / x)), image
     return up(bound * (1 + gamma(2 * sum(A.shape) + 8)))
 
 
-def _chunks(A: Any, size: int) -> Iterator[Any]:
+def _parts(A: Any, size: int) -> Iterator[Any]:
     return (A[first : first + size] for first in range(0, len(A), size))
 
 
-def _negative_gram(A: Single) -> Single:
-    """Return the lower triangle of `-A^T A`, in Fortran order, by chunks of its terms; the rest is not to be read."""
+def _negative_gram(A: Array) -> Single:
+    """Return the lower triangle of `-A^T A` in float32, in Fortran order; the rest is not to be read."""
     short = A.shape[1]
     above = np.zeros((short, short), np.float32)  # in C order the upper triangle lies where Fortran has the lower one
     rooms = np.empty((2, _PANEL * short), np.float32)
-    for first in range(0, short, _PANEL):
-        last = min(first + _PANEL, short)
-        shape = last - first, short - first
-        total, product = (room[: shape[0] * shape[1]].reshape(shape) for room in rooms)
-        for group in _chunks(A, _CHUNK * _CHUNKS):
-            total.fill(0)
-            for part in _chunks(group, _CHUNK):
-                with blas_section():
-                    np.matmul(part[:, first:last].T, part[:, first:], out=product)
-                total += product
+    for group in _parts(A, _CHUNK * _CHUNKS):
+        rows = group.astype(np.float32)
+        for first in range(0, short, _PANEL):
+            last = min(first + _PANEL, short)
+            total, product = rooms[:, : (last - first) * (short - first)].reshape(2, last - first, -1)
+            _add_chunks(rows, first, last, total, product)
             above[first:last, first:] -= total
     return above.T
+
+
+def _add_chunks(rows: Single, first: int, last: int, total: Single, product: Single) -> None:
+    """Make `total` the product of the columns from `first` to `last` with those from `first` on, chunk by chunk."""
+    total.fill(0)
+    for part in _parts(rows, _CHUNK):
+        with blas_section():
+            np.matmul(part[:, first:last].T, part[:, first:], out=product)
+        total += product
 
 
 def _leading(gram: Single, count: int, deadline: Deadline) -> Array | None:
