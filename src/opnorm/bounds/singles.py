@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from opnorm.bounds import lapack
-from opnorm.bounds.certificates import UNIT, Gram, gamma, norm_below, up
+from opnorm.bounds.certificates import UNIT, Gram, frobenius_above, gamma, norm_below, up
 from opnorm.bounds.deadlines import Deadline
 from opnorm.bounds.forks import blas_section
 from opnorm.checks import Array
@@ -92,9 +92,8 @@ def _count(A: Array, error: float, frobenius: float) -> int:
     v = A[int(np.argmax(np.abs(A[:, 0])))]
     square = 0.0
     for _ in range(3):
-        v = v / float(np.linalg.norm(v)) if np.any(v) else v
         with blas_section():
-            image = A @ v
+            image = A @ (v / max(float(np.linalg.norm(v)), _TINY))
             square, v = max(square, float(image @ image)), image @ A
     if not square > 0 or error > _WIDEST * square or frobenius**2 > _CROWDED * square * A.shape[1]:
         return 0
@@ -157,10 +156,11 @@ def _leading(gram: Single, count: int, deadline: Deadline) -> Array | None:
     operator: Any = LinearOperator((short, short), matvec=product, dtype=np.float32)
     start = np.random.default_rng(0).standard_normal(short).astype(np.float32)
     try:
-        found = eigsh(operator, k=count, which="SA", tol=_ACCURACY, v0=start, ncv=count + _STEPS, maxiter=20)[1]
+        with blas_section():  # ARPACK multiplies as well
+            found = eigsh(operator, k=count, which="SA", tol=_ACCURACY, v0=start, ncv=count + _STEPS, maxiter=20)[1]
+            return np.asarray(np.linalg.qr(found.astype(np.float64))[0])
     except ArpackError:
         return None
-    return np.asarray(np.linalg.qr(found.astype(np.float64))[0])
 
 
 def _settle(A: Array, vectors: Array, frobenius: float) -> _Top:
@@ -169,19 +169,17 @@ def _settle(A: Array, vectors: Array, frobenius: float) -> _Top:
     with blas_section():
         images = A @ vectors
         square = images.T @ images
-        back = images.T @ A
-    weight = up(float(np.linalg.norm(vectors)) ** 2 * (1 + gamma(2 * vectors.size)))
-    gap = np.linalg.norm(vectors.T @ vectors - np.eye(count)) + gamma(2 * short) * weight
-    stretch = 1 / sqrt(1 - up(float(gap)))  # of coefficients, against the vector that they make
-    image_error = gamma(2 * short) * frobenius * sqrt(weight)
-    length = up(float(np.linalg.norm(images)) * (1 + gamma(2 * images.size)))
-    norm = up(float(np.linalg.norm(images, 2)) * (1 + 1e-9))
+        residual = float(np.linalg.norm((images.T @ A).T - vectors @ square)) * (1 + gamma(2 * vectors.size))
+        gap = float(np.linalg.norm(vectors.T @ vectors - np.eye(count)))
+        norm = up(float(np.linalg.norm(images, 2)) * (1 + 1e-9))
+        lead = vectors @ np.linalg.eigh(square)[1][:, -1]
+    length, weight = frobenius_above(images), frobenius_above(vectors) ** 2
     norm = norm if Gram.of(images).proves(norm) else length
-    residual = float(np.linalg.norm(back.T - vectors @ square)) * (1 + gamma(2 * vectors.size))
+    stretch = 1 / sqrt(1 - up(gap + gamma(2 * short) * weight))  # of coefficients, against the vector that they make
+    image_error = gamma(2 * short) * frobenius * sqrt(weight)
     rounding = gamma(2 * rows + count) * (frobenius + sqrt(weight) * length) * length + frobenius * image_error
-    lead = vectors @ np.linalg.eigh(square)[1][:, -1]
-    lower = norm_below(A, lead, frobenius)
-    return _Top(vectors, lower, up((norm + image_error) * stretch), up((residual + rounding) * stretch), weight)
+    above, leak = up((norm + image_error) * stretch), up((residual + rounding) * stretch)
+    return _Top(vectors, norm_below(A, lead, frobenius), above, leak, up(weight))
 
 
 def _shift(top: _Top, tau: float, together: float, gram_error: float) -> float | None:
