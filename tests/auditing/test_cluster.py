@@ -1,5 +1,6 @@
 """Audits by dask.distributed: the same rows as without, whatever happens to workers, and errors of one line."""
 
+import json
 import os
 import signal
 import sys
@@ -8,11 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
+from samples import FILES
+from typer.testing import CliRunner
 
 import opnorm
 from opnorm.auditing import cluster as clusters
 from opnorm.checkpoints.geometry import unknown
 from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.cli import main as cli
 
 distributed = pytest.importorskip("distributed")
 
@@ -70,6 +74,22 @@ def test_the_report_is_the_same_though_a_worker_is_killed_midway(path, workers):
 def test_workers_that_declare_no_memory_do_as_well_and_names_are_chosen(path, idle):
     options = {"include": "layer1*", "spectra": True, "time_limit": 60.0}
     assert_same(opnorm.audit(path, cluster=idle, **options), opnorm.audit(path, **options))
+
+
+def test_a_network_is_bounded_by_the_process_that_asks(tmp_path, idle):
+    keras = str(FILES["a.keras"](tmp_path / "a.keras"))
+    report = opnorm.audit(keras, cluster=idle)
+    assert report.network["upper"] > 0
+    assert_same(report, opnorm.audit(keras))
+
+
+def test_the_command_takes_a_cluster(path, idle):
+    found = CliRunner().invoke(cli.app, ["audit", path, "--cluster", idle, "--include", "layer*", "--json", "-"])
+    assert found.exit_code == 0, found.stderr
+    assert alike(json.loads(found.stdout), json.loads(opnorm.audit(path, include="layer*").to_json()))
+    failed = CliRunner().invoke(cli.app, ["audit", path, "--cluster", "nonsense"])
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert failed.stderr.count("\n") == 1
 
 
 def test_a_tensor_that_needs_more_memory_than_the_limit_has_the_reason(path, idle):
