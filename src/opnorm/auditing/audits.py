@@ -17,6 +17,7 @@ from opnorm.bounds.parallel import parallel
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node, Weight
+from opnorm.checkpoints.remote import shown
 from opnorm.checks import require
 from opnorm.networks.effects import Unbounded
 
@@ -72,7 +73,8 @@ def audit(
             library that crashes or hangs on a hostile file is a CheckpointError then.
         progress: Called with the number of tensors and nodes of the network done and of all, after each.
         cluster: Have the tensors measured by the workers of a `dask.distributed` scheduler at this address, which all
-            open the same path; "local": by a process for each processor of this machine. The network is bounded here.
+            open the same path; "local": by a process for each processor of this machine. The network is bounded here,
+            and `memory_limit` is that of one tensor.
 
     Raises:
         CheckpointError: When the file cannot be read as what it claims to be.
@@ -91,9 +93,10 @@ def audit(
         return audit_in_child(path_of("sandbox", model_or_path), options._asdict(), progress)
     if cluster is None:
         return report_on(*opened(model_or_path), options, progress)
-    path, checkpoint = opened(path_of("cluster", model_or_path))
+    path = path_of("cluster", model_or_path)
+    file, checkpoint = opened(path)
     with measurer_on(cluster, path, checkpoint, options.memory_limit) as measurer:
-        return report_on(path, checkpoint, options, progress, measurer)
+        return report_on(file, checkpoint, options, progress, measurer)
 
 
 def report_on(
@@ -130,7 +133,8 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     """Return what to call a checkpoint in a report, and the checkpoint."""
     if isinstance(model_or_path, str | PathLike):
         require(bool(fspath(model_or_path)), "model_or_path", "must be the path of a file, not empty", model_or_path)
-        return fspath(model_or_path), open_checkpoint(fspath(model_or_path))
+        path = fspath(model_or_path)
+        return shown(path), open_checkpoint(path)
     if not hasattr(model_or_path, "built"):
         raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
     from opnorm.keras.live import read_model  # only a model that exists has imported Keras

@@ -21,6 +21,11 @@ def is_url(path: str) -> bool:
     return bool(_URL.match(path))
 
 
+def shown(path: str) -> str:
+    """Return what to call a file: its path as typed, a URL without what signs it."""
+    return str(Remote(path)) if is_url(path) else path
+
+
 def located(path: str | Path) -> Path:
     """Return what readers read: a path as it is, of a `file://` URL its path, of another a `Remote`."""
     text = fspath(path)
