@@ -105,7 +105,7 @@ def _absolute_norm(A: Array) -> float:
     x, room = np.ones(A.shape[1]), np.empty((_CHUNK, A.shape[1]))
     for _ in range(2):
         x = x / float(np.max(x))
-        if not np.min(x) > 0:
+        if not np.min(x) > 1e-200:  # what underflow takes of a product is nothing beside such a number
             return np.inf
         image = np.zeros(A.shape[1])
         for part in _parts(A, _CHUNK):
