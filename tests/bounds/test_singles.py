@@ -90,7 +90,8 @@ def test_a_bound_below_the_norm_is_never_proved_whatever_the_vectors(kind):
     A = matrix_of(kind)
     _, values, right = np.linalg.svd(A)
     others = np.linalg.qr(np.random.default_rng(1).standard_normal((A.shape[1], 5)))[0]
-    for vectors in (right[:5].T, right[1:6].T, right[5:10].T, right[:1].T, others, 1.01 * right[:3].T):
+    tilted = [(right[:1] + tilt * right[20:21]).T / np.hypot(1, tilt) for tilt in (1e-4, 1e-3, 1e-2, 0.1)]
+    for vectors in (*tilted, right[:5].T, right[1:6].T, right[5:10].T, right[:1].T, others, 1.01 * right[:3].T):
         for gap in (1e-11, 1e-7, 1e-4, 1e-2):
             assert not proof_of(A, vectors, values[0] * (1 - gap)), gap
 
