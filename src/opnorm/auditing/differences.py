@@ -67,7 +67,7 @@ def diff(
     options.checked()
     check_running(sandbox, progress)
     if sandbox:
-        return diff_in_child(path_of(base), path_of(tuned), options._asdict(), progress)
+        return diff_in_child(path_of("sandbox", base), path_of("sandbox", tuned), options._asdict(), progress)
     return compare(opened(base), opened(tuned), options, progress)
 
 

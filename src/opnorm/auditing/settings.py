@@ -60,10 +60,13 @@ class Options(NamedTuple):
         return (not self.include or _matches(name, self.include)) and not _matches(name, self.exclude)
 
 
-def check_running(sandbox: Any, progress: Any) -> None:
-    """Raise a `ValueError` unless `sandbox` is a flag and `progress` can be called."""
+def check_running(sandbox: Any, progress: Any, cluster: Any = None) -> None:
+    """Raise a `ValueError` unless `sandbox` is a flag, `progress` can be called, and `cluster` is an address."""
     to_flag("sandbox", sandbox)
     require(progress is None or callable(progress), "progress", "must be None or a function of two numbers", progress)
+    addressed = cluster is None or (isinstance(cluster, str) and cluster != "")
+    require(addressed, "cluster", 'must be None, "local", or the address of a scheduler', cluster)
+    require(not (cluster and sandbox), "cluster", "cannot be had with `sandbox`: its workers read the file", cluster)
 
 
 def _matches(name: str, globs: Globs) -> bool:

@@ -20,7 +20,7 @@ _LOCAL_HEADER = 30  # bytes before the name and the extra field of a member
 def members(path: Path) -> dict[str, ZipInfo]:
     """Return the members of an archive by name; one that could trick an unpacker spoils the whole archive."""
     try:
-        with ZipFile(path) as archive:
+        with path.open("rb") as file, ZipFile(file) as archive:
             found = archive.infolist()
     except BadZipFile as error:
         raise CheckpointError(f"it is no intact zip archive ({error})") from error

@@ -30,6 +30,7 @@ from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
+from opnorm.checkpoints.remote import located, require_whole
 from opnorm.checkpoints.safetensors import read_safetensors
 from opnorm.checkpoints.shards import read_index, read_together
 from opnorm.checkpoints.tflite_file import read_tflite
@@ -63,6 +64,8 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".h5": {HDF5: read_h5},
 }
 
+_BY_RANGE = (read_safetensors, read_index, read_npz, read_npy, read_torch, read_old_torch)  # these only open and seek
+
 _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {}  # by a glob of names in it; the first that is there
 
 _UNNAMED: Readers = {  # whose content says enough
@@ -82,13 +85,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.tflite`, `.gguf`, `.npz`, `.npy`,
             PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`,
             `.bin.index.json`, `.weights.json`; a file of another name, or of none, whose content tells what it is; a
-            folder of a model, a pipeline or an adapter.
+            folder of a model, a pipeline or an adapter; or the URL of a file that is read in parts: safetensors,
+            NumPy's, PyTorch's.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
             tensor is read.
     """
-    path = Path(path)  # as typed, in every message
+    path = located(path)  # as typed, in every message
     with border(path):
         require(path.exists(), "there is no such file")
         return _folder(path) if path.is_dir() else _file(path)
@@ -103,7 +107,10 @@ def _file(path: Path) -> Checkpoint:
         require(bool(start), "it is empty")
         remedy = mistaken(start)
         require(not remedy, remedy)
-        return _configured(_with_remedy(_reader(path, start), _beside_its_data(path)), path)
+        reader = _reader(path, start)
+        if reader not in _BY_RANGE:
+            require_whole(path)
+        return _configured(_with_remedy(reader, _beside_its_data(path)), path)
 
 
 def _configured(found: Checkpoint, path: Path) -> Checkpoint:

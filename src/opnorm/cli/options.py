@@ -47,6 +47,14 @@ Sandbox = Annotated[
 ]
 
 
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help='Measure on a dask.distributed scheduler\'s workers; "local": one a processor.', metavar="ADDRESS"
+    ),
+]
+
+
 class Measuring(NamedTuple):
     """Which tensors are measured, and how."""
 
