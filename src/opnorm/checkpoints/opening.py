@@ -73,7 +73,6 @@ _UNNAMED: Readers = {  # whose content says enough
     HDF5: read_h5,
     NUMPY: read_npy,
     GGUF: read_gguf,
-    TFLITE: read_tflite,
 }
 _KNOWN = f"What can be read: {' '.join(_READERS)}, and folders of models"
 
