@@ -264,7 +264,7 @@ class SpectralClip(Constraint):
 class Orthogonal(Constraint):
     """Constrains a kernel to the nearest (semi-)orthogonal matrix: W = U S V^T <- U V^T, of each block.
 
-    There is no `operator="convolution"`: cut to k x k taps, the symbols nearest to those of a kernel are not orthogonal.
+    There is no `operator="convolution"`: cut to k x k taps, the symbols nearest to a kernel's are not orthogonal.
 
     Reference:
         Björck and Bowie, An iterative algorithm for computing the best estimate of an orthogonal matrix, 1971.
