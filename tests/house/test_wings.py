@@ -37,7 +37,6 @@ WINGS = {
 # Late: by name or inside of a function, where a model was handed over and its framework is there already.
 LATE = {
     "backends": {"backends"},
-    "operators": {"torch"},
     "networks": {"keras", "torch"},
     "auditing": {"keras", "torch"},
     "_registration": {"keras"},
