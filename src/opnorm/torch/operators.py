@@ -77,10 +77,10 @@ def the_map_of(module: nn.Module) -> LinearOperator:
 def _unknown(module: nn.Module) -> str:
     kind = type(module)
     return (
-        f"Argument `layer` must be of a type that was registered: opnorm does not know the kernels of "
-        f"{kind.__module__}.{kind.__qualname__}. Register its kernels' geometry, `opnorm.torch.kernels.register`, or a function of the "
-        f"module that returns a LinearOperator: `opnorm.linear_operator.register({kind.__name__}, function)`. "
-        f"Received: {module!r}"
+        "Argument `layer` must be of a type that was registered: opnorm does not know the kernels of "
+        f"{kind.__module__}.{kind.__qualname__}. Register their geometry, `opnorm.torch.kernels.register`, or a "
+        f"function of the module that returns a LinearOperator: `opnorm.linear_operator.register({kind.__name__}, "
+        f"function)`. Received: {module!r}"
     )
 
 
