@@ -60,6 +60,7 @@ def _sigma(part):
     return (part.original.mT @ part[0].vectors[0]).norm()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of Dynamo's own look
 def test_a_convolution_that_slides_is_compiled_around_its_search():
     layer, x = spectral_normalization(nn.Conv2d(3, 4, 3), operator="convolution"), torch.randn(1, 3, 8, 8)
     compiled = torch.compile(layer, backend="eager")

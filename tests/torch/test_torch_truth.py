@@ -161,5 +161,5 @@ def test_the_monitor_measures_a_convolution_as_it_is_told(operator):
     layer = nn.Conv2d(3, 4, 3)
     logs = monitor(layer, operator=operator, proved=True)
     matrix = np.linalg.norm(array(layer.weight).reshape(4, -1), 2)
-    assert (logs["spectral/weight"] > 1.05 * matrix) is (operator == "convolution")
+    assert (logs["spectral/weight"] > 1.05 * matrix) == (operator == "convolution")
     assert logs["spectral/weight"] <= logs["spectral_upper/weight"]

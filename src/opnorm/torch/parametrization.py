@@ -1,5 +1,7 @@
 """A kernel normalized in the forward pass, W / sigma(W), with the gradient through sigma: a parametrization."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,9 +36,7 @@ class SpectralNormalization(nn.Module):
     def __init__(self, kernel: Tensor, geometry: KernelGeometry, normalizer: Normalizer, seed: int) -> None:
         super().__init__()
         self.geometry, self.normalizer = geometry, normalizer
-        # No tracer follows the search for a convolution's frequencies.
-        slides = normalizer.operator == "convolution"
-        self._search = torch.compiler.disable(normalizer.factor) if slides else normalizer.factor
+        self._search = _search(geometry, normalizer)
         self.stale = False  # whether the kernel was loaded without vectors
         shape = tuple(self._view(kernel).shape)
         self.register_buffer("vectors", torch.tensor(normalizer.start(shape, (seed, 0)), device=kernel.device))
@@ -44,16 +44,12 @@ class SpectralNormalization(nn.Module):
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return the kernel times `value / sigma`."""
-        view = self._view(kernel)
-        factor, vectors = self._found(view)
+        compiled = torch.compiler.is_compiling() and self.normalizer.operator == "matrix"
+        find = partial(written_out, self.normalizer, self._view(kernel)) if compiled else partial(self._search, kernel)
+        factor, vectors = find(self.vectors.float())
         if self.training and kernel.requires_grad:
             self._keep(vectors)
-        return (view * factor).to(kernel.dtype).reshape(kernel.shape) if factor.ndim else kernel * factor
-
-    def _found(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling() and self.normalizer.operator == "matrix":
-            return written_out(self.normalizer, view, self.vectors.float())
-        return self._search(view, self.vectors.float())
+        return (self._view(kernel) * factor).to(kernel.dtype).reshape(kernel.shape) if factor.ndim else kernel * factor
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
         """Return the kernel itself: `module.weight = kernel` stores it, and it is normalized in the next call."""
@@ -62,7 +58,7 @@ class SpectralNormalization(nn.Module):
     def settle(self, kernel: Tensor) -> None:
         """Find the vectors of a kernel anew, from those that there are."""
         with torch.no_grad():
-            self._keep(self._search(self._view(kernel), self.vectors.float())[1])
+            self._keep(self._search(kernel, self.vectors.float())[1])
 
     def extra_repr(self) -> str:
         """Return the arguments that tell what is done."""
@@ -74,6 +70,16 @@ class SpectralNormalization(nn.Module):
     def _keep(self, vectors: Tensor) -> None:
         with torch.no_grad():
             self.vectors.copy_(vectors)
+
+
+def _search(geometry: KernelGeometry, normalizer: Normalizer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the function of a kernel and vectors that finds the factor and the next vectors."""
+
+    def search(kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        return normalizer.factor(geometry.view(kernel, normalizer.operator), vectors)
+
+    # No tracer follows the search for a convolution's frequencies: what is compiled calls it as it is.
+    return torch.compiler.disable(search) if normalizer.operator == "convolution" else search
 
 
 def spectral_normalization(
