@@ -131,7 +131,7 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def images(matrix: Tensor, vectors: Tensor) -> Tensor:
     """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
-    # Of the forms of this product the one that does not transpose the kernel where it lies: the other is 80 times slower.
+    # Of the forms of this product the one that does not transpose the kernel where it lies: the other is far slower.
     if matrix.stride(0) < matrix.stride(1):  # as of `torch.nn.Linear`, whose outputs come first
         return vectors @ matrix.T
     return (matrix @ vectors.T).T
