@@ -13,8 +13,8 @@ from opnorm.rules import Normalizer
 def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return what `Normalizer.factor` does of a matrix, after exactly so many steps.
 
-    Without a step sigma is |W u|, right to second order where the vectors are those of nearly the same kernel: compilers
-    take long for each further operation.
+    Without a step sigma is |W u|, right to second order where the vectors are those of nearly the same kernel: for each
+    further operation compilers take long.
     """
     blocks = _blocks(normalizer, kernel.to(vectors.dtype))  # (groups, rows, columns)
     following = vectors.reshape(vectors.shape[0], normalizer.groups, -1).permute(1, 2, 0)
