@@ -16,6 +16,7 @@ from opnorm.torch import (
     constrain,
     project,
 )
+from opnorm.torch.fitting import by_device
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.5),
@@ -212,3 +213,8 @@ def test_remove_ends_the_constraint_and_allows_another():
     constrain(model, optimizer, SpectralNorm())
     trained(model, optimizer)
     assert norm(model[0].weight) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_kernels_of_several_devices_are_changed_device_by_device():
+    kernels = [torch.empty(2, 2, device=device) for device in ("cpu", "meta", "cpu", "meta")]
+    assert by_device(kernels) == [[0, 2], [1, 3]]
