@@ -11,6 +11,7 @@ from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
+from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
 _START = 256  # bytes that tell what a file is
@@ -27,6 +28,7 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors": {"safetensors": read_safetensors},
     ".weights.json": {"JSON": read_weight_shards},
     ".keras": {"a zip archive": read_keras},
+    ".index": {_ELSE: read_checkpoint},
     ".onnx": {_ELSE: read_onnx},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},
@@ -40,7 +42,9 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".h5": {"HDF5": read_h5},
 }
 
-_FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {}  # by a glob of names in it; the first that is there
+_FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in it; the first that is there
+    "*.data-*-of-*": read_newest,
+}
 
 _KNOWN = f"What can be read: {' '.join(_READERS)}"
 
@@ -58,6 +62,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)  # as typed, in every message
     with border(path):
+        index = None if path.exists() else index_of(path)
+        if index:
+            return read_checkpoint(index)
         require(path.exists(), "there is no such file")
         if path.is_dir():
             return _folder_reader(path)(path)
@@ -67,6 +74,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         require(bool(start), "it is empty")
         remedy = mistaken(start)
         require(not remedy, remedy)
+        if is_shard(path.name):
+            return read_shard(path)
         return _with_remedy(_reader(path, _content(start)), _beside_its_data(path))
 
 

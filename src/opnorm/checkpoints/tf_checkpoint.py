@@ -1,0 +1,104 @@
+"""TensorFlow's checkpoints as weights: opened by the index, by a file of numbers, by the prefix, or by the folder."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.files import JSON_BYTES, require
+from opnorm.checkpoints.flat import Entry
+from opnorm.checkpoints.guesses import channels_of, unique
+from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.tf_bundle import Bundle, read_bundle
+from opnorm.checkpoints.tf_guesses import guess_variable
+from opnorm.checkpoints.tf_objects import GRAPH, full_names, objects, optimizer_keys
+
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # how the keys of variables end
+_SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
+_NEWEST = re.compile(r'^\s*model_checkpoint_path:\s*"([^"\n]*)"', re.MULTILINE)  # of the text file `checkpoint`
+_SHOWN = 5  # names in an error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint of an `.index` file."""
+    bundle = read_bundle(path)
+    nodes = objects(bundle)
+    labels = _labels(bundle, full_names(nodes))
+    entries = {key: bundle.entry(key, label) for key, label in labels.items()}
+    return Checkpoint("tensorflow", variables(entries, optimizer_keys(nodes)))
+
+
+def variables(entries: Mapping[str, Entry], state: Collection[str]) -> tuple[Weight, ...]:
+    """Return the weights of variables by their keys, in their order; `state` has the keys of what optimizers keep."""
+    tensors = {one.named.name: one.named for one in entries.values() if not one.reason}
+    channels = channels_of(tensors.values())
+    weights = []
+    for key, (tensor, reason) in entries.items():
+        if key in state:
+            geometry = g.nothing("unknown", g.OPTIMIZER)
+        elif reason:
+            geometry = _unread(tensor.dtype, reason)
+        else:
+            geometry = guess_variable(tensor, tensors, channels)
+        weights.append(Weight(*tensor, geometry))
+    return tuple(weights)
+
+
+def _unread(dtype: str, reason: str) -> g.Geometry:
+    """Return what a tensor is that is not read: a text is no kernel, and anything else may be one."""
+    return g.nothing("unknown", reason) if dtype == "string" else g.unknown("unknown", reason)
+
+
+def _labels(bundle: Bundle, names: Mapping[str, str]) -> dict[str, str]:
+    """Return what to call each tensor: by its full name where only it has that, else by its key."""
+    count, taken = Counter(names.values()), set[str]()
+    found = {}
+    for key in bundle.names():
+        if key != GRAPH:
+            short, full = key.removesuffix(_VALUE), names.get(key, "")
+            stem, _, last = short.rpartition("/")
+            alone = count[full] == 1 and "/" in full
+            label = full if alone else f"{stem}/{full}" if full and last.isdigit() else short
+            found[key] = unique(label, taken)
+    return found
+
+
+def read_shard(path: Path) -> Checkpoint:
+    """Return the checkpoint that a `.data-NNNNN-of-NNNNN` file belongs to."""
+    index = path.with_name(_SHARD.sub("", path.name) + ".index")
+    require(index.is_file(), f"it holds numbers alone, and {index.name!r}, which says whose, is not beside it")
+    return read_checkpoint(index)
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file is called as those are that hold a checkpoint's numbers."""
+    return _SHARD.search(name) is not None
+
+
+def index_of(prefix: Path) -> Path | None:
+    """Return the index of the checkpoint that is called `prefix`, None where there is none."""
+    index = prefix.with_name(f"{prefix.name}.index")
+    return index if prefix.name and index.is_file() else None
+
+
+def read_newest(folder: Path) -> Checkpoint:
+    """Return the checkpoint that the folder's text file `checkpoint` names, or the only one in it."""
+    found = sorted(one.name for one in folder.glob("*.index"))
+    beside = folder / "checkpoint"
+    named = _named(beside) if beside.is_file() else ""
+    index = f"{named}.index"
+    if index not in found:
+        require(bool(found), "it has no `.index`")
+        shown = ", ".join(map(repr, found[-_SHOWN:]))
+        missing = f"its `checkpoint` names {named!r}, which is not there" if named else "it has no file `checkpoint`"
+        require(len(found) == 1, f"it holds {len(found)} checkpoints and {missing}; name one: {shown}")
+        index = found[0]
+    return read_checkpoint(folder / index)
+
+
+def _named(file: Path) -> str:
+    """Return the name of the newest checkpoint, which once lay wherever the text says."""
+    require(file.stat().st_size <= JSON_BYTES, "its `checkpoint` is no list of names")
+    found = _NEWEST.search(file.read_text("utf-8", "replace"))
+    return found[1].replace("\\", "/").rpartition("/")[2] if found else ""

@@ -1,0 +1,86 @@
+"""Variables that TensorFlow stores in parts: where each part lies in the whole, and the key of its entry.
+
+Reference:
+    TensorFlow, `core/util/saved_tensor_slice_util.cc`, `core/lib/strings/ordered_code.cc`.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from opnorm.checkpoints.files import require
+from opnorm.checkpoints.wire import fields, message, number
+
+_WHOLE = -1  # the length of an extent that is not cut
+_PARTS = 2**12  # of one variable, which are compared with one another
+
+
+class Slice(NamedTuple):
+    """A box of a variable."""
+
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """Return it as NumPy's index."""
+        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.shape, strict=True))
+
+
+def slice_of(encoded: bytes, whole: tuple[int, ...]) -> Slice:
+    """Return the box that a TensorSliceProto describes, which lies within the variable."""
+    extents = _extents(encoded)
+    require(len(extents) == len(whole), "a part of a variable has another number of axes")
+    shape = tuple(n if length == _WHOLE else length for (_, length), n in zip(extents, whole, strict=True))
+    starts = tuple(start for start, _ in extents)
+    inside = all(0 <= a and 0 < s and a + s <= n for a, s, n in zip(starts, shape, whole, strict=True))
+    require(inside, "a part of a variable lies outside of it")
+    return Slice(starts, shape)
+
+
+def _extents(encoded: bytes) -> list[tuple[int, int]]:
+    """Return the start and the length of each axis; the length of one that is not cut is -1."""
+    found = []
+    for key, value in fields(encoded):
+        if key == 1:
+            extent = {part: number(one) for part, one in fields(message(value))}
+            found.append((extent.get(1, 0), extent.get(2, _WHOLE)))
+    return found
+
+
+def covered(whole: tuple[int, ...], parts: Sequence[Slice]) -> bool:
+    """Return whether boxes cover a variable, each entry once."""
+    require(len(parts) <= _PARTS, f"a variable has more than {_PARTS} parts")
+    if sum(prod(part.shape) for part in parts) != prod(whole):
+        return False
+    starts = np.array([part.starts for part in parts], np.int64).reshape(len(parts), -1)
+    ends = starts + np.array([part.shape for part in parts], np.int64).reshape(len(parts), -1)
+    for i in range(1, len(parts)):
+        if bool(((starts[:i] < ends[i]) & (starts[i] < ends[:i])).all(1).any()):
+            return False
+    return True
+
+
+def slice_key(name: str, encoded: bytes) -> bytes:
+    """Return the key of a part's entry in the index."""
+    extents = _extents(encoded)
+    require("\0" not in name, "a variable of several parts has a zero in its name")
+    return b"".join(
+        [b"\0", name.encode(), b"\0\1", _ordered(len(extents)), *(_signed(n) for one in extents for n in one)]
+    )
+
+
+def _ordered(value: int) -> bytes:
+    """Return a number that is not negative, so that bytes sort as numbers do: how many bytes, then these."""
+    size = (value.bit_length() + 7) // 8
+    return bytes([size]) + value.to_bytes(size, "big")
+
+
+def _signed(value: int) -> bytes:
+    """Return a number so that bytes sort as numbers do: as many leading ones as bytes, and the sign before them."""
+    size = (value if value >= 0 else ~value).bit_length() // 7 + 1
+    require(size < 8, "a part of a variable lies beyond 2**55")
+    mask = ((1 << size) - 1) << 7 * size
+    return ((value & ((1 << 8 * size) - 1)) ^ mask).to_bytes(size, "big")
