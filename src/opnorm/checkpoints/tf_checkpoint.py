@@ -2,17 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import JSON_BYTES, require
-from opnorm.checkpoints.flat import Entry
 from opnorm.checkpoints.guesses import channels_of, unique
-from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checkpoints.tf_bundle import Bundle, read_bundle
 from opnorm.checkpoints.tf_guesses import guess_variable
-from opnorm.checkpoints.tf_objects import GRAPH, full_names, objects, optimizer_keys
+from opnorm.checkpoints.tf_objects import GRAPH, Node, full_names, objects, optimizer_keys
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # how the keys of variables end
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
@@ -23,29 +22,26 @@ _SHOWN = 5  # names in an error
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint of an `.index` file."""
     bundle = read_bundle(path)
-    nodes = objects(bundle)
-    labels = _labels(bundle, full_names(nodes))
+    return Checkpoint("tensorflow", tuple(variables(bundle, objects(bundle)).values()))
+
+
+def variables(bundle: Bundle, nodes: Sequence[Node]) -> dict[str, Weight]:
+    """Return the weights of a checkpoint by their keys; `nodes` are the objects that it was made of."""
+    labels, state = _labels(bundle, full_names(nodes)), optimizer_keys(nodes)
     entries = {key: bundle.entry(key, label) for key, label in labels.items()}
-    return Checkpoint("tensorflow", variables(entries, optimizer_keys(nodes)))
-
-
-def variables(entries: Mapping[str, Entry], state: Collection[str]) -> tuple[Weight, ...]:
-    """Return the weights of variables by their keys, in their order; `state` has the keys of what optimizers keep."""
     tensors = {one.named.name: one.named for one in entries.values() if not one.reason}
     channels = channels_of(tensors.values())
-    weights = []
+    weights = {}
     for key, (tensor, reason) in entries.items():
         if key in state:
             geometry = g.nothing("unknown", g.OPTIMIZER)
-        elif reason:
-            geometry = _unread(tensor.dtype, reason)
         else:
-            geometry = guess_variable(tensor, tensors, channels)
-        weights.append(Weight(*tensor, geometry))
-    return tuple(weights)
+            geometry = _unread(tensor.dtype, reason) if reason else guess_variable(tensor, tensors, channels)
+        weights[key] = Weight(*tensor, geometry)
+    return weights
 
 
-def _unread(dtype: str, reason: str) -> g.Geometry:
+def _unread(dtype: str, reason: str) -> Geometry:
     """Return what a tensor is that is not read: a text is no kernel, and anything else may be one."""
     return g.nothing("unknown", reason) if dtype == "string" else g.unknown("unknown", reason)
 

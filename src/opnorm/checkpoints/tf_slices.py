@@ -35,7 +35,7 @@ def slice_of(encoded: bytes, whole: tuple[int, ...]) -> Slice:
     require(len(extents) == len(whole), "a part of a variable has another number of axes")
     shape = tuple(n if length == _WHOLE else length for (_, length), n in zip(extents, whole, strict=True))
     starts = tuple(start for start, _ in extents)
-    inside = all(0 <= a and 0 < s and a + s <= n for a, s, n in zip(starts, shape, whole, strict=True))
+    inside = all(a >= 0 and s > 0 and a + s <= n for a, s, n in zip(starts, shape, whole, strict=True))
     require(inside, "a part of a variable lies outside of it")
     return Slice(starts, shape)
 
@@ -57,10 +57,8 @@ def covered(whole: tuple[int, ...], parts: Sequence[Slice]) -> bool:
         return False
     starts = np.array([part.starts for part in parts], np.int64).reshape(len(parts), -1)
     ends = starts + np.array([part.shape for part in parts], np.int64).reshape(len(parts), -1)
-    for i in range(1, len(parts)):
-        if bool(((starts[:i] < ends[i]) & (starts[i] < ends[:i])).all(1).any()):
-            return False
-    return True
+    meets = (((starts[:i] < ends[i]) & (starts[i] < ends[:i])).all(1).any() for i in range(1, len(parts)))
+    return not any(meets)
 
 
 def slice_key(name: str, encoded: bytes) -> bytes:

@@ -1,0 +1,141 @@
+"""SavedModel folders: variables as in any checkpoint of TensorFlow's, and what Keras noted of its layers.
+
+Nothing is run: of `saved_model.pb` no more is read than that it is one.
+
+Reference:
+    TensorFlow, `core/protobuf/saved_model.proto`; tf_keras, `protobuf/saved_metadata.proto`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opnorm.checkpoints.files import JSON_BYTES, parse_json, require
+from opnorm.checkpoints.hdf5 import Tensor
+from opnorm.checkpoints.keras_archive import graph_of, notes_of
+from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization, serialized_layer
+from opnorm.checkpoints.keras_tree import Place, place_weights
+from opnorm.checkpoints.keras_versions import Version, of_version
+from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
+from opnorm.checkpoints.tf_bundle import read_bundle
+from opnorm.checkpoints.tf_checkpoint import variables
+from opnorm.checkpoints.tf_objects import Node, objects
+from opnorm.checkpoints.wire import fields, message, text
+
+_KERAS: Version = (2, 5)  # from which on Keras wrote the file of notes; Keras 3 writes none
+_METRIC = "_tf_keras_metric"
+_NOTE = "its graph of operations was not run: strides and groups are known where Keras noted its layers"
+Attributes = tuple[str, ...]  # attributes from the model downwards
+
+
+class _Met(NamedTuple):
+    """A layer, where it stands in the model, and its own variables."""
+
+    names: tuple[str, ...]  # of the layers from the model downwards
+    layer: Layer
+    keys: Mapping[str, str]  # of its variables, by their roles
+
+
+def read_saved_model(path: Path) -> Checkpoint:
+    """Return the checkpoint of a SavedModel, by its folder or its `saved_model.pb`."""
+    folder = path if path.is_dir() else path.parent
+    require((folder / "saved_model.pb").stat().st_size > 0, "its saved_model.pb is empty")
+    index = folder / "variables" / "variables.index"
+    require(index.is_file(), "it is a SavedModel without variables/variables.index: its weights stand in its graph")
+    bundle = read_bundle(index)
+    nodes = objects(bundle)
+    weights = variables(bundle, nodes)
+    noted = _noted(folder / "keras_metadata.pb")
+    met = list(_met(noted, nodes, weights))
+    _place(met, weights)
+    model = noted.get(())
+    by_layer = [(one.names, {role: weights[key] for role, key in one.keys.items()}) for one in met]
+    graph, notes = graph_of(model, by_layer) if model else (None, ())
+    notes = (*(notes_of(model) if model else ()), *notes)
+    return Checkpoint("savedmodel", tuple(weights.values()), graph, (_NOTE, *notes))
+
+
+def _noted(file: Path) -> dict[Attributes, Layer]:
+    """Return the layers that Keras noted, by their attributes from the model downwards."""
+    if not file.is_file():
+        return {}
+    require(file.stat().st_size <= JSON_BYTES, f"its {file.name} is larger than {JSON_BYTES >> 20} MiB")
+    found = {}
+    for key, value in fields(file.read_bytes()):
+        entry = dict(fields(message(value))) if key == 1 else {}
+        if entry and entry.get(4) != _METRIC.encode():
+            config = parse_json(text(entry.get(5, b"{}")), f"a layer in {file.name}")
+            layer = serialized_layer(of_version(_plain(config), _KERAS))
+            if layer is not None:
+                found[tuple(text(entry.get(3, b"")).split(".")[1:])] = layer
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a config with its tuples, which stand in it as records, as lists."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_name") == "__tuple__" and isinstance(value.get("items"), list):
+        return _plain(value["items"])
+    return {key: _plain(one) for key, one in value.items()}
+
+
+def _met(noted: Mapping[Attributes, Layer], nodes: Sequence[Node], weights: Mapping[str, Weight]) -> Iterator[_Met]:
+    """Yield the layers that have variables of their own."""
+    for path, layer in noted.items():
+        node = _node(path, nodes)
+        keys = _keys(layer, node, nodes, weights) if node else {}
+        if keys:
+            above = [noted[path[:i]] for i in range(1, len(path)) if path[:i] in noted]
+            changes = [change for one in above if (change := normalization(one)) is not None]
+            inner = layer._replace(config={**layer.config, "normalized": changes[-1]}) if changes else layer
+            names = (*(one.name for one in above), layer.name) if path else ()
+            yield _Met(names, inner, keys)
+
+
+def _node(path: Attributes, nodes: Sequence[Node]) -> Node | None:
+    """Return the object that attributes lead to."""
+    at = 0
+    for name in path:
+        at = nodes[at].children.get(name, -1) if 0 <= at < len(nodes) else -1
+    return nodes[at] if 0 <= at < len(nodes) else None
+
+
+def _keys(layer: Layer, node: Node, nodes: Sequence[Node], weights: Mapping[str, Weight]) -> dict[str, str]:
+    """Return the keys of an object's own variables by role, each once: by the name that its class gives it."""
+    own = VARIABLES.get(layer.kind, "").split()
+    roles = sorted(node.children, key=lambda role: role not in own)
+    found: dict[str, str] = {}
+    for role in roles:
+        at = node.children[role]
+        for variable in nodes[at].variables if 0 <= at < len(nodes) else ():
+            if variable.key in weights and variable.key not in found.values():
+                found[role] = variable.key
+    return found
+
+
+def _place(met: Sequence[_Met], weights: dict[str, Weight]) -> None:
+    """Give variables the geometry that their layers tell; of several layers that share one, all are readings."""
+    found: dict[str, list[Weight]] = {}
+    for one in met:
+        tensors = {role: Tensor(*weights[key][1:4]) for role, key in one.keys.items()}
+        for role, weight in place_weights(Place(one.names, one.layer, tensors), set()).items():
+            found.setdefault(one.keys[role], []).append(weight)
+    for key, several in found.items():
+        constraint = next((one.constraint for one in several if one.constraint), None)
+        geometry = _joined([one.geometry for one in several])
+        weights[key] = weights[key]._replace(geometry=geometry, constraint=constraint)
+
+
+def _joined(uses: Sequence[Geometry]) -> Geometry:
+    """Return what a variable does in all of its uses."""
+    unknown = [one for one in uses if one.unknown]
+    maps = [one for one in uses if one.operator]
+    if unknown or not maps:
+        return (unknown or list(uses))[0]
+    first, *rest = maps
+    others = [one for one in rest if one.text != first.text]
+    readings = (*first.readings, *(reading for one in others for reading in (one, *one.readings)))
+    return first._replace(readings=readings, assumed=first.assumed or bool(others))
