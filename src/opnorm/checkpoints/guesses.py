@@ -101,9 +101,9 @@ def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
         return g.nothing("unknown", g.SCALAR, assumed=True)
     if _is_bias(tensor, last, others):
         return g.nothing("unknown", g.BIAS, assumed=True)
-    if last in ("running_mean", "moving_mean") or (last == "mean" and _STATISTICS.search(tensor.name)):
+    if last in ("running_mean", "moving_mean") or (last == "mean" and _is_statistic(tensor, others)):
         return g.nothing("unknown", g.MEAN, assumed=True)
-    if last in ("running_var", "moving_variance") or (last == "var" and _STATISTICS.search(tensor.name)):
+    if last in ("running_var", "moving_variance") or (last == "var" and _is_statistic(tensor, others)):
         return _variance(tensor, others)
     added = _POSITION.search(tensor.name) and len(tensor.shape) > 2 and tensor.shape[0] == 1
     return g.nothing("unknown", "a table that is added, not multiplied", assumed=True) if added else None
@@ -157,11 +157,20 @@ def _codes(tensor: Named) -> Geometry:
 def _variance(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return the map of a batch normalization without a scale; with one the scale has it."""
     parent = re.sub(r"(running_var|moving_variance|var)$", "", tensor.name)
-    beside = {parent + name for name in ("weight", "gamma")} | {_STATISTICS.sub(r"\1params\2", parent) + "scale"}
+    beside = {parent + name for name in ("weight", "gamma", "scale")} | {
+        _STATISTICS.sub(r"\1params\2", parent) + "scale"
+    }
     if tensor.name not in others or any(name in others for name in beside):
         return g.nothing("unknown", "part of the map of the scale beside it", assumed=True)
     first, *rest = (g.batch_variance("BatchNorm", epsilon) for epsilon in EPSILONS)
     return _assumed_epsilon(first, rest)
+
+
+def _is_statistic(tensor: Named, others: Mapping[str, Named]) -> bool:
+    """Return whether a mean or a variance is one of flax's batch normalization: in batch_stats, or of all it has."""
+    parent = re.sub(r"(mean|var)$", "", tensor.name)
+    together = all(f"{parent}{name}" in others for name in ("mean", "var", "scale"))
+    return together or _STATISTICS.search(tensor.name) is not None
 
 
 def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
@@ -172,7 +181,7 @@ def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
 def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     parent = re.sub(r"(weight|gamma|scale)$", "", tensor.name)
     flax = re.sub(r"(^|[./])params([./])", r"\1batch_stats\2", parent)
-    for name in (f"{parent}running_var", f"{parent}moving_variance", f"{flax}var" if flax != parent else ""):
+    for name in (f"{parent}running_var", f"{parent}moving_variance", f"{flax}var"):
         variance = others.get(name)
         if variance is not None and parent != tensor.name and variance.shape == tensor.shape:
             first, *rest = (g.batch_normalization("BatchNorm", variance.read, epsilon) for epsilon in EPSILONS)

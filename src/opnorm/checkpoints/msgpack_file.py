@@ -35,7 +35,7 @@ class Value(NamedTuple):
     """A value: its kind, its bytes or items, and where its content begins."""
 
     kind: str  # "number", "str", "bin", "ext", "array", "map"
-    count: int  # of bytes; of items, of a map pairs
+    size: int  # of bytes; of items, of a map pairs
     start: int
     code: int = 0  # of an extension; of a number its first byte
 
@@ -73,19 +73,19 @@ class _Walk:
         require(depth < DEPTH, "its tables are nested too deeply")
         value = self.value()
         if value.kind == "map":
-            for _ in range(value.count):
+            for _ in range(value.size):
                 key = self.key()
                 if key == _CHUNKED:
-                    yield names, self.chunked(value.count, depth)
+                    yield names, self.chunked(value.size, depth)
                     return
                 yield from self.table((*names, key), depth + 1)
         elif value.kind == "array":
-            for i in range(value.count):
+            for i in range(value.size):
                 yield from self.table((*names, str(i)), depth + 1)
         elif value.kind == "ext" and value.code in _ARRAYS:
             yield names, [self.array(value)]
         elif value.kind == "ext":
-            self.at = value.start + value.count
+            self.at = value.start + value.size
             yield names, value
 
     def value(self) -> Value:
@@ -93,33 +93,33 @@ class _Walk:
         self.met += 1
         require(self.met <= _VALUES, f"it holds more than {_VALUES} values")
         found = _value(self.data, self.at)
-        self.at = found.start + (0 if found.kind in ("array", "map", "ext") else found.count)
-        require(found.start + found.count <= self.data.size, "a value of it reaches beyond its end")
+        self.at = found.start + (0 if found.kind in ("array", "map", "ext") else found.size)
+        require(found.start + found.size <= self.data.size, "a value of it reaches beyond its end")
         return found
 
     def key(self) -> str:
         """Return the key at this place: flax writes texts only."""
         value = self.value()
-        require(value.kind == "str" and value.count <= _NAME, "it has a key that is no text, or a very long one")
-        return self.data.read(value.start, value.start + value.count).decode("utf-8")
+        require(value.kind == "str" and value.size <= _NAME, "it has a key that is no text, or a very long one")
+        return self.data.read(value.start, value.start + value.size).decode("utf-8")
 
     def array(self, value: Value) -> Array:
         """Return the array in an extension: its shape, the name of its dtype, its bytes."""
-        end = value.start + value.count
+        end = value.start + value.size
         self.at = value.start
         whole = self.value()
-        require((whole.kind, whole.count) == ("array", 3), "an array of it is none of flax's")
+        require((whole.kind, whole.size) == ("array", 3), "an array of it is none of flax's")
         shape = tuple(self.numbers())
         dtype = self.key()
         numbers = self.value()
         require(numbers.kind == "bin" and self.at == end, "the numbers of an array do not fill it")
-        return Array(shape, dtype, numbers.start, numbers.count)
+        return Array(shape, dtype, numbers.start, numbers.size)
 
     def numbers(self) -> Iterator[int]:
         """Yield the integers of the list at this place."""
         shape = self.value()
-        require(shape.kind == "array" and shape.count <= 32, "an array of it has a shape that is none")
-        for _ in range(shape.count):
+        require(shape.kind == "array" and shape.size <= 32, "an array of it has a shape that is none")
+        for _ in range(shape.size):
             yield self.number()
 
     def number(self) -> int:
@@ -139,8 +139,8 @@ class _Walk:
             key = self.key()
             if key == "shape":
                 sizes = self.value()
-                require(sizes.kind == "map" and sizes.count <= 32, "a chunked array has no shape")
-                shape = [size for _, size in sorted((int(self.key()), self.number()) for _ in range(sizes.count))]
+                require(sizes.kind == "map" and sizes.size <= 32, "a chunked array has no shape")
+                shape = [size for _, size in sorted((int(self.key()), self.number()) for _ in range(sizes.size))]
             else:
                 require(key == "chunks", "a chunked array is none of flax's")
                 found = {names[0]: one[0] for names, one in self.table((), depth) if isinstance(one, list)}
@@ -196,7 +196,7 @@ def _read(path: Path, parts: list[Array], dtype: np.dtype[Any]) -> np.ndarray:
     with path.open("rb") as file:
         for part in parts:
             file.seek(part.start)
-            count = file.readinto(memoryview(room[at : at + part.size]))
+            count = file.readinto(room[at : at + part.size].data)
             require(count == part.size, "its numbers are cut off")
             at += part.size
     return values.reshape(parts[0].shape)

@@ -10,10 +10,12 @@ from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
 from opnorm.checkpoints.msgpack_file import read_msgpack
 from opnorm.checkpoints.onnx_file import read_onnx
+from opnorm.checkpoints.orbax import MARKERS, read_orbax
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.saved_model import read_saved_model
 from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
+from opnorm.checkpoints.torch_distributed import read_distributed
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
 _START = 256  # bytes that tell what a file is
@@ -32,6 +34,7 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".msgpack": {_ELSE: read_msgpack, "a pickle": read_msgpack},  # a small table begins as a pickle does
     ".keras": {"a zip archive": read_keras},
     "saved_model.pb": {_ELSE: read_saved_model},
+    ".metadata": {"a pickle": read_distributed},
     ".index": {_ELSE: read_checkpoint},
     ".onnx": {_ELSE: read_onnx},
     ".hdf5": {"HDF5": read_h5},
@@ -49,6 +52,8 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
 _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in it; the first that is there
     "saved_model.pb": read_saved_model,
     "*.data-*-of-*": read_newest,
+    ".metadata": read_distributed,
+    **dict.fromkeys(MARKERS, read_orbax),
 }
 
 _KNOWN = f"What can be read: {' '.join(_READERS)}"

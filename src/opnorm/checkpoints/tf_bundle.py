@@ -7,23 +7,24 @@ Reference:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from opnorm.checkpoints.boxes import check_cover, joined
 from opnorm.checkpoints.files import JSON_BYTES, byte_size, check_count, guarded, inside, require
 from opnorm.checkpoints.flat import Entry, unread
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.records import CheckpointError
-from opnorm.checkpoints.tf_slices import Slice, covered, slice_key, slice_of
+from opnorm.checkpoints.tf_slices import slice_key, slice_of
 from opnorm.checkpoints.tf_table import pairs
 from opnorm.checkpoints.tf_types import dtype_of, type_name
 from opnorm.checkpoints.wire import fields, message, number, varint
 
 _NAME = 1000  # characters
 _SHARDS = 2**17
-_DENSE = 2**33  # bytes of a variable that is joined of parts in memory
 
 
 class Stored(NamedTuple):
@@ -87,17 +88,16 @@ class Bundle(NamedTuple):
 
     def _joined(self, name: str, stored: Stored, dtype: np.dtype[Any]) -> Callable[[], np.ndarray]:
         """Return the reader of a variable of several parts, which cover it."""
-        size = byte_size(stored.shape, dtype.itemsize)
-        require(size <= _DENSE, f"{name!r} takes {size} bytes in parts")
-        places = [slice_of(one, stored.shape) for one in stored.slices]
-        require(covered(stored.shape, places), f"the parts of {name!r} do not make the whole")
-        runs = []
-        for place, encoded in zip(places, stored.slices, strict=True):
+        boxes = [slice_of(one, stored.shape) for one in stored.slices]
+        check_cover(name, stored.shape, boxes)
+        parts = []
+        for box, encoded in zip(boxes, stored.slices, strict=True):
             part = self.parts.get(slice_key(name, encoded))
-            if part is None or part.shape != place.shape or part.kind != stored.kind:
+            if part is None or part.shape != box.shape or part.kind != stored.kind:
                 raise CheckpointError(f"a part of {name!r} is not in its index, or has another shape")
-            runs.append((place, self._file(name, part, dtype), part.offset))
-        return guarded(self.path, _join, stored.shape, dtype, runs)
+            file = self._file(name, part, dtype)
+            parts.append((box, partial(_numbers, file, part.offset, dtype, part.shape)))
+        return guarded(self.path, joined, stored.shape, dtype, parts)
 
 
 def read_bundle(index: Path) -> Bundle:
@@ -135,7 +135,7 @@ def _stored(entry: bytes) -> Stored:
             slices.append(message(value))
         elif isinstance(value, int):
             found[key] = number(value)
-    return Stored(found.get(1, 0), shape, *(found.get(key, 0) for key in (3, 4, 5)), tuple(slices))
+    return Stored(found.get(1, 0), shape, found.get(3, 0), found.get(4, 0), found.get(5, 0), tuple(slices))
 
 
 def _shape(data: bytes) -> tuple[int, ...]:
@@ -160,10 +160,3 @@ def _bytes(file: Path, offset: int, size: int) -> bytes:
 
 def _numbers(file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(_bytes(file, offset, byte_size(shape, dtype.itemsize)), dtype).reshape(shape)
-
-
-def _join(shape: tuple[int, ...], dtype: np.dtype[Any], runs: list[tuple[Slice, Path, int]]) -> np.ndarray:
-    whole = np.zeros(shape, dtype)
-    for place, file, offset in runs:
-        whole[place.index] = _numbers(file, offset, dtype, place.shape)
-    return whole

@@ -4,32 +4,14 @@ Reference:
     TensorFlow, `core/util/saved_tensor_slice_util.cc`, `core/lib/strings/ordered_code.cc`.
 """
 
-from collections.abc import Sequence
-from math import prod
-from typing import NamedTuple
-
-import numpy as np
-
+from opnorm.checkpoints.boxes import Box
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.wire import fields, message, number
 
 _WHOLE = -1  # the length of an extent that is not cut
-_PARTS = 2**12  # of one variable, which are compared with one another
 
 
-class Slice(NamedTuple):
-    """A box of a variable."""
-
-    starts: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def index(self) -> tuple[slice, ...]:
-        """Return it as NumPy's index."""
-        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.shape, strict=True))
-
-
-def slice_of(encoded: bytes, whole: tuple[int, ...]) -> Slice:
+def slice_of(encoded: bytes, whole: tuple[int, ...]) -> Box:
     """Return the box that a TensorSliceProto describes, which lies within the variable."""
     extents = _extents(encoded)
     require(len(extents) == len(whole), "a part of a variable has another number of axes")
@@ -37,7 +19,7 @@ def slice_of(encoded: bytes, whole: tuple[int, ...]) -> Slice:
     starts = tuple(start for start, _ in extents)
     inside = all(a >= 0 and s > 0 and a + s <= n for a, s, n in zip(starts, shape, whole, strict=True))
     require(inside, "a part of a variable lies outside of it")
-    return Slice(starts, shape)
+    return Box(starts, shape)
 
 
 def _extents(encoded: bytes) -> list[tuple[int, int]]:
@@ -48,17 +30,6 @@ def _extents(encoded: bytes) -> list[tuple[int, int]]:
             extent = {part: number(one) for part, one in fields(message(value))}
             found.append((extent.get(1, 0), extent.get(2, _WHOLE)))
     return found
-
-
-def covered(whole: tuple[int, ...], parts: Sequence[Slice]) -> bool:
-    """Return whether boxes cover a variable, each entry once."""
-    require(len(parts) <= _PARTS, f"a variable has more than {_PARTS} parts")
-    if sum(prod(part.shape) for part in parts) != prod(whole):
-        return False
-    starts = np.array([part.starts for part in parts], np.int64).reshape(len(parts), -1)
-    ends = starts + np.array([part.shape for part in parts], np.int64).reshape(len(parts), -1)
-    meets = (((starts[:i] < ends[i]) & (starts[i] < ends[:i])).all(1).any() for i in range(1, len(parts)))
-    return not any(meets)
 
 
 def slice_key(name: str, encoded: bytes) -> bytes:

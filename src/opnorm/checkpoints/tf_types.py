@@ -28,4 +28,5 @@ def dtype_of(kind: int) -> np.dtype[Any] | None:
         return None
     if name.startswith(("bfloat", "float8")):
         name = getattr(extra("ml_dtypes"), name)
-    return np.dtype(name).newbyteorder("<")
+    found: np.dtype[Any] = np.dtype(name)
+    return found.newbyteorder("<")

@@ -7,7 +7,7 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipInfo
 
 from opnorm.checkpoints import torch_pickle
-from opnorm.checkpoints.archives import members, read_member, searchable
+from opnorm.checkpoints.archives import Archive, members, read_member, searchable
 from opnorm.checkpoints.files import DEPTH, JSON_BYTES, check_count, require
 from opnorm.checkpoints.flat import flat_weights
 from opnorm.checkpoints.guesses import unique
@@ -22,6 +22,14 @@ _KEYS = 16  # items of a key that is a tuple
 
 def read_torch(path: Path) -> Checkpoint:
     """Return the checkpoint of a zip archive of PyTorch's, or of TorchScript's, whose code is not run."""
+    return _checkpoint(path, *held_tensors(path))
+
+
+Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
+
+
+def held_tensors(path: Archive) -> tuple[list[Held], tuple[str, ...]]:
+    """Return the tensors of a zip archive of PyTorch's, and notes on it."""
     found = members(path)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     require(len(pickles) == 1, "the archive holds no data.pkl, so it is none of PyTorch's")
@@ -32,14 +40,11 @@ def read_torch(path: Path) -> Checkpoint:
     held += list(_members(path, found, prefix, "constants", ("constants",))) if constants else []
     scripted = any(name.startswith(f"{prefix}code/") for name in found)
     notes = ("the archive holds TorchScript code, which was not run",) if scripted else ()
-    return _checkpoint(path, held, notes)
-
-
-Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
+    return held, notes
 
 
 def _members(
-    path: Path, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
+    path: Archive, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
 ) -> Iterator[Held]:
     """Yield the tensors of one pickle of an archive; their storages lie in a folder of its name."""
     value = torch_pickle.load(io.BytesIO(read_member(path, found[f"{prefix}{part}.pkl"], JSON_BYTES)))
@@ -47,11 +52,11 @@ def _members(
         yield name, tensor, lambda storage: _member(path, found, f"{prefix}{part}/{storage.key}")
 
 
-def _order(path: Path, info: ZipInfo | None) -> bytes:
+def _order(path: Archive, info: ZipInfo | None) -> bytes:
     return b"little" if info is None else read_member(path, info, 64).strip()
 
 
-def _member(path: Path, found: Mapping[str, ZipInfo], name: str) -> Run:
+def _member(path: Archive, found: Mapping[str, ZipInfo], name: str) -> Run:
     info = found.get(name)
     if info is None:
         raise CheckpointError(f"the archive holds no {name!r}")
