@@ -55,10 +55,10 @@ HEADER = (0, b"", field(1, 1))
 VALUES = np.arange(6, dtype="<f4").reshape(2, 3)
 
 
-def write(folder, pairs=None, *, index=None, data=VALUES.tobytes(), name="a", **settings):
+def write(folder, pairs=None, *, index=None, data=None, name="a", **settings):
     """Write a checkpoint of one matrix `w`, or of `pairs`, and return its index."""
     pairs = [(0, b"w", entry((2, 3), 24))] if pairs is None else pairs
     path = folder / f"{name}.index"
     path.write_bytes(table([block([HEADER, *pairs])], **settings) if index is None else index)
-    (folder / f"{name}.data-00000-of-00001").write_bytes(data)
+    (folder / f"{name}.data-00000-of-00001").write_bytes(VALUES.tobytes() if data is None else data)
     return path

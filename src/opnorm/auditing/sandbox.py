@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -28,12 +29,18 @@ _PROGRAM = (  # with this process's path of modules, and not the folder that it 
 )
 _TICK = 0.25  # seconds between looks at the clock
 _NATIVE = (".h5", ".hdf5", ".keras", ".weights.json", ".onnx")  # endings of what libhdf5 and onnx read
+_STORES = ("manifest.ocdbt", ".zarray", "zarr.json")  # in folders that TensorStore reads, at most three levels down
 PATIENCE = 60.0  # seconds for a reader, and one more for every 20 MB
 
 
 def is_native(path: str) -> bool:
     """Return whether code in C++ reads a file of that name, which no exception stops."""
-    return path.lower().endswith(_NATIVE)
+    return path.lower().endswith(_NATIVE) or (os.path.isdir(path) and _is_store(Path(path)))
+
+
+def _is_store(folder: Path) -> bool:
+    levels = ("", "*/", "*/*/", "*/*/*/")
+    return any(any(folder.glob(f"{above}{name}")) for name in _STORES for above in levels)
 
 
 def audit_in_child(

@@ -187,7 +187,8 @@ def _entry(path: Path, name: str, found: list[Array] | Value) -> Entry:
 def _dtype(name: str) -> np.dtype[Any] | None:
     """Return the dtype of that name, None for one that holds no numbers that are read."""
     found = dtype_of(name)
-    return found if found is not None and (found.kind in "biufc" or str(found) == name) else None
+    small = name.startswith(("bfloat", "float8"))
+    return found if found is not None and (found.kind in "biufc" or small) else None
 
 
 def _read(path: Path, parts: list[Array], dtype: np.dtype[Any]) -> np.ndarray:

@@ -74,7 +74,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     with border(path):
         index = None if path.exists() else index_of(path)
         if index:
-            return read_checkpoint(index)
+            return read_checkpoint(index, path)
         require(path.exists(), "there is no such file")
         if path.is_dir():
             return _folder_reader(path)(path)

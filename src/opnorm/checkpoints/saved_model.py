@@ -42,7 +42,7 @@ def read_saved_model(path: Path) -> Checkpoint:
     require((folder / "saved_model.pb").stat().st_size > 0, "its saved_model.pb is empty")
     index = folder / "variables" / "variables.index"
     require(index.is_file(), "it is a SavedModel without variables/variables.index: its weights stand in its graph")
-    bundle = read_bundle(index)
+    bundle = read_bundle(index, path)
     nodes = objects(bundle)
     weights = variables(bundle, nodes)
     noted = _noted(folder / "keras_metadata.pb")

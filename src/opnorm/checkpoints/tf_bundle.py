@@ -41,7 +41,8 @@ class Stored(NamedTuple):
 class Bundle(NamedTuple):
     """The index of a checkpoint."""
 
-    path: Path  # of the index
+    path: Path  # as it was opened: of the index, a folder, ...
+    index: Path
     shards: int
     entries: Mapping[str, Stored]  # by the name of the tensor
     parts: Mapping[bytes, Stored]  # by the key of a part
@@ -74,8 +75,8 @@ class Bundle(NamedTuple):
 
     def _shard(self, stored: Stored) -> Path:
         require(0 <= stored.shard < self.shards, f"its index names the file {stored.shard} of {self.shards}")
-        prefix = self.path.name.removesuffix(".index")
-        return inside(self.path.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
+        prefix = self.index.name.removesuffix(".index")
+        return inside(self.index.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
 
     def _file(self, name: str, stored: Stored, dtype: np.dtype[Any]) -> Path:
         """Return the file of a tensor, which lies in it as its shape and dtype say."""
@@ -100,8 +101,8 @@ class Bundle(NamedTuple):
         return guarded(self.path, joined, stored.shape, dtype, parts)
 
 
-def read_bundle(index: Path) -> Bundle:
-    """Return the index of a checkpoint."""
+def read_bundle(index: Path, opened: Path) -> Bundle:
+    """Return the index of a checkpoint, which was opened by the path `opened`."""
     entries, parts, shards = {}, {}, 0
     for key, value in pairs(index):
         if key == b"":
@@ -113,7 +114,7 @@ def read_bundle(index: Path) -> Bundle:
             entries[key.decode("utf-8")] = _stored(value)
         check_count(len(entries))
     require(shards > 0, "its index has no header")
-    return Bundle(index, shards, entries, parts)
+    return Bundle(opened, index, shards, entries, parts)
 
 
 def _shards(header: bytes) -> int:

@@ -19,9 +19,9 @@ _NEWEST = re.compile(r'^\s*model_checkpoint_path:\s*"([^"\n]*)"', re.MULTILINE) 
 _SHOWN = 5  # names in an error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint of an `.index` file."""
-    bundle = read_bundle(path)
+def read_checkpoint(index: Path, opened: Path | None = None) -> Checkpoint:
+    """Return the checkpoint of an `.index` file, which may have been opened by another path."""
+    bundle = read_bundle(index, opened or index)
     return Checkpoint("tensorflow", tuple(variables(bundle, objects(bundle)).values()))
 
 
@@ -64,7 +64,7 @@ def read_shard(path: Path) -> Checkpoint:
     """Return the checkpoint that a `.data-NNNNN-of-NNNNN` file belongs to."""
     index = path.with_name(_SHARD.sub("", path.name) + ".index")
     require(index.is_file(), f"it holds numbers alone, and {index.name!r}, which says whose, is not beside it")
-    return read_checkpoint(index)
+    return read_checkpoint(index, path)
 
 
 def is_shard(name: str) -> bool:
@@ -90,7 +90,7 @@ def read_newest(folder: Path) -> Checkpoint:
         missing = f"its `checkpoint` names {named!r}, which is not there" if named else "it has no file `checkpoint`"
         require(len(found) == 1, f"it holds {len(found)} checkpoints and {missing}; name one: {shown}")
         index = found[0]
-    return read_checkpoint(folder / index)
+    return read_checkpoint(folder / index, folder)
 
 
 def _named(file: Path) -> str:

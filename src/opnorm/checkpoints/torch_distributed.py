@@ -50,10 +50,10 @@ def read_distributed(path: Path) -> Checkpoint:
     taken: set[str] = set()
     entries = []
     for name, kind in _table(metadata.get("state_dict_metadata")):
-        for found in _entries(file, name, kind, places):
+        for found in _entries(path, name, kind, places):
             entries.append(found._replace(named=found.named._replace(name=unique(found.named.name, taken))))
             check_count(len(entries))
-    return Checkpoint("torch distributed", flat_weights(file, entries))
+    return Checkpoint("torch distributed", flat_weights(path, entries))
 
 
 def _state(value: Any, *kinds: str) -> Table:
