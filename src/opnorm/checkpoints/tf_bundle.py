@@ -42,7 +42,7 @@ class Bundle(NamedTuple):
     """The index of a checkpoint."""
 
     path: Path  # as it was opened: of the index, a folder, ...
-    index: Path
+    table: Path  # its index
     shards: int
     entries: Mapping[str, Stored]  # by the name of the tensor
     parts: Mapping[bytes, Stored]  # by the key of a part
@@ -75,8 +75,8 @@ class Bundle(NamedTuple):
 
     def _shard(self, stored: Stored) -> Path:
         require(0 <= stored.shard < self.shards, f"its index names the file {stored.shard} of {self.shards}")
-        prefix = self.index.name.removesuffix(".index")
-        return inside(self.index.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
+        prefix = self.table.name.removesuffix(".index")
+        return inside(self.table.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
 
     def _file(self, name: str, stored: Stored, dtype: np.dtype[Any]) -> Path:
         """Return the file of a tensor, which lies in it as its shape and dtype say."""
