@@ -1,5 +1,6 @@
 """SavedModel folders: rows by what Keras noted of its layers, else by name and shape; no graph is run."""
 
+import random
 import shutil
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 import tensorflow as tf
 from bracketed import between, brackets, weights
 from explicit import norm
-from readers import refused
+from readers import fails, refused
 from tensor_bundles import field
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from opnorm.auditing.audits import audit
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.saved_model import read_saved_model
 
 keras = pytest.importorskip("tf_keras")
+SavedMetadata = pytest.importorskip("tf_keras.protobuf.saved_metadata_pb2").SavedMetadata
 L = keras.layers
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*HDF5:UserWarning")
 
@@ -81,6 +84,43 @@ def test_a_saved_model_has_the_rows_and_the_network_of_the_same_models_h5(tmp_pa
     ]
     assert ends[0] == ends[1]
     assert ours.network["upper"] == theirs.network["upper"]
+
+
+def test_notes_in_the_graph_of_objects_are_read_too(tmp_path):
+    """As TensorFlow 2.0 to 2.4 wrote them: by the object, and not by its path."""
+    new, old = saved(network(), tmp_path / "new"), tmp_path / "old"
+    shutil.copytree(new, old)
+    noted = SavedMetadata.FromString((old / "keras_metadata.pb").read_bytes())
+    model = SavedModel.FromString((old / "saved_model.pb").read_bytes())
+    for node in noted.nodes:
+        model.meta_graphs[0].object_graph_def.nodes[node.node_id].user_object.metadata = node.metadata
+    (old / "keras_metadata.pb").unlink()
+    assert weights(old)["strided/kernel"].geometry.assumed
+    (old / "saved_model.pb").write_bytes(model.SerializeToString())
+    for name, weight in weights(new).items():
+        assert weights(old)[name].geometry.text == weight.geometry.text
+        assert not weights(old)[name].geometry.assumed
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_graph_that_is_cut_off_is_refused(tmp_path, kept):
+    file = saved(network(), tmp_path / "m") / "saved_model.pb"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(kept * len(data))])
+    refused(file.parent, "Cannot read")
+
+
+def test_a_graph_with_bytes_changed_is_read_or_refused(tmp_path):
+    folder = saved(keras.Sequential([L.Input((3,)), L.Dense(3)]), tmp_path / "m")
+    for name in ("saved_model.pb", "keras_metadata.pb"):
+        data = (folder / name).read_bytes()
+        for seed in range(40):
+            chance, broken = random.Random(seed), bytearray(data)
+            for _ in range(chance.choice([1, 4, 30])):
+                broken[chance.randrange(len(broken))] = chance.randrange(256)
+            (folder / name).write_bytes(broken)
+            fails(folder)
+        (folder / name).write_bytes(data)
 
 
 def test_values_agree_with_tensorflow(tmp_path):

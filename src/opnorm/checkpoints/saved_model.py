@@ -1,31 +1,24 @@
 """SavedModel folders: variables as in any checkpoint of TensorFlow's, and what Keras noted of its layers.
 
-Nothing is run: of `saved_model.pb` no more is read than that it is one.
-
-Reference:
-    TensorFlow, `core/protobuf/saved_model.proto`; tf_keras, `protobuf/saved_metadata.proto`.
+Nothing is run: of `saved_model.pb` only the graph of objects is read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from opnorm.checkpoints.files import JSON_BYTES, parse_json, require
+from opnorm.checkpoints.files import require
 from opnorm.checkpoints.hdf5 import Tensor
 from opnorm.checkpoints.keras_archive import graph_of, notes_of
-from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization, serialized_layer
+from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization
 from opnorm.checkpoints.keras_tree import Place, place_weights
-from opnorm.checkpoints.keras_versions import Version, of_version
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
+from opnorm.checkpoints.saved_notes import Attributes, noted_layers
 from opnorm.checkpoints.tf_bundle import read_bundle
 from opnorm.checkpoints.tf_checkpoint import variables
 from opnorm.checkpoints.tf_objects import Node, objects
-from opnorm.checkpoints.wire import fields, message, text
 
-_KERAS: Version = (2, 5)  # from which on Keras wrote the file of notes; Keras 3 writes none
-_METRIC = "_tf_keras_metric"
 _NOTE = "its graph of operations was not run: strides and groups are known where Keras noted its layers"
-Attributes = tuple[str, ...]  # attributes from the model downwards
 
 
 class _Met(NamedTuple):
@@ -39,13 +32,12 @@ class _Met(NamedTuple):
 def read_saved_model(path: Path) -> Checkpoint:
     """Return the checkpoint of a SavedModel, by its folder or its `saved_model.pb`."""
     folder = path if path.is_dir() else path.parent
-    require((folder / "saved_model.pb").stat().st_size > 0, "its saved_model.pb is empty")
     index = folder / "variables" / "variables.index"
     require(index.is_file(), "it is a SavedModel without variables/variables.index: its weights stand in its graph")
     bundle = read_bundle(index, path)
     nodes = objects(bundle)
     weights = variables(bundle, nodes)
-    noted = _noted(folder / "keras_metadata.pb")
+    noted = noted_layers(folder)
     met = list(_met(noted, nodes, weights))
     _place(met, weights)
     model = noted.get(())
@@ -53,33 +45,6 @@ def read_saved_model(path: Path) -> Checkpoint:
     graph, notes = graph_of(model, by_layer) if model else (None, ())
     notes = (*(notes_of(model) if model else ()), *notes)
     return Checkpoint("savedmodel", tuple(weights.values()), graph, (_NOTE, *notes))
-
-
-def _noted(file: Path) -> dict[Attributes, Layer]:
-    """Return the layers that Keras noted, by their attributes from the model downwards."""
-    if not file.is_file():
-        return {}
-    require(file.stat().st_size <= JSON_BYTES, f"its {file.name} is larger than {JSON_BYTES >> 20} MiB")
-    found = {}
-    for key, value in fields(file.read_bytes()):
-        entry = dict(fields(message(value))) if key == 1 else {}
-        if entry and entry.get(4) != _METRIC.encode():
-            config = parse_json(text(entry.get(5, b"{}")), f"a layer in {file.name}")
-            layer = serialized_layer(of_version(_plain(config), _KERAS))
-            if layer is not None:
-                found[tuple(text(entry.get(3, b"")).split(".")[1:])] = layer
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return a config with its tuples, which stand in it as records, as lists."""
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("class_name") == "__tuple__" and isinstance(value.get("items"), list):
-        return _plain(value["items"])
-    return {key: _plain(one) for key, one in value.items()}
 
 
 def _met(noted: Mapping[Attributes, Layer], nodes: Sequence[Node], weights: Mapping[str, Weight]) -> Iterator[_Met]:
