@@ -12,6 +12,8 @@ from explicit import norm
 from readers import fails, refused
 from samples import flax_file
 
+from opnorm.auditing.audits import audit
+from opnorm.auditing.sandbox import is_native
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.opening import open_checkpoint
 
@@ -167,6 +169,14 @@ def test_of_a_managers_folder_the_last_step_is_read(tmp_path, packed):
     found = open_checkpoint(tmp_path)
     assert found.notes == ("of the 3 steps in the folder the last is read: 10",)
     np.testing.assert_array_equal(found.weights[0].read(), MATRIX + 10)
+
+
+def test_a_folder_that_tensorstore_reads_is_read_in_a_process_of_its_own(tmp_path):
+    path = orbax_folder(tmp_path / "run" / "3" / "default", ARRAYS)
+    assert all(is_native(str(folder)) for folder in (path, path.parent, tmp_path / "run"))
+    assert not is_native(str(tmp_path / "other"))
+    here, apart = (audit(path, sandbox=sandbox) for sandbox in (False, True))
+    assert [row._replace(seconds=0) for row in here.rows] == [row._replace(seconds=0) for row in apart.rows]
 
 
 def test_the_items_of_a_step_are_told_apart(tmp_path):

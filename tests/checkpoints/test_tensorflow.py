@@ -86,6 +86,14 @@ def test_an_index_without_its_numbers_is_refused(tmp_path):
     refused(f"{prefix}.index", r"'ck\.data-00000-of-00001', which is missing")
 
 
+def test_a_checkpoint_of_the_first_format_is_answered_by_what_to_do(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as sess:
+        variable("dense/kernel", (3, 3))
+        sess.run(v1.global_variables_initializer())
+        v1.train.Saver(write_version=v1.train.SaverDef.V1).save(sess, str(tmp_path / "old.ckpt"))
+    refused(tmp_path / "old.ckpt", r"first format, which is not read: save it anew by tf\.compat\.v1\.train\.Saver")
+
+
 def gan():
     """A discriminator as TF1's GANs have it, with an optimizer, an average, and a counter."""
     kernel = variable("discriminator/dense/kernel", (6, 4))

@@ -15,6 +15,7 @@ from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.saved_model import read_saved_model
 from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
+from opnorm.checkpoints.tf_table import is_table
 from opnorm.checkpoints.torch_distributed import read_distributed
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
@@ -56,6 +57,9 @@ _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in i
     **dict.fromkeys(MARKERS, read_orbax),
 }
 
+_FIRST = (
+    "it is a checkpoint of TensorFlow's first format, which is not read: save it anew by tf.compat.v1.train.Saver()"
+)
 _KNOWN = f"What can be read: {' '.join(_READERS)}"
 
 
@@ -64,7 +68,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
-            `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`, `.weights.json`.
+            `.bin`, `.ckpt`, flax's `.msgpack`, or the index of shards: `.safetensors.index.json`, `.weights.json`; a
+            checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder of a SavedModel, of Orbax's,
+            or of PyTorch's distributed checkpoints.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -86,6 +92,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         require(not remedy, remedy)
         if is_shard(path.name):
             return read_shard(path)
+        require(path.suffix == ".index" or not is_table(path), _FIRST)
         return _with_remedy(_reader(path, _content(start)), _beside_its_data(path))
 
 
