@@ -207,7 +207,9 @@ def test_a_kernel_beside_the_vector_of_a_spectral_normalization_is_read_as_eithe
         v1.get_variable("d/kernel", initializer=W.astype("f4"))
         v1.get_variable(f"d/{place}", initializer=u.astype("f4"))
 
-    weight = weights(session(tmp_path, build))["d/kernel"]
+    found = weights(session(tmp_path, build))
+    weight = found["d/kernel"]
+    assert "the vector of a spectral normalization of 'd/kernel'" in found[f"d/{place}"].geometry.reason
     lower, upper = between(weight)
     M = W if outputs else W.T
     v = u @ M.T / np.linalg.norm(u @ M.T)

@@ -7,7 +7,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import FLOATS, Named, guess
 from opnorm.checkpoints.hdf5_guesses import as_kernel, careful
 from opnorm.checkpoints.records import Geometry
-from opnorm.checkpoints.tf_spectral import normalized
+from opnorm.checkpoints.tf_spectral import kernel_of, normalized
 
 _SLOT = re.compile(  # the optimizer's name, after that of the variable that it keeps something for
     r"adam|momentum|rms_?prop|ada_?(grad|delta|factor|max|m$)|ftrl|lamb|lars|sgd|opt|proximal|slot|accum|grad",
@@ -31,6 +31,9 @@ def guess_variable(tensor: Named, others: Mapping[str, Named], channels: Collect
     if not tensor.shape and (_POWERS.search(tensor.name) or _COUNTER.search(tensor.name)):
         reason = g.OPTIMIZER if _POWERS.search(tensor.name) else g.COUNTER
         return g.nothing("unknown", reason, assumed=True)
+    kernel = kernel_of(tensor, others)
+    if kernel:
+        return g.nothing("unknown", f"the vector of a spectral normalization of {kernel!r}", assumed=True)
     return _kernel(tensor, others, channels)
 
 

@@ -36,11 +36,20 @@ def normalized(kernel: Named, found: Geometry, others: Mapping[str, Named]) -> G
     return found._replace(text=text, assumed=True, readings=(*found.readings, *readings))
 
 
+def kernel_of(vector: Named, others: Mapping[str, Named]) -> str:
+    """Return the kernel that a tensor (1, n) is the vector of, "" where it is none: that of a layer of one input, say."""
+    if len(vector.shape) != 2 or vector.shape[0] != 1 or not _VECTOR.search(vector.name.rpartition("/")[2]):
+        return ""
+    return next((one.name for one in others.values() if min(one.shape, default=1) > 1 and _belongs(vector, one)), "")
+
+
 def _belongs(vector: Named, kernel: Named) -> bool:
     """Return whether a tensor is the vector of a kernel, by its place and its length."""
     folder, _, last = vector.name.rpartition("/")
     above, _, inner = folder.rpartition("/")
     parents = {kernel.name, kernel.name.rpartition("/")[0]}
+    if vector.name == kernel.name or len(kernel.shape) < 2:
+        return False
     beside = folder in parents or (above in parents and _FOLDER.search(inner) is not None)
     count = prod(vector.shape)
     vector_like = count == max(vector.shape, default=0)
