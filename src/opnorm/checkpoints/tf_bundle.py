@@ -46,6 +46,7 @@ class Bundle(NamedTuple):
     shards: int
     entries: Mapping[str, Stored]  # by the name of the tensor
     parts: Mapping[bytes, Stored]  # by the key of a part
+    files: dict[int, tuple[Path, int]]  # that were met, and their bytes
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors."""
@@ -68,22 +69,24 @@ class Bundle(NamedTuple):
         """Return a single string: its length, a checksum of that, its bytes."""
         stored = self.entries[name]
         require(stored.size <= JSON_BYTES, f"{name!r} takes {stored.size} bytes")
-        data = _bytes(self._shard(stored), stored.offset, stored.size)
+        data = _bytes(self._shard(stored)[0], stored.offset, stored.size)
         length, at = varint(data, 0, len(data))
         require(at + 4 + length <= len(data), f"{name!r} is cut off")
         return data[at + 4 : at + 4 + length]
 
-    def _shard(self, stored: Stored) -> Path:
+    def _shard(self, stored: Stored) -> tuple[Path, int]:
         require(0 <= stored.shard < self.shards, f"its index names the file {stored.shard} of {self.shards}")
-        prefix = self.table.name.removesuffix(".index")
-        return inside(self.table.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
+        if stored.shard not in self.files:
+            prefix = self.table.name.removesuffix(".index")
+            file = inside(self.table.parent, f"{prefix}.data-{stored.shard:05d}-of-{self.shards:05d}")
+            self.files[stored.shard] = file, file.stat().st_size
+        return self.files[stored.shard]
 
     def _file(self, name: str, stored: Stored, dtype: np.dtype[Any]) -> Path:
         """Return the file of a tensor, which lies in it as its shape and dtype say."""
         size = byte_size(stored.shape, dtype.itemsize)
         require(stored.size == size, f"{name!r} takes {size} bytes and is stored in {stored.size}")
-        file = self._shard(stored)
-        end = file.stat().st_size
+        file, end = self._shard(stored)
         require(0 <= stored.offset <= end - size, f"{name!r} lies beyond the end of {file.name!r}")
         return file
 
@@ -114,7 +117,7 @@ def read_bundle(index: Path, opened: Path) -> Bundle:
             entries[key.decode("utf-8")] = _stored(value)
         check_count(len(entries))
     require(shards > 0, "its index has no header")
-    return Bundle(opened, index, shards, entries, parts)
+    return Bundle(opened, index, shards, entries, parts, {})
 
 
 def _shards(header: bytes) -> int:

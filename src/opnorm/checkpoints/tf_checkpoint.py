@@ -7,10 +7,10 @@ from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import JSON_BYTES, require
-from opnorm.checkpoints.guesses import channels_of, unique
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checkpoints.tf_bundle import Bundle, read_bundle
-from opnorm.checkpoints.tf_guesses import guess_variable
+from opnorm.checkpoints.tf_guesses import File, guess_variable
 from opnorm.checkpoints.tf_objects import GRAPH, Node, full_names, objects, optimizer_keys
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # how the keys of variables end
@@ -29,14 +29,13 @@ def variables(bundle: Bundle, nodes: Sequence[Node]) -> dict[str, Weight]:
     """Return the weights of a checkpoint by their keys; `nodes` are the objects that it was made of."""
     labels, state = _labels(bundle, full_names(nodes)), optimizer_keys(nodes)
     entries = {key: bundle.entry(key, label) for key, label in labels.items()}
-    tensors = {one.named.name: one.named for one in entries.values() if not one.reason}
-    channels = channels_of(tensors.values())
+    file = File.of({one.named.name: one.named for one in entries.values() if not one.reason})
     weights = {}
     for key, (tensor, reason) in entries.items():
         if key in state:
             geometry = g.nothing("unknown", g.OPTIMIZER)
         else:
-            geometry = _unread(tensor.dtype, reason) if reason else guess_variable(tensor, tensors, channels)
+            geometry = _unread(tensor.dtype, reason) if reason else guess_variable(tensor, file)
         weights[key] = Weight(*tensor, geometry)
     return weights
 

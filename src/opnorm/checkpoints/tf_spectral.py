@@ -5,7 +5,7 @@ saved, is not in the file. Implementations differ in whether they do another pow
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -17,43 +17,51 @@ from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array
 
 _VECTOR = re.compile(r"(^|_)u(_?(var|vec|vector|hat))?(_\d+)?$|^(spectral_norm_u|vector_u|sn_u)$", re.IGNORECASE)
+_SEVERAL = 3  # vectors that one kernel may have
+_BESIDE = 64  # tensors that are looked at for each kernel
 _FOLDER = re.compile(r"^(spectral_?norm\w*|sn|power_iteration)$", re.IGNORECASE)
 
 
-def normalized(kernel: Named, found: Geometry, others: Mapping[str, Named]) -> Geometry:
+def find_vectors(tensors: Mapping[str, Named]) -> dict[str, list[Named]]:
+    """Return, by the name of a kernel, the vectors of spectral normalizations that stand beside or below it."""
+    by_place: dict[str, list[Named]] = {}
+    for vector in tensors.values():
+        folder, _, last = vector.name.rpartition("/")
+        above, _, inner = folder.rpartition("/")
+        if _VECTOR.search(last) and prod(vector.shape) == max(vector.shape, default=0):
+            by_place.setdefault(above if _FOLDER.search(inner) else folder, []).append(vector)
+    found = {}
+    for kernel in tensors.values() if by_place else ():
+        if len(kernel.shape) > 1:
+            beside = [*by_place.get(kernel.name, ()), *by_place.get(kernel.name.rpartition("/")[0], ())][:_BESIDE]
+            sides = _sides(kernel.shape)
+            own = [one for one in beside if one.name != kernel.name and prod(one.shape) in sides]
+            if own:
+                found[kernel.name] = own
+    return found
+
+
+def kernels_of(vectors: Mapping[str, list[Named]]) -> dict[str, str]:
+    """Return, by the name of a vector that is stored as (1, n), its kernel."""
+    pairs = ((one, kernel) for kernel, several in vectors.items() for one in several)
+    return {one.name: kernel for one, kernel in pairs if len(one.shape) == 2 and one.shape[0] == 1}
+
+
+def normalized(kernel: Named, found: Geometry, vectors: Sequence[Named]) -> Geometry:
     """Return the geometry of a kernel with the readings of a layer that divides it by its estimated norm in each call.
 
     Args:
         kernel: The kernel.
         found: What is done with it as it is stored.
-        others: All tensors of the file.
+        vectors: Those that may belong to it.
     """
-    vectors = [one for one in others.values() if _belongs(one, kernel)]
     if not vectors or found.operator is None:
         return found
+    if len(vectors) > _SEVERAL:
+        return g.unknown("unknown", f"{len(vectors)} vectors of spectral normalizations stand beside it", assumed=True)
     readings = tuple(reading for vector in vectors for reading in _divided(kernel, found, vector))
     text = f"{found.text}; or divided by its norm in each call, since {vectors[0].name!r} stands beside it"
     return found._replace(text=text, assumed=True, readings=(*found.readings, *readings))
-
-
-def kernel_of(vector: Named, others: Mapping[str, Named]) -> str:
-    """Return the kernel that a tensor (1, n) is the vector of, "" where it is none: that of a layer of one input, say."""
-    if len(vector.shape) != 2 or vector.shape[0] != 1 or not _VECTOR.search(vector.name.rpartition("/")[2]):
-        return ""
-    return next((one.name for one in others.values() if min(one.shape, default=1) > 1 and _belongs(vector, one)), "")
-
-
-def _belongs(vector: Named, kernel: Named) -> bool:
-    """Return whether a tensor is the vector of a kernel, by its place and its length."""
-    folder, _, last = vector.name.rpartition("/")
-    above, _, inner = folder.rpartition("/")
-    parents = {kernel.name, kernel.name.rpartition("/")[0]}
-    if vector.name == kernel.name or len(kernel.shape) < 2:
-        return False
-    beside = folder in parents or (above in parents and _FOLDER.search(inner) is not None)
-    count = prod(vector.shape)
-    vector_like = count == max(vector.shape, default=0)
-    return bool(beside and vector_like and _VECTOR.search(last) and count in _sides(kernel.shape))
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
