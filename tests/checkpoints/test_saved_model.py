@@ -149,7 +149,7 @@ def test_a_saved_model_of_no_keras_is_read_by_its_variables(tmp_path):
     tf.saved_model.save(Net(), str(tmp_path / "m"))
     found = open_checkpoint(tmp_path / "m")
     (weight,) = found.weights
-    assert (found.format, weight.name, weight.geometry.assumed) == ("savedmodel", "layer/kernel", True)
+    assert (found.format, weight.name, weight.geometry.kind) == ("savedmodel", "layer/kernel", "MatMul")
     assert brackets(weight)[0].lower == pytest.approx(2)
     assert "was not run" in found.notes[0]
 

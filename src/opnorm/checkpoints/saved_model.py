@@ -1,6 +1,6 @@
 """SavedModel folders: variables as in any checkpoint of TensorFlow's, and what Keras noted of its layers.
 
-Nothing is run: of `saved_model.pb` only the graph of objects is read.
+Nothing is run: of `saved_model.pb` the graphs of objects and of operations are read as tables.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,15 @@ from opnorm.checkpoints.hdf5 import Tensor
 from opnorm.checkpoints.keras_archive import graph_of, notes_of
 from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization
 from opnorm.checkpoints.keras_tree import Place, place_weights
-from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
-from opnorm.checkpoints.saved_notes import Attributes, noted_layers
+from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.saved_notes import noted_layers
+from opnorm.checkpoints.saved_objects import Attributes, Saved, paths_of, read_saved
 from opnorm.checkpoints.tf_bundle import read_bundle
-from opnorm.checkpoints.tf_checkpoint import variables
+from opnorm.checkpoints.tf_checkpoint import apply_uses, joined_uses, variables
 from opnorm.checkpoints.tf_objects import Node, objects
+from opnorm.checkpoints.tf_uses import uses
 
-_NOTE = "its graph of operations was not run: strides and groups are known where Keras noted its layers"
+_NOTE = "its graph of operations was not run"
 
 
 class _Met(NamedTuple):
@@ -37,7 +39,9 @@ def read_saved_model(path: Path) -> Checkpoint:
     bundle = read_bundle(index, path)
     nodes = objects(bundle)
     weights = variables(bundle, nodes)
-    noted = noted_layers(folder)
+    saved = read_saved(folder / "saved_model.pb")
+    apply_uses(weights, uses(saved.bodies, _captured(saved, nodes)))
+    noted = noted_layers(folder, saved.objects)
     met = list(_met(noted, nodes, weights))
     _place(met, weights)
     model = noted.get(())
@@ -45,6 +49,17 @@ def read_saved_model(path: Path) -> Checkpoint:
     graph, notes = graph_of(model, by_layer) if model else (None, ())
     notes = (*(notes_of(model) if model else ()), *notes)
     return Checkpoint("savedmodel", tuple(weights.values()), graph, (_NOTE, *notes))
+
+
+def _captured(saved: Saved, nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of the variables that functions take as their last arguments, "" for what is none."""
+    paths = paths_of(saved.objects)
+
+    def key(at: int) -> str:
+        node = _node(paths[at], nodes) if at in paths else None
+        return node.variables[0].key if node and node.variables else ""
+
+    return {name: tuple(map(key, bound)) for name, bound in saved.captured.items()}
 
 
 def _met(noted: Mapping[Attributes, Layer], nodes: Sequence[Node], weights: Mapping[str, Weight]) -> Iterator[_Met]:
@@ -90,17 +105,5 @@ def _place(met: Sequence[_Met], weights: dict[str, Weight]) -> None:
             found.setdefault(one.keys[role], []).append(weight)
     for key, several in found.items():
         constraint = next((one.constraint for one in several if one.constraint), None)
-        geometry = _joined([one.geometry for one in several])
+        geometry = joined_uses([one.geometry for one in several])
         weights[key] = weights[key]._replace(geometry=geometry, constraint=constraint)
-
-
-def _joined(uses: Sequence[Geometry]) -> Geometry:
-    """Return what a variable does in all of its uses."""
-    unknown = [one for one in uses if one.unknown]
-    maps = [one for one in uses if one.operator]
-    if unknown or not maps:
-        return (unknown or list(uses))[0]
-    first, *rest = maps
-    others = [one for one in rest if one.text != first.text]
-    readings = (*first.readings, *(reading for one in others for reading in (one, *one.readings)))
-    return first._replace(readings=readings, assumed=first.assumed or bool(others))

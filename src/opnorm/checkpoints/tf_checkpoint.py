@@ -7,11 +7,13 @@ from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import JSON_BYTES, require
-from opnorm.checkpoints.guesses import unique
+from opnorm.checkpoints.guesses import Named, channels_of, unique
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
+from opnorm.checkpoints.saved_objects import read_meta
 from opnorm.checkpoints.tf_bundle import Bundle, read_bundle
 from opnorm.checkpoints.tf_guesses import File, guess_variable
 from opnorm.checkpoints.tf_objects import GRAPH, Node, full_names, objects, optimizer_keys
+from opnorm.checkpoints.tf_uses import Use, uses
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # how the keys of variables end
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
@@ -22,7 +24,20 @@ _SHOWN = 5  # names in an error
 def read_checkpoint(index: Path, opened: Path | None = None) -> Checkpoint:
     """Return the checkpoint of an `.index` file, which may have been opened by another path."""
     bundle = read_bundle(index, opened or index)
-    return Checkpoint("tensorflow", tuple(variables(bundle, objects(bundle)).values()))
+    nodes = objects(bundle)
+    weights = variables(bundle, nodes)
+    graph = index.with_suffix(".meta")  # of operations: TensorFlow 1 writes it beside the index
+    notes = () if nodes or not graph.is_file() else _follow(graph, weights)
+    return Checkpoint("tensorflow", tuple(weights.values()), None, notes)
+
+
+def _follow(graph: Path, weights: dict[str, Weight]) -> tuple[str, ...]:
+    """Give kernels the geometry that a file of operations tells; the numbers do not depend on it."""
+    try:
+        apply_uses(weights, uses(read_meta(graph).bodies, {}))
+    except ValueError as error:  # a CheckpointError too
+        return (f"the operations in {graph.name!r} are not understood: {error}",)
+    return (f"the operations in {graph.name!r} were looked at, and not run",)
 
 
 def variables(bundle: Bundle, nodes: Sequence[Node]) -> dict[str, Weight]:
@@ -38,6 +53,30 @@ def variables(bundle: Bundle, nodes: Sequence[Node]) -> dict[str, Weight]:
             geometry = _unread(tensor.dtype, reason) if reason else guess_variable(tensor, file)
         weights[key] = Weight(*tensor, geometry)
     return weights
+
+
+def apply_uses(weights: dict[str, Weight], known: Mapping[str, Sequence[Use]]) -> None:
+    """Give kernels, by their keys, the geometry of all operations that read them, where it is known."""
+    channels = channels_of([Named(*weight[:4]) for weight in weights.values()])
+    for key, several in known.items():
+        weight = weights.get(key)
+        if weight is not None and weight.geometry.operator is not None:
+            found = [use(weight.shape, channels) for use in several]
+            maps = [one for one in found if one is not None and one.operator is not None]
+            if len(maps) == len(found):
+                weights[key] = weight._replace(geometry=joined_uses(maps))
+
+
+def joined_uses(found: Sequence[Geometry]) -> Geometry:
+    """Return what a variable does in all of its uses."""
+    unknown = [one for one in found if one.unknown]
+    maps = [one for one in found if one.operator]
+    if unknown or not maps:
+        return (unknown or list(found))[0]
+    first, *rest = maps
+    others = [one for one in rest if one.text != first.text]
+    readings = (*first.readings, *(reading for one in others for reading in (one, *one.readings)))
+    return first._replace(readings=readings, assumed=first.assumed or bool(others))
 
 
 def _unread(dtype: str, reason: str) -> Geometry:

@@ -9,7 +9,7 @@ LARGEST = 2**30  # bytes of a message without its numbers; protocol buffers end 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a field is stored
 
 _WINDOW = 2**16  # bytes read at a time
-_FIELDS = 2**21  # of one message: the largest graphs of objects have a few hundred thousand
+_FIELDS = 2**19  # of one message: the largest graphs have a few hundred thousand nodes
 
 
 class Window:
