@@ -5,6 +5,7 @@ from pathlib import Path
 
 from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
+from opnorm.checkpoints.frozen_graph import read_frozen
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
@@ -37,6 +38,7 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     "saved_model.pb": {_ELSE: read_saved_model},
     ".metadata": {"a pickle": read_distributed},
     ".index": {_ELSE: read_checkpoint},
+    ".pb": {_ELSE: read_frozen},
     ".onnx": {_ELSE: read_onnx},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},

@@ -134,7 +134,7 @@ def _stored(entry: bytes) -> Stored:
     slices = []
     for key, value in fields(entry):
         if key == 2:
-            shape = _shape(message(value))
+            shape = shape_of(message(value))
         elif key == 7:
             slices.append(message(value))
         elif isinstance(value, int):
@@ -142,7 +142,7 @@ def _stored(entry: bytes) -> Stored:
     return Stored(found.get(1, 0), shape, found.get(3, 0), found.get(4, 0), found.get(5, 0), tuple(slices))
 
 
-def _shape(data: bytes) -> tuple[int, ...]:
+def shape_of(data: bytes) -> tuple[int, ...]:
     """Return the sizes of a TensorShapeProto."""
     sizes = tuple(_size(message(value)) for key, value in fields(data) if key == 2)
     byte_size(sizes, 1)

@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import JSON_BYTES, require
+from opnorm.checkpoints.flat import Entry
 from opnorm.checkpoints.guesses import Named, channels_of, unique
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checkpoints.saved_objects import read_meta
@@ -42,8 +43,12 @@ def _follow(graph: Path, weights: dict[str, Weight]) -> tuple[str, ...]:
 
 def variables(bundle: Bundle, nodes: Sequence[Node]) -> dict[str, Weight]:
     """Return the weights of a checkpoint by their keys; `nodes` are the objects that it was made of."""
-    labels, state = _labels(bundle, full_names(nodes)), optimizer_keys(nodes)
-    entries = {key: bundle.entry(key, label) for key, label in labels.items()}
+    labels = _labels(bundle, full_names(nodes))
+    return guessed({key: bundle.entry(key, label) for key, label in labels.items()}, optimizer_keys(nodes))
+
+
+def guessed(entries: Mapping[str, Entry], state: Collection[str]) -> dict[str, Weight]:
+    """Return the weights of tensors by their keys, of which an optimizer keeps those in `state`."""
     file = File.of({one.named.name: one.named for one in entries.values() if not one.reason})
     weights = {}
     for key, (tensor, reason) in entries.items():

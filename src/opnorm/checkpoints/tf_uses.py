@@ -10,7 +10,7 @@ from opnorm.checkpoints.records import Geometry
 from opnorm.checkpoints.tf_graph import Body, Operation
 
 _SAME = {"Identity", "ReadVariableOp", "StopGradient", "Enter", "Snapshot", "EnsureShape"}  # hand a value on
-_VARIABLES = {"VariableV2", "Variable", "VarHandleOp", "AutoReloadVariable"}
+_VARIABLES = {"VariableV2", "Variable", "VarHandleOp", "AutoReloadVariable", "Const"}  # of frozen graphs the last
 _CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
 _HARMLESS = re.compile(  # operations that leave what the network computes as it is
     r"Assign\w*|VarIsInitializedOp|IsVariableInitialized|Save(V2|Slices)?|Restore\w*|L2Loss|(Resource)?(Sparse)?Apply\w+|"
