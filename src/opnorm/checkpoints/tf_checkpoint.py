@@ -27,7 +27,9 @@ def read_checkpoint(index: Path, opened: Path | None = None) -> Checkpoint:
     bundle = read_bundle(index, opened or index)
     nodes = objects(bundle)
     weights = variables(bundle, nodes)
-    graph = index.with_suffix(".meta")  # of operations: TensorFlow 1 writes it beside the index
+    graph = index.with_name(
+        index.name.removesuffix(".index") + ".meta"
+    )  # of operations: TensorFlow 1 writes it beside the index
     notes = () if nodes or not graph.is_file() else _follow(graph, weights)
     return Checkpoint("tensorflow", tuple(weights.values()), None, notes)
 

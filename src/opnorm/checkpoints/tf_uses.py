@@ -10,7 +10,7 @@ from opnorm.checkpoints.records import Geometry
 from opnorm.checkpoints.tf_graph import Body, Operation
 
 _SAME = {"Identity", "ReadVariableOp", "StopGradient", "Enter", "Snapshot", "EnsureShape"}  # hand a value on
-_VARIABLES = {"VariableV2", "Variable", "VarHandleOp", "AutoReloadVariable", "Const"}  # of frozen graphs the last
+_VARIABLES = {"VariableV2", "Variable", "VarHandleOp", "AutoReloadVariable"}
 _CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
 _HARMLESS = re.compile(  # operations that leave what the network computes as it is
     r"Assign\w*|VarIsInitializedOp|IsVariableInitialized|Save(V2|Slices)?|Restore\w*|L2Loss|(Resource)?(Sparse)?Apply\w+|"
@@ -21,6 +21,9 @@ _STEPS = 20  # operations that hand a value on, one after another
 _INPUTS = 2**20  # that are looked at, of all functions as often as they are called: some seconds
 
 Use = Callable[[tuple[int, ...], Collection[int]], Geometry | None]  # of a kernel's shape, and of channels there are
+
+
+_Call = tuple[str, tuple[str, ...]]  # a function, and the variables that its last arguments are
 
 
 class _Met(NamedTuple):
@@ -50,9 +53,9 @@ def uses(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) ->
 
 def _readers(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) -> list[tuple[str, _Met]] | None:
     """Return each reading of a variable, wherever a function hands it on; None where there is too much to look at."""
-    waiting: list[tuple[str, tuple[str, ...]]] = [("", ())] if "" in bodies else []
+    waiting: list[_Call] = [("", ())] if "" in bodies else []
     waiting += [(name, variables) for name, variables in captured.items() if name in bodies]
-    seen, left, found = set[tuple[str, tuple[str, ...]]](), _INPUTS, list[tuple[str, _Met]]()
+    seen, left, found = set[_Call](), _INPUTS, list[tuple[str, _Met]]()
     while waiting:
         name, variables = waiting.pop()
         if (name, variables) not in seen:
@@ -61,19 +64,27 @@ def _readers(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]
             left -= len(variables) + sum(1 + len(one.inputs) for one in body.operations.values())
             if left < 0:
                 return None
-            calls, read = _read(body, variables)
+            calls, read = _read(f"{name}/" if name else "", body, variables)
             waiting += [call for call in calls if call[0] in bodies]
             found += read
     return found
 
 
-def _read(body: Body, variables: tuple[str, ...]) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, _Met]]]:
-    """Return what a body calls, with the variables that it hands on, and which variables it reads itself."""
+def _read(
+    above: str, body: Body, variables: tuple[str, ...]
+) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, _Met]]]:
+    """Return what a body calls, with the variables that it hands on, and which variables it reads itself.
+
+    Args:
+        above: What the names of constants in it begin with.
+        body: The body.
+        variables: Its last arguments.
+    """
     count = min(len(variables), len(body.arguments))
     owners = dict(zip(body.arguments[len(body.arguments) - count :], variables[len(variables) - count :], strict=True))
     calls, found = [], []
     for key, operation in body.operations.items():
-        read = tuple(_variable(one, body, owners) for one in operation.inputs)
+        read = tuple(_variable(one, above, body, owners) for one in operation.inputs)
         if operation.kind in _CALLS and any(read):
             calls.append((str(operation.settings.get("f")), read))
         elif not _GRADIENTS.search(key) and operation.kind not in _SAME and not _HARMLESS.fullmatch(operation.kind):
@@ -81,7 +92,7 @@ def _read(body: Body, variables: tuple[str, ...]) -> tuple[list[tuple[str, tuple
     return calls, found
 
 
-def _variable(name: str, body: Body, owners: Mapping[str, str]) -> str:
+def _variable(name: str, above: str, body: Body, owners: Mapping[str, str]) -> str:
     """Return the variable that a value is, "" where it is none."""
     for _ in range(_STEPS):
         if name in owners:
@@ -91,6 +102,8 @@ def _variable(name: str, body: Body, owners: Mapping[str, str]) -> str:
             return ""
         if operation.kind in _VARIABLES:
             return str(operation.settings.get("shared_name") or name)
+        if operation.kind == "Const":
+            return above + name
         if operation.kind not in _SAME or not operation.inputs:
             return ""
         name = operation.inputs[0]
