@@ -70,9 +70,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
-            `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards: `.safetensors.index.json`, `.weights.json`; a
-            checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder of a SavedModel, of Orbax's,
-            or of PyTorch's distributed checkpoints.
+            `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards: `.safetensors.index.json`,
+            `.weights.json`; a checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder of a
+            SavedModel, of Orbax's, or of PyTorch's distributed checkpoints.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
