@@ -1,11 +1,13 @@
 """Checkpoints of TensorFlow's as TensorFlow reads them, and what its variables are taken for."""
 
+import random
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from bracketed import between, brackets, weights
 from explicit import norm
-from readers import refused
+from readers import fails, refused
 
 from opnorm.auditing.audits import audit
 from opnorm.checkpoints import geometry as g
@@ -86,12 +88,32 @@ def test_an_index_without_its_numbers_is_refused(tmp_path):
     refused(f"{prefix}.index", r"'ck\.data-00000-of-00001', which is missing")
 
 
-def test_a_checkpoint_of_the_first_format_is_answered_by_what_to_do(tmp_path):
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
     with tf.Graph().as_default(), v1.Session() as sess:
-        variable("dense/kernel", (3, 3))
+        gan()
+        variable("split/kernel", (200, 7), partitioner=v1.fixed_size_partitioner(3, 0))
+        v1.get_variable("wide/w", initializer=np.arange(6.0).reshape(2, 3))
+        v1.get_variable("i", initializer=tf.constant([1, -2, 3]))
+        v1.get_variable("s", initializer=tf.constant(["a"]))
         sess.run(v1.global_variables_initializer())
-        v1.train.Saver(write_version=v1.train.SaverDef.V1).save(sess, str(tmp_path / "old.ckpt"))
-    refused(tmp_path / "old.ckpt", r"first format, which is not read: save it anew by tf\.compat\.v1\.train\.Saver")
+        saver = v1.train.Saver(write_version=v1.train.SaverDef.V1)
+        prefix = saver.save(sess, str(tmp_path / "old.ckpt"), global_step=7)
+        parts = sess.run([one for one in v1.global_variables() if one.name.startswith("split/")])
+    found = weights(prefix)
+    assert not found.pop("s").geometry.unknown
+    np.testing.assert_array_equal(found.pop("split/kernel").read(), np.concatenate(parts))  # TensorFlow refuses it
+    reader = v1.train.NewCheckpointReader(prefix)
+    assert set(found) == set(reader.get_variable_to_shape_map()) - {"s", "split/kernel"}
+    for name, weight in found.items():
+        np.testing.assert_array_equal(weight.read(), reader.get_tensor(name))
+    assert found["discriminator/dense/kernel/D_opt_1"].geometry.reason == g.OPTIMIZER
+    data = (tmp_path / "old.ckpt-7").read_bytes()
+    for seed in range(100):
+        chance, broken = random.Random(seed), bytearray(data)
+        for _ in range(chance.choice([1, 4, 30])):
+            broken[chance.choice([-1, 1]) * chance.randrange(1, 300)] = chance.randrange(256)
+        (tmp_path / "old.ckpt-7").write_bytes(broken)
+        fails(tmp_path / "old.ckpt-7")
 
 
 def gan():

@@ -16,6 +16,7 @@ from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.safetensors import read_safetensors, read_shards
 from opnorm.checkpoints.saved_model import read_saved_model
 from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
+from opnorm.checkpoints.tf_first import read_first
 from opnorm.checkpoints.tf_table import is_table
 from opnorm.checkpoints.torch_distributed import read_distributed
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
@@ -59,9 +60,6 @@ _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in i
     **dict.fromkeys(MARKERS, read_orbax),
 }
 
-_FIRST = (
-    "it is a checkpoint of TensorFlow's first format, which is not read: save it anew by tf.compat.v1.train.Saver()"
-)
 _KNOWN = f"What can be read: {' '.join(_READERS)}"
 
 
@@ -94,7 +92,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         require(not remedy, remedy)
         if is_shard(path.name):
             return read_shard(path)
-        require(path.suffix == ".index" or not is_table(path), _FIRST)
+        if path.suffix != ".index" and is_table(path):
+            return read_first(path)
         return _with_remedy(_reader(path, _content(start)), _beside_its_data(path))
 
 

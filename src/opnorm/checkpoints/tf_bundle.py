@@ -115,7 +115,7 @@ def read_bundle(index: Path, opened: Path) -> Bundle:
         else:
             require(len(key) <= _NAME, f"a tensor of it has a name of {len(key)} characters")
             entries[key.decode("utf-8")] = _stored(value)
-        check_count(len(entries))
+        check_count(max(len(entries), len(parts)))
     require(shards > 0, "its index has no header")
     return Bundle(opened, index, shards, entries, parts, {})
 

@@ -30,11 +30,11 @@ def read_checkpoint(index: Path, opened: Path | None = None) -> Checkpoint:
     graph = index.with_name(
         index.name.removesuffix(".index") + ".meta"
     )  # of operations: TensorFlow 1 writes it beside the index
-    notes = () if nodes or not graph.is_file() else _follow(graph, weights)
+    notes = () if nodes or not graph.is_file() else follow(graph, weights)
     return Checkpoint("tensorflow", tuple(weights.values()), None, notes)
 
 
-def _follow(graph: Path, weights: dict[str, Weight]) -> tuple[str, ...]:
+def follow(graph: Path, weights: dict[str, Weight]) -> tuple[str, ...]:
     """Give kernels the geometry that a file of operations tells; the numbers do not depend on it."""
     try:
         apply_uses(weights, uses(read_meta(graph).bodies, {}))
