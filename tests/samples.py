@@ -5,6 +5,7 @@ import json
 import warnings
 import zipfile
 
+import gguf
 import h5py
 import msgpack
 import numpy as np
@@ -13,11 +14,13 @@ import tensor_bundles
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+from tflite_files import Operator, Tensor, tflite_model
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.standard_normal((3, 3, 2, 4)).astype("float32")
 MATRIX = RNG.standard_normal((4, 3)).astype("float32")
 BIAS = RNG.standard_normal(3).astype("float32")
+TABLE = np.arange(32, dtype="float32").reshape(4, 8)
 
 
 def layer(kind, name, feeds=(), **config):
@@ -165,6 +168,39 @@ def distributed_file(path, state=None):
     return path
 
 
+def tflite_file(path):
+    tensors = [
+        Tensor("x", (1, 9, 9, 2)),
+        Tensor("kernel", (4, 3, 3, 2), KERNEL.transpose(3, 0, 1, 2).copy()),
+        Tensor("m", (1, 4)),
+        Tensor("w", (3, 4), MATRIX.T.copy()),
+        Tensor("bias", (3,), BIAS),
+        Tensor("y", (1, 3)),
+    ]
+    options = ("Conv2DOptions", {"Padding": 0, "StrideH": 2, "StrideW": 2})
+    operators = [Operator("CONV_2D", (0, 1, -1), (2,), options), Operator("FULLY_CONNECTED", (2, 3, 4), (5,))]
+    path.write_bytes(tflite_model(tensors, operators))
+    return path
+
+
+def gguf_file(path, arrays=None, architecture="llama", **settings):
+    """Write arrays by name, those of bytes as (bytes, type) of GGML's."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_token_list(["a", "b", "c"])
+    for key, value in settings.items():
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
+    few = {"blk.0.attn_q.weight": MATRIX, "output_norm.weight": BIAS, "token_embd.weight": TABLE}  # the last unpadded
+    arrays = few if arrays is None else arrays
+    for name, array in arrays.items():
+        values, kind = array if isinstance(array, tuple) else (array, None)
+        writer.add_tensor(name, values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 FILES = {
     "a.keras": keras_file,
     "a.weights.h5": h5_file,
@@ -178,4 +214,6 @@ FILES = {
     "a.index": tensorflow_file,
     "a.msgpack": flax_file,
     ".metadata": distributed_file,
+    "a.tflite": tflite_file,
+    "a.gguf": gguf_file,
 }

@@ -220,13 +220,30 @@ def test_twenty_thousand_tensors_are_all_there_and_sorted(browser, tmp_path):
     assert names(browser) == [f"layer.{count // 2}"]
 
 
-def test_many_lines_are_listed_on_request(browser, tmp_path):
-    shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}") for i in range(1_100)))
-    count = "return document.querySelectorAll('#rows tbody tr').length"
-    assert browser.execute_script(count) == 1_000
-    find(browser, "#more")[0].click()
-    assert browser.execute_script(count) == 1_100
-    assert not find(browser, "#more")[0].is_displayed()
+def scroll(browser, **ends):
+    """Scroll the table, and wait until its lines are drawn."""
+    browser.execute_async_script(
+        "Object.assign(scroller, arguments[0]); requestAnimationFrame(() => requestAnimationFrame(arguments[1]))", ends
+    )
+
+
+def test_lines_are_drawn_as_one_scrolls_and_all_can_be_reached(browser, tmp_path):
+    count = 20_000
+    shown(browser, tmp_path / "a.html", (bounded(f"layer.{i}") for i in range(count)))
+    seen = {}
+    for place in (0, count // 2, count - 1):
+        scroll(browser, scrollTop=place * browser.execute_script("return height"))
+        listed = names(browser)
+        assert len(listed) < 200
+        assert f"layer.{place}" in listed
+        seen[place] = browser.execute_script(
+            "const line = [...body.rows].find(line => line.entry.index === arguments[0]).getBoundingClientRect(),"
+            " box = scroller.getBoundingClientRect(); return line.top >= box.top - 1 && line.bottom <= box.bottom + 1",
+            place,
+        )
+    assert seen == {0: True, count // 2: True, count - 1: True}
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script("return body.rows.length") == count  # paper has no scroll bar
 
 
 def test_the_table_stands_although_a_plot_fails(browser, tmp_path):
@@ -249,4 +266,88 @@ def test_the_state_of_an_optimizer_is_shown_on_request(browser, tmp_path):
 
 def test_other_readings_of_a_tensor_are_named(browser, tmp_path):
     shown(browser, tmp_path / "a.html", [bounded("w")._replace(readings=(("depthwise", 0.5, 0.75),))])
-    assert "or 0.5 to 0.75 as depthwise" in column(browser, "how")[0].text
+    assert column(browser, "otherwise")[0].text == "0.5 to 0.75"
+    column(browser, "shape")[0].click()
+    assert "or 0.5 to 0.75 as depthwise" in find(browser, "#detail")[0].text
+    find(browser, "#detail button")[0].click()
+    assert not find(browser, "#detail")[0].is_displayed()
+
+
+def test_a_mark_stands_for_what_tensors_have_in_common_and_chooses_them(page, report):
+    item = next(item for item in find(page, "#marks button") if "Cholesky certificate" in item.text)
+    mark = item.find_element("css selector", ".mark").text
+    item.click()
+    chosen = [row.name for row in report.rows if row.method == "Cholesky certificate"]
+    assert names(page) == chosen
+    assert {cell.text for cell in column(page, "how")} == {mark}
+    item.click()
+    assert len(names(page)) == len(report.rows)
+
+
+def test_blocks_and_plots_stand_in_their_natural_order(browser, tmp_path):
+    shown(browser, tmp_path / "a.html", [bounded(f"h.{i}.w", 1.0 + i) for i in (0, 1, 10, 11, 2)])
+    assert names(browser) == [f"h.{i}.w" for i in (0, 1, 2, 10, 11)]
+    heights = [float(mark.get_attribute("y2")) for mark in find(browser, "#norms .bracket")]
+    assert heights == sorted(heights, reverse=True)  # larger norms are higher up
+
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+LONG = "model.layers.{}.post_attention_layernorm.weight"  # 47 characters, the longest of a Llama
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["conv{}.weight", LONG])
+def test_names_are_whole_and_held_and_numbers_stand_beside_them(browser, tmp_path, name, width, theme):
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        shown(browser, tmp_path / "a.html", (bounded(name.format(i), 12.3456) for i in range(30)))
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        for left in (0, 150):
+            scroll(browser, scrollLeft=left)
+            box = find(browser, "#scroll")[0].rect
+            header = find(browser, "#rows tbody th")[0]
+            assert header.rect["x"] == pytest.approx(box["x"], abs=2)
+            assert header.rect["height"] < 40  # one line: two would have 53
+            assert browser.execute_script("const t = arguments[0]; return t.scrollWidth <= t.clientWidth", header)
+            assert header.rect["width"] <= box["width"]
+            if left == 0:
+                for key in ("lower", "upper"):
+                    place = column(browser, key)[0].rect
+                    assert box["x"] <= place["x"]
+                    assert place["x"] + place["width"] <= box["x"] + box["width"]
+        assert browser.execute_script("return [...body.rows[0].cells].every(c => c.scrollWidth <= c.clientWidth)")
+        assert contrast(browser, "#rows tbody th") > 7
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_end_of_a_name_that_is_longer_than_a_phone_is_wide_can_be_scrolled_to(browser, tmp_path):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        shown(browser, tmp_path / "a.html", [bounded("decoder." * 40 + "end")])
+        scroll(browser, scrollLeft=1_000_000)
+        box, header = find(browser, "#scroll")[0].rect, find(browser, "#rows tbody th")[0].rect
+        assert header["x"] + header["width"] <= box["x"] + box["width"] + 1
+        assert header["height"] < 40
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def contrast(browser, selector):
+    """Return the contrast of a text with the page, as WCAG has it."""
+    colours = browser.execute_script(
+        "return [getComputedStyle(document.querySelector(arguments[0])).color,"
+        " getComputedStyle(document.body).backgroundColor]",
+        selector,
+    )
+    one, other = (luminance([int(part) / 255 for part in text[4:-1].split(",")]) for text in colours)
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def luminance(colour):
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

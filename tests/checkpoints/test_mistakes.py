@@ -34,7 +34,7 @@ def test_what_happened_to_a_file_is_said_with_the_remedy(tmp_path, content, word
     refused(tmp_path / name, words)
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.gguf", "a", "a.pbtxt", "a.distcp"])
+@pytest.mark.parametrize("name", ["a.pkl", "a.mlmodel", "a", "a.pbtxt", "a.distcp"])
 def test_an_unknown_ending_is_answered_by_what_can_be_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
     refused(tmp_path / name, r"What can be read: .*\.safetensors .*\.keras .*\.onnx .*\.pt")

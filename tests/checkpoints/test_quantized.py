@@ -137,8 +137,8 @@ LIBRARIES = [
     (".weight", (8, 8), torch.int8, {".SCB": ((8,), torch.float32), ".weight_format": ((), UINT8)}),
     (".weight_packed", (8, 1), INT32, {".weight_scale": ((8, 2), HALF), ".weight_shape": ((2,), torch.int64)}),
     (".weight", (8, 2), torch.uint32, {".scales": ((8, 2), HALF), ".biases": ((8, 2), HALF)}),
-    ("_blocks", (8, 2, 16), UINT8, {"_scales": ((8, 2), UINT8)}),
-    (".weight._data", (8, 8), torch.int8, {".weight._scale": ((8, 1), HALF)}),
+    ("_blocks", (8, 2, 16), UINT8, {"_scales": ((8, 3), UINT8)}),
+    (".weight._data", (8, 8), torch.int8, {".weight._scale": ((8, 1), HALF), ".weight._shift": ((8, 1), HALF)}),
 ]  # fmt: skip
 
 

@@ -399,6 +399,38 @@ def test_files_without_a_common_name_cannot_be_compared(unit, model, tmp_path):
     assert_fails_in_one_line(invoke("diff", unit, unit, "--include", "no such"), "no tensor was chosen")
 
 
+# ---- order, and how much ----
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """Five blocks, which the file sorts as text, of the norms 1 to 11."""
+    values = {f"h.{i}.w": np.diag([1.0 + i, 1.0]).astype(np.float32) for i in (0, 1, 2, 9, 10)}
+    return write(tmp_path_factory.mktemp("blocks") / "blocks.safetensors", values)
+
+
+def blocks_in(text):
+    return [int(line.split(".")[1]) for line in text.splitlines() if line.startswith("h.")]
+
+
+def test_lines_are_sorted_and_cut_on_request(blocks):
+    assert blocks_in(invoke("audit", blocks).stdout) == [0, 1, 2, 9, 10]
+    assert blocks_in(invoke("audit", blocks, "--sort", "norm").stdout) == [10, 9, 2, 1, 0]
+    assert blocks_in(invoke("audit", blocks, "--top", "2").stdout) == [10, 9]
+    assert blocks_in(invoke("audit", blocks, "--top", "2", "--sort", "name").stdout) == [0, 1]
+    assert blocks_in(invoke("diff", blocks, blocks, "--sort", "name", "--top", "3").stdout) == [0, 1, 2]
+    assert invoke("audit", blocks, "--sort", "colour").exit_code == 2
+
+
+def test_a_check_names_so_many_tensors_and_counts_the_others(blocks):
+    everything = invoke("check", blocks, "--max-norm", "2.5").stdout
+    assert blocks_in(everything) == [2, 9, 10]
+    result = invoke("check", blocks, "--max-norm", "2.5", "--top", "1")
+    assert result.exit_code == 1
+    assert blocks_in(result.stdout) == [10]
+    assert "and 2 more, which --top leaves out\n2 of 5 norms are proved" in result.stdout
+
+
 # ---- the shell ----
 
 
@@ -431,3 +463,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(unit):
     program = f"{sys.executable} -c 'from opnorm.cli.main import main; main()' audit {unit} --json - | head -1"
     result = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("{\n", "")
+
+
+def test_python_runs_the_command_as_a_module(unit):
+    result = subprocess.run([sys.executable, "-m", "opnorm", "audit", unit], capture_output=True, text=True)
+    assert result.stdout.startswith("tensor")
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize(("words", "found"), [("opnorm ch", "check"), ("opnorm audit --so", "--sort")])
+def test_a_shell_completes_commands_and_options(words, found):
+    environment = {**os.environ, "_OPNORM_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(words.count(" "))
+    program = "import sys; sys.argv = ['opnorm']; from opnorm.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == [found]
+
+
+@pytest.mark.parametrize("command", ["audit", "check", "diff"])
+def test_help_tells_every_default(command):
+    text = " ".join(invoke(command, "--help").stdout.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+    assert "Default: half of what is free" in text

@@ -17,18 +17,20 @@ FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
 # A wing is a folder, or a file beside the folders. After the colon: what it may import beside itself and `checks`.
 WINGS = {
     "checks": set(),
+    "tables": set(),
     "operators": set(),
     "backends": set(),
     "iterations": {"backends"},
     "rules": {"backends", "iterations"},
     "bounds": {"operators"},
     "checkpoints": {"operators"},
-    "networks": {"bounds", "operators", "checkpoints"},
-    "auditing": {"bounds", "operators", "networks", "checkpoints"},
+    "networks": {"bounds", "operators", "checkpoints", "tables"},
+    "auditing": {"bounds", "operators", "networks", "checkpoints", "tables"},
     "keras": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints"},
     "tf1": {"iterations", "rules"},
     "demo": {"keras"},
-    "cli": {"auditing", "demo"},
+    "cli": {"auditing", "demo", "tables"},
+    "__main__": {"cli"},
     "_registration": {"keras"},
 }
 # Late: by name or inside of a function, where a model was handed over and its framework is there already.

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from opnorm.auditing.ordering import DiffSort, View
+from opnorm.auditing.prompt import prompt_html, prompt_text
 from opnorm.auditing.report import SCHEMA, finite
+from opnorm.auditing.screen import Drawing, Sheet
+from opnorm.auditing.sheets import of_diff
+from opnorm.auditing.text import plain_diff
+from opnorm.tables import frame
 
 Bracket = tuple[float, float]
+_ALL = View()
 BRACKETS = ("base", "tuned", "difference")
 
 
@@ -26,7 +33,7 @@ class DiffRow(NamedTuple):
     geometry: str = ""  # what the layer does with the weight, and where that is assumed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
     """The rows of a comparison, in the order of the base."""
 
@@ -67,19 +74,54 @@ class Difference:
         """Return the comparison as JSON, ASCII."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-    def to_text(self, *, all_rows: bool = False) -> str:
-        """Return the rows as aligned columns, names in full; with `all_rows` an optimizer's state too."""
-        from opnorm.auditing.text import plain_diff
+    def to_text(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> str:
+        """Return the rows as aligned columns, one line a tensor, names in full.
 
-        return plain_diff(self.to_dict(), all_rows=all_rows)
+        Args:
+            all_rows: An optimizer's state too, which is a count otherwise.
+            sort: By "name", "difference", "relative" or "file", the base's own order; of numbers the largest first.
+                Unless given the file's order with blocks 2 before 10.
+            top: At most so many rows, the largest differences unless `sort` is given.
 
-    def drawn(self, *, all_rows: bool = False) -> Any:
-        """Return the comparison as Rich draws it."""
-        from opnorm.auditing.text import diff_table
+        Raises:
+            ValueError: When an argument does not make sense.
+        """
+        return plain_diff(self.to_dict(), View(all_rows, sort, top).checked(DiffSort, "difference"))
 
-        return diff_table(self.to_dict(), all_rows=all_rows)
+    def to_pandas(self) -> Any:
+        """Return the rows as a pandas DataFrame, each end of a bracket a column: `base_lower`. Needs pandas."""
+        rows = [_flat(row) for row in self.to_dict()["rows"]]
+        ends = [f"{key}_{end}" for key in BRACKETS for end in ("lower", "upper")]
+        return frame(rows, [*(key for key in DiffRow._fields if key not in BRACKETS), *ends], [*ends, "relative"])
 
-    __rich__ = drawn
+    def drawn(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> Any:
+        """Return the comparison as Rich draws it, as wide as the console is; arguments as for `to_text`.
+
+        What is in one file alone, or has no norm, is a count unless `all_rows`.
+        """
+        view = View(all_rows, sort, top).checked(DiffSort, "difference")
+        return Drawing(lambda: self._sheet(view))
+
+    def _sheet(self, view: View = _ALL) -> Sheet:
+        return of_diff(self.to_dict(), view)
+
+    def __rich__(self) -> Any:
+        return self.drawn()
+
+    def __repr__(self) -> str:
+        return prompt_text(self._title(), self._sheet())
+
+    def _repr_html_(self) -> str:
+        return prompt_html(self._title(), self._sheet())
+
+    def _title(self) -> str:
+        return f"Difference of {self.tuned} and {self.base}"
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the JSON with the ends of its brackets as items of their own."""
+    ends = {f"{key}_{end}": row[key] and row[key][end] for key in BRACKETS for end in ("lower", "upper")}
+    return {**{key: value for key, value in row.items() if key not in BRACKETS}, **ends}
 
 
 def _ends(bracket: Bracket | None) -> dict[str, float] | None:

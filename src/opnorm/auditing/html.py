@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from opnorm.auditing.ordering import depth_order
+
+_SCRIPTS = ("audit.js", "table.js", "plots.js")  # the table comes first: a plot that fails leaves it
 Spectra = Mapping[str, Sequence[tuple[int, float]]]
 
 
@@ -21,12 +24,13 @@ def render(document: Mapping[str, Any], spectra: Spectra) -> str:
     loader = jinja2.PackageLoader("opnorm.auditing")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     folder = files("opnorm.auditing") / "templates"
+    beside = {"spectra": spectra, "order": depth_order([row["name"] for row in document["rows"]])}
     return environment.get_template("audit.html.j2").render(
         document=document,
         data=Markup(embedded(document)),  # escaped by `embedded`
-        spectra=Markup(embedded(spectra)),
+        beside=Markup(embedded(beside)),
         style=Markup((folder / "audit.css").read_text(encoding="utf-8")),  # the package's own
-        script=Markup((folder / "audit.js").read_text(encoding="utf-8")),
+        script=Markup("".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)),
     )
 
 

@@ -15,6 +15,7 @@ from opnorm.networks.bound import Apply, NetworkBound, Step, network_bound
 from opnorm.networks.effects import Unbounded
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
+_TIGHTENING = 0.5  # seconds for one dense chain; `lipschitz_bound` takes more
 
 
 def report_network(
@@ -29,7 +30,7 @@ def report_network(
     limit = settings.time_limit
     deadline = Deadline.after(None if limit is None else limit * max(1, len(graph.nodes)))
     try:
-        return _as_dict(network_bound(graph, bounds, apply, deadline))
+        return _as_dict(network_bound(graph, bounds, apply, deadline, _TIGHTENING))
     except Exception as error:  # graphs come from files; the rows stand without the network
         return _as_dict(NetworkBound(None, None, "none", (Step("the whole", "graph", None, reason_of(error)),)))
 

@@ -9,7 +9,12 @@ from importlib.metadata import version
 from math import isfinite
 from typing import Any, NamedTuple
 
-from opnorm.auditing.text import printable
+from opnorm.auditing.ordering import Sort, View
+from opnorm.auditing.prompt import prompt_html, prompt_text
+from opnorm.auditing.screen import Drawing, Sheet
+from opnorm.auditing.sheets import of_report
+from opnorm.auditing.text import plain
+from opnorm.tables import frame, printable
 
 SCHEMA = 1  # of the JSON; it grows when a key changes its meaning or goes
 _FORMULA = tuple(
@@ -18,6 +23,9 @@ _FORMULA = tuple(
 _BREAKS = tuple(
     "\t\r\n"
 )  # a text cell that starts with one of these, or with a formula's sign, may be run by a spreadsheet
+
+_ALL = View()
+NUMBERS = ("lower", "upper", "matrix_norm", "frobenius", "stable_rank", "rms_norm", "seconds")  # of a row
 
 Reading = tuple[str, float | None, float | None]  # what is done with the tensor, and the ends of the bracket
 
@@ -46,7 +54,7 @@ class Row(NamedTuple):
     readings: tuple[Reading, ...] = ()  # where the geometry is assumed: what else the layer may do with the tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The rows of an audit in the order of the file.
 
@@ -105,19 +113,46 @@ class Report:
 
         return render(self.to_dict(), self.spectra)
 
-    def to_text(self, *, all_rows: bool = False) -> str:
-        """Return the rows as aligned columns, names in full; with `all_rows` an optimizer's state too."""
-        from opnorm.auditing.text import plain
+    def to_text(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> str:
+        """Return the rows as aligned columns, one line a tensor, names in full.
 
-        return plain(self.to_dict(), all_rows=all_rows)
+        Args:
+            all_rows: An optimizer's state too, which is a count otherwise.
+            sort: By "name", "norm", "rank" (stable rank), "size" or "file", the file's own order; of numbers the
+                largest first. Unless given the file's order with blocks 2 before 10.
+            top: At most so many rows, the largest norms unless `sort` is given.
 
-    def drawn(self, *, all_rows: bool = False) -> Any:
-        """Return the report as Rich draws it."""
-        from opnorm.auditing.text import table
+        Raises:
+            ValueError: When an argument does not make sense.
+        """
+        return plain(self.to_dict(), View(all_rows, sort, top).checked(Sort, "norm"))
 
-        return table(self.to_dict(), all_rows=all_rows)
+    def to_pandas(self) -> Any:
+        """Return the rows as a pandas DataFrame; numbers that are not known are NaN. Needs pandas."""
+        return frame(self.to_dict()["rows"], Row._fields, NUMBERS)
 
-    __rich__ = drawn
+    def drawn(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> Any:
+        """Return the report as Rich draws it, as wide as the console is; arguments as for `to_text`.
+
+        What has no norm is a count unless `all_rows`, and what many rows have in common stands once, below them.
+        """
+        view = View(all_rows, sort, top).checked(Sort, "norm")
+        return Drawing(lambda: self._sheet(view))
+
+    def _sheet(self, view: View = _ALL) -> Sheet:
+        return of_report(self.to_dict(), view)
+
+    def __rich__(self) -> Any:
+        return self.drawn()
+
+    def __repr__(self) -> str:
+        return prompt_text(self._title(), self._sheet())
+
+    def _repr_html_(self) -> str:
+        return prompt_html(self._title(), self._sheet())
+
+    def _title(self) -> str:
+        return f"Report on {self.file} ({self.format})"
 
 
 def finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import guarded, require
-from opnorm.checkpoints.guesses import Named, channels_of, guess
+from opnorm.checkpoints.guesses import Named, channels_of, guess, unique
 from opnorm.checkpoints.made import File
 from opnorm.checkpoints.quantized import find_quantized
 from opnorm.checkpoints.records import Weight
@@ -38,10 +38,13 @@ def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:
     tensors = {entry.named.name: entry.named for entry in entries if not entry.reason}
     file = File(path, tensors, channels_of(tensors.values()))
     made = find_quantized(file) | find_reparametrized(file)
-    weights = []
+    weights, taken = [], {entry.named.name for entry in entries}
     for tensor, reason in entries:
         known = made.get(tensor.name)
         geometry = known.geometry if known else guess(tensor, tensors, file.channels)
         weight = Weight(*tensor, g.unknown("unknown", reason) if reason else geometry)
+        if known and known.weight:
+            name = tensor.name if known.weight.name == tensor.name else unique(known.weight.name, taken)
+            weight = Weight(*known.weight._replace(name=name), geometry)
         weights.append(weight._replace(read=known.read) if known and known.read else weight)
     return tuple(weights)

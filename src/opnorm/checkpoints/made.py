@@ -1,6 +1,6 @@
 """A layer's weight made of several tensors: one stands for it, the others are its parts."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ class Made(NamedTuple):
 
     geometry: Geometry
     read: Read | None = None  # the values that the layer applies, where they are not those stored
+    weight: Named | None = None  # that of the layer, where it has another name, shape or dtype than what is stored
 
 
 class File(NamedTuple):
@@ -40,6 +41,30 @@ def layer(file: File, tensor: Named, name: str, read: Read, how: str) -> Made:
     """
     found = guess(Named(name, tensor.shape, "float64", read), file.tensors, file.channels)
     return Made(found._replace(text=f"{found.text}; {how}"), read)
+
+
+def whole(file: File, members: Sequence[Named], weight: Named, how: str) -> dict[str, Made]:
+    """Return what the tensors are that make a layer's weight: the first has its row, the others are parts of it.
+
+    Args:
+        file: All tensors.
+        members: Those of the weight, as they are stored.
+        weight: What the layer applies; it is called as in a layer that stores it as it is.
+        how: What is done to the stored values, for people.
+    """
+    main, *parts = members
+    if weight.name != main.name and weight.name in file.tensors:
+        reason = f"it makes {weight.name!r}, and a tensor of that name is there too"
+        return {main.name: unknown(reason), **{one.name: part(main.name) for one in parts}}
+    made = layer(file, Named(main.name, weight.shape, weight.dtype, weight.read), weight.name, weight.read, how)
+    return {main.name: made._replace(weight=weight), **{one.name: part(weight.name) for one in parts}}
+
+
+def misfit(members: Sequence[Named], who: str, reason: str) -> dict[str, Made]:
+    """Return what the tensors are that should make a layer's weight and do not fit each other."""
+    main, *parts = members
+    reason = f"quantized, as {who} stores it, but {reason}"
+    return {main.name: unknown(reason), **{one.name: part(main.name) for one in parts}}
 
 
 def part(of: str) -> Made:

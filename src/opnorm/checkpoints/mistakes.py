@@ -5,19 +5,15 @@ _STARTS = (  # of the file, in lower case
     (b"<!doctype", "it is a web page (HTML), not the file: download from the link behind the page's download button"),
     (b"<html", "it is a web page (HTML), not the file: download from the link behind the page's download button"),
     (b"<?xml", "it is an XML document, an error message of the server perhaps: download the file once more"),
-    (b"gguf", "it is a GGUF file, which is not read: audit the model that it was made of"),
     (b"\x1f\x8b", "it is compressed by gzip: unpack it first"),
     (b"bzh", "it is compressed by bzip2: unpack it first"),
     (b"\xfd7zxz", "it is compressed by xz: unpack it first"),
     (b"7z\xbc\xaf", "it is an archive of 7-Zip: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "it is compressed by zstd: unpack it first"),
 )
-_TFLITE = b"TFL3"  # from the fifth byte on
 
 
 def mistaken(start: bytes) -> str:
     """Return what a file that begins so is instead of a checkpoint, and what to do, or ""."""
-    if start[4:8] == _TFLITE:
-        return "it is a TensorFlow Lite model, which is not read: audit the model that it was made of"
     begin = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((remedy for mark, remedy in _STARTS if begin.startswith(mark)), "")

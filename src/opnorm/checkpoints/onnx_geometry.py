@@ -1,12 +1,13 @@
 """What ONNX's operators do with a constant at each of their inputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import FLOATS, Named
+from opnorm.checkpoints.onnx_bits import MATMUL_NBITS, Blocks, bits_geometry
 from opnorm.checkpoints.onnx_folding import spread_along
 from opnorm.checkpoints.onnx_shapes import Shape, is_equation
 from opnorm.checkpoints.records import Geometry
@@ -21,6 +22,7 @@ class Use(NamedTuple):
     options: Mapping[str, Any]
     constants: Mapping[int, Named]  # the operator's constant inputs, by position
     beside: Shape | None = None  # of the one other input, if there is one and its shape is known
+    given: Collection[int] = ()  # the inputs that are not left out
 
 
 _ROLES = {  # of the inputs, by operator: names that Keras gives them
@@ -32,6 +34,7 @@ _ROLES = {  # of the inputs, by operator: names that Keras gives them
     "MatMul": {1: "kernel"},
     "MatMulInteger": {1: "kernel"},
     "QLinearMatMul": {3: "kernel"},
+    MATMUL_NBITS: {1: "kernel", 5: "bias"},
     "BatchNormalization": {1: "gamma", 2: "beta", 3: "moving_mean", 4: "moving_variance"},
     "LayerNormalization": {1: "gamma", 2: "beta"},
     "InstanceNormalization": {1: "gamma", 2: "beta"},
@@ -42,7 +45,12 @@ _ROLES = {  # of the inputs, by operator: names that Keras gives them
 }
 _SCALES = {"QLinearConv": {3: (4, 5)}, "QLinearMatMul": {0: (1, 2), 3: (4, 5)}}  # kernel: its scale and zero point
 RECURRENT = ("LSTM", "GRU", "RNN")  # whose attributes do not change what their kernels are
-TOGETHER = {"BatchNormalization", "Einsum", *_SCALES}  # what a constant is depends on the constants beside it
+TOGETHER = {
+    "BatchNormalization",
+    "Einsum",
+    MATMUL_NBITS,
+    *_SCALES,
+}  # what a constant is depends on the constants beside it
 _BESIDE = {  # of ONNX's own operators: those whose constants are added, compared, chosen from, or steer
     "Add", "Sub", "Sum", "Mean", "Concat", "Where", "Max", "Min", "Clip", "Pad", "Resize", "Upsample", "Pow", "Dropout",
     "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "OneHot", "Range", "TopK",
@@ -145,6 +153,16 @@ def _matmul(use: Use, tensor: Named) -> Geometry:
     return g.columns(use.kind) if len(tensor.shape) == 2 else g.reshaped(use.kind, "matrix", tensor.shape[-2:])
 
 
+def _packed(use: Use, tensor: Named) -> Geometry:
+    if use.position in (2, 3):
+        return g.nothing(use.kind, SCALE_OF_INTEGERS)
+    computed = {2, 3} & (set(use.given) - set(use.constants))
+    if use.position != 1 or 4 in use.given or computed:
+        return g.unknown(use.kind, "an order of its inputs, or scales that are computed, which are not followed")
+    sizes = (use.options.get(name, default) for name, default in (("N", 0), ("K", 0), ("bits", 4), ("block_size", 0)))
+    return bits_geometry(tensor, use.constants.get(2), use.constants.get(3), Blocks(*map(int, sizes)))
+
+
 def _batch_normalization(use: Use, tensor: Named) -> Geometry:
     variance = use.constants.get(4)
     if use.position != 1:
@@ -227,6 +245,7 @@ _MAPS: dict[str, Callable[[Use, Named], Geometry]] = {
         ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"), _normalized
     ),
     "Gemm": _gemm,
+    MATMUL_NBITS: _packed,
     "DequantizeLinear": lambda use, _: g.nothing(use.kind, SCALE_OF_INTEGERS),  # of the integers of an activation
     "BatchNormalization": _batch_normalization,
     "Gather": _gather,

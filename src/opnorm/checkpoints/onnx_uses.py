@@ -172,7 +172,8 @@ class Uses:
         others = [self.shapes.get(name) for i, name in enumerate(op.inputs) if name and i not in held]
         beside = others[0] if len(others) == 1 else None
         constants = {i: Named(v.tensor, v.shape, v.dtype, self.reader(v)) for i, v in held.items()}
-        use = Use(op.kind, position, op.options, constants, beside)
+        given = {i for i, name in enumerate(op.inputs) if name}
+        use = Use(op.kind, position, op.options, constants, beside, given)
         around = [(i, v.digest) for i, v in held.items()] if op.kind in TOGETHER else []
         key = _digest(op, [value.digest, position, around, beside if op.kind in ("Mul", "Div") else None])
         known = self.found[value.tensor]

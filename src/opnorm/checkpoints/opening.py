@@ -6,6 +6,7 @@ from pathlib import Path
 from opnorm.checkpoints.arrays import read_npy, read_npz
 from opnorm.checkpoints.files import border, require
 from opnorm.checkpoints.frozen_graph import read_frozen
+from opnorm.checkpoints.gguf_file import read_gguf
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
@@ -18,6 +19,7 @@ from opnorm.checkpoints.saved_model import read_saved_model
 from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
 from opnorm.checkpoints.tf_first import read_first
 from opnorm.checkpoints.tf_table import is_table
+from opnorm.checkpoints.tflite_file import read_tflite
 from opnorm.checkpoints.torch_distributed import read_distributed
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
@@ -28,7 +30,13 @@ _CODE = ("which would run code", "which was not run")  # the readers of pickles 
 _STATE = "If it is a whole module, save its state_dict: torch.save(model.state_dict(), path)"
 Readers = Mapping[str, Callable[[Path], Checkpoint]]  # by what the file holds
 
-_MAGIC = {b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\3\4": "a zip archive", b"\x93NUMPY": "a NumPy array", b"\x80": "a pickle"}
+_MAGIC = {
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"PK\3\4": "a zip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80": "a pickle",
+    b"GGUF": "GGUF",
+}
 _TORCH: Readers = {"a zip archive": read_torch, "a pickle": read_old_torch}
 _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors.index.json": {"JSON": read_shards},
@@ -40,7 +48,9 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".metadata": {"a pickle": read_distributed},
     ".index": {_ELSE: read_checkpoint},
     ".pb": {_ELSE: read_frozen},
+    ".tflite": {"a TensorFlow Lite model": read_tflite},
     ".onnx": {_ELSE: read_onnx},
+    ".gguf": {"GGUF": read_gguf},
     ".hdf5": {"HDF5": read_h5},
     ".npz": {"a zip archive": read_npz},
     ".npy": {"a NumPy array": read_npy},
@@ -67,10 +77,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Return the table of contents of a checkpoint; tensors are read on demand, and nothing in the file is executed.
 
     Args:
-        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.npz`, `.npy`, PyTorch's `.pt`, `.pth`,
-            `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards: `.safetensors.index.json`,
-            `.weights.json`; a checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder of a
-            SavedModel, of Orbax's, or of PyTorch's distributed checkpoints.
+        path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.tflite`, `.gguf`, `.npz`, `.npy`,
+            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards:
+            `.safetensors.index.json`, `.weights.json`; a checkpoint of TensorFlow's by its prefix, its `.index`, or its
+            folder; a folder of a SavedModel, of Orbax's, or of PyTorch's distributed checkpoints.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -158,4 +168,6 @@ def _content(start: bytes) -> str:
     for magic, content in _MAGIC.items():
         if start.startswith(magic):
             return content
+    if start[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
     return "JSON" if start.lstrip()[:1] == b"{" else _ELSE

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opnorm.cli import frameworks as backends
-from opnorm.cli.options import (
-    All,
-    Exclude,
-    File,
-    Include,
-    Jobs,
-    Json,
-    Limit,
-    Memory,
-    Sandbox,
-    Tolerance,
-    reads_apart,
-)
+from opnorm.cli.options import File, Jobs, Json, Measuring, Sandbox, Showing, ShowingDiff, reads_apart, spread
 from opnorm.cli.output import STDOUT, check_outputs, emit, fail, one_line_errors, progress_bar, show
 
 if TYPE_CHECKING:
+    from opnorm.auditing.comparison import Difference
     from opnorm.auditing.report import Report
     from opnorm.auditing.sandbox import Progress
 
 
+@spread
 def run_audit(
     file: File,
+    measuring: Measuring,
+    showing: Showing,
     json: Json = None,
     csv: Annotated[str | None, typer.Option(help='Write CSV; "-" is stdout.', metavar="OUT")] = None,
     html: Annotated[str | None, typer.Option(help="Write a page of plots and a table.", metavar="OUT")] = None,
-    include: Include = None,
-    exclude: Exclude = None,
     jobs: Jobs = 1,
-    time_limit: Limit = None,
-    memory_limit: Memory = None,
-    tolerance: Tolerance = None,
     sandbox: Sandbox = None,
-    all_rows: All = False,
 ) -> None:
     """Show a certified bracket of the norm of every tensor in a checkpoint, or why there is none."""
     outputs = [output for output in (json, csv, html) if output is not None]
@@ -50,24 +37,14 @@ def run_audit(
         if html is not None:
             backends.require(["jinja2"], extra="audit")
         with progress_bar("auditing") as progress:
-            report = audited(
-                file,
-                sandbox,
-                progress,
-                include=include,
-                exclude=exclude,
-                jobs=jobs,
-                time_limit=time_limit,
-                memory_limit=memory_limit,
-                tolerance=tolerance,
-                spectra=html is not None,
-            )
+            options = measuring._asdict() | {"jobs": jobs, "spectra": html is not None}
+            report = audited(file, sandbox, progress, **options)
         forms = ((json, report.to_json), (csv, report.to_csv), (html, report.to_html))
         for output, form in forms:
             if output is not None:
                 emit(form(), output)
         if not outputs:
-            show(lambda: report.to_text(all_rows=all_rows), lambda: report.drawn(all_rows=all_rows))
+            show(partial(report.to_text, **showing._asdict()), partial(report.drawn, **showing._asdict()))
 
 
 def audited(file: str, sandbox: bool | None, progress: Progress | None, **options: Any) -> Report:
@@ -81,40 +58,35 @@ def audited(file: str, sandbox: bool | None, progress: Progress | None, **option
     return audit(file, progress=progress, **options)
 
 
+@spread
 def run_diff(
     base: Annotated[str, typer.Argument(help="The checkpoint to compare with.", metavar="BASE")],
     tuned: Annotated[str, typer.Argument(help="A later checkpoint, or an adapter.", metavar="TUNED")],
+    measuring: Measuring,
+    showing: ShowingDiff,
     json: Json = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    time_limit: Limit = None,
-    memory_limit: Memory = None,
-    tolerance: Tolerance = None,
     sandbox: Sandbox = None,
-    all_rows: All = False,
 ) -> None:
     """Show the norms of two checkpoints and of their difference, tensor by tensor; adapters are multiplied out."""
-    options = {
-        "include": include,
-        "exclude": exclude,
-        "time_limit": time_limit,
-        "memory_limit": memory_limit,
-        "tolerance": tolerance,
-    }
     with one_line_errors(Exception):  # a file that nobody vouches for may cause any
         check_outputs([json], [base, tuned])
         with progress_bar("comparing") as progress:
-            if reads_apart(sandbox, base, tuned):
-                from opnorm.auditing.sandbox import diff_in_child
-
-                found = diff_in_child(base, tuned, options, progress)
-            else:
-                from opnorm.auditing.differences import diff
-
-                found = diff(base, tuned, progress=progress, **options)  # type: ignore[arg-type]
+            found = _compared(base, tuned, sandbox, progress, measuring._asdict())
         if found.nothing_common:
             fail(found.nothing_common)
         if json is not None:
             emit(found.to_json(), json)
         else:
-            show(lambda: found.to_text(all_rows=all_rows), lambda: found.drawn(all_rows=all_rows))
+            show(partial(found.to_text, **showing._asdict()), partial(found.drawn, **showing._asdict()))
+
+
+def _compared(
+    base: str, tuned: str, sandbox: bool | None, progress: Progress | None, options: dict[str, Any]
+) -> Difference:
+    if reads_apart(sandbox, base, tuned):
+        from opnorm.auditing.sandbox import diff_in_child
+
+        return diff_in_child(base, tuned, options, progress)
+    from opnorm.auditing.differences import diff
+
+    return diff(base, tuned, progress=progress, **options)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opnorm.cli.audit import audited
-from opnorm.cli.options import Exclude, File, Include, Jobs, Limit, Memory, Sandbox, Tolerance
+from opnorm.cli.options import File, Jobs, Measuring, Sandbox, spread
 from opnorm.cli.output import fail, one_line_errors, progress_bar, require_stdout
 
 if TYPE_CHECKING:
@@ -17,57 +18,54 @@ VIOLATED = 1  # exit status of a check
 _SLACK = 2e-6  # a proved upper end of a matrix lies up to 1e-6 above its norm
 
 
+@spread
 def run_check(
     file: File,
     max_norm: Annotated[float, typer.Option(help="The norm that no tensor may exceed.")],
-    include: Include = None,
-    exclude: Exclude = None,
+    measuring: Measuring,
     jobs: Jobs = 1,
-    time_limit: Limit = None,
-    memory_limit: Memory = None,
-    tolerance: Tolerance = None,
     sandbox: Sandbox = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Name so many tensors, the largest norms first.")] = None,
 ) -> None:
     """Prove that no norm exceeds a number: exit 0 holds, 1 violated or not proved, 2 nothing could be checked."""
     if not 0 < max_norm < float("inf"):
         fail(f"--max-norm must be a positive finite number. Received: {max_norm}")
     with one_line_errors(Exception):  # as for an audit; and a traceback would exit as if violated
         with progress_bar("checking") as progress:
-            report = audited(
-                file,
-                sandbox,
-                progress,
-                include=include,
-                exclude=exclude,
-                jobs=jobs,
-                time_limit=time_limit,
-                memory_limit=memory_limit,
-                tolerance=tolerance,
-                network=False,
-            )
+            report = audited(file, sandbox, progress, jobs=jobs, network=False, **measuring._asdict())
         require_stdout()
-        raise typer.Exit(_judge(report, max_norm))
+        raise typer.Exit(_judge(report, max_norm, top))
 
 
-def _judge(report: Report, max_norm: float) -> int:
+def _judge(report: Report, max_norm: float, top: int | None) -> int:
     """Print what does not hold, the count and the file's notes, and return the exit status."""
-    from opnorm.auditing.text import printable
+    from opnorm.tables import printable
 
     checked = [row for row in report.rows if row.status != "skipped"]
     if not checked:
         notes = "".join(f"; {printable(note)}" for note in report.notes)
         fail(f"nothing to check: {len(report.rows)} tensors, none of them a linear map{notes}")
-    verdicts = [(row, verdict(row, max_norm)) for row in checked]
-    for row, text in verdicts:
-        if text:
-            typer.echo(f"{printable(row.name)}: {printable(text)}")
-    bad = sum(1 for _, text in verdicts if text)
+    verdicts = [(row, text) for row in checked if (text := verdict(row, max_norm))]
+    for row, text in _ordered(verdicts, top):
+        typer.echo(f"{printable(row.name)}: {printable(text)}")
+    bad = len(verdicts)
+    if top is not None and bad > top:
+        typer.echo(f"and {bad - top} more, which --top leaves out")
     skipped = len(report.rows) - len(checked)
     others = f"; {skipped} are no linear map and were not checked" if skipped else ""
     typer.echo(f"{len(checked) - bad} of {len(checked)} norms are proved to be at most {max_norm:g}{others}")
     for note in report.notes:
         typer.echo(f"note: {printable(note)}")
     return VIOLATED if bad else 0
+
+
+def _ordered(verdicts: list[tuple[Row, str]], top: int | None) -> list[tuple[Row, str]]:
+    """Return what does not hold by depth; with `top` so many, norms that are not known first, then the largest."""
+    if top is not None:
+        return sorted(verdicts, key=lambda one: -inf if one[0].upper is None else -one[0].upper)[:top]
+    from opnorm.auditing.ordering import depth_order
+
+    return [verdicts[i] for i in depth_order([row.name for row, _ in verdicts])]
 
 
 def verdict(row: Row, max_norm: float) -> str:

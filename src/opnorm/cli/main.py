@@ -16,7 +16,6 @@ from opnorm.cli.output import one_line_errors
 app = typer.Typer(
     help="Control and certify the operator norms of neural-network weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -6,7 +6,7 @@ What each node does to a distance is a rule of its kind; this file puts the node
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
@@ -16,8 +16,10 @@ from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
 from opnorm.networks.shape_rules import MEETINGS
+from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
 _EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm")  # whose first input may be the constant one
+_NAMED = 4  # steps without a constant that a prompt names
 
 
 class Step(NamedTuple):
@@ -48,14 +50,47 @@ class NetworkBound(NamedTuple):
         """The nodes without a finite constant."""
         return tuple(step for step in self.steps if step.constant is None)
 
+    def to_text(self) -> str:
+        """Return the bound, and a line for each step: what it does to a distance, or why that is not known."""
+        rows = [[printable(step.name), step.kind, number(step.constant), printable(step.rule)] for step in self.steps]
+        notes = [f"note: {printable(note)}\n" for note in self.notes]
+        table = [aligned(Step._fields, rows, ("constant",)), "\n"] if rows else []
+        return "".join([*table, f"{self._summary()}\n", *notes])
 
+    def to_pandas(self) -> Any:
+        """Return the steps as a pandas DataFrame; a constant that is not known is NaN. Needs pandas."""
+        return frame([step._asdict() for step in self.steps], Step._fields, ("constant",))
+
+    def __repr__(self) -> str:
+        return f"NetworkBound({self._summary()}; {len(self.steps)} steps: .to_text() lists them)"
+
+    def _repr_html_(self) -> str:
+        rows = [[step.name, step.kind, number(step.constant), step.rule] for step in self.steps]
+        return html_lines([self._summary()]) + html_table(Step._fields, rows, ("constant",)) + html_lines(self.notes)
+
+    def _summary(self) -> str:
+        ends = f"lower={number(self.lower)}, upper={number(self.upper)}"
+        return f"{ends}, by {self.method}" if self.upper is not None else f"{ends}: {self._why_unknown()}"
+
+    def _why_unknown(self) -> str:
+        names = [f"{step.name} ({step.kind})" for step in self.unknown]
+        more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+        told = f"no constant of {', '.join(names[:_NAMED] + more)}" if names else "; ".join(self.notes)
+        return printable(told or "an output is not reached")
+
+
+TIGHTENING = 10.0  # seconds for one dense chain, which all but long and wide ones do not need
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
 _INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
 
 
 def network_bound(
-    graph: Graph, bounds: BoundWeight = bound_weight, apply: Apply = map, deadline: Deadline = NEVER
+    graph: Graph,
+    bounds: BoundWeight = bound_weight,
+    apply: Apply = map,
+    deadline: Deadline = NEVER,
+    tightening: float | None = TIGHTENING,
 ) -> NetworkBound:
     """Return a proved upper bound of a network's Lipschitz constant, and the constant of each of its nodes.
 
@@ -68,6 +103,7 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
+        tightening: Seconds for the multipliers of each dense chain; with less of them the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
@@ -79,14 +115,14 @@ def network_bound(
     if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
         note = f"{len(graph.inputs)} inputs are too many for a bound"
         return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
-    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline)}
+    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline, tightening)}
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
     notes = () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
     used = [chain for chain in chains.values() if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
-    method = "product of the layers' norms" + (", dense chains by ECLipsE-Fast" if used else "")
+    method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
 
 

@@ -14,7 +14,8 @@ from opnorm.networks.effects import Effect, Unbounded
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import MATRICES
-from opnorm.networks.sector_bounds import Slopes, bound_chain
+from opnorm.networks.multipliers import Slopes
+from opnorm.networks.sector_bounds import bound_chain
 
 _ENTRIES = 2**27  # of the matrices of one run: 1 GiB
 Effects = Mapping[str, Effect | Unbounded]
@@ -36,8 +37,17 @@ class _Link(NamedTuple):
     is_matrix: bool  # else an activation
 
 
-def find_chains(graph: Graph, effects: Effects, deadline: Deadline = NEVER) -> list[Chain]:
-    """Return every longest run with two matrices or more, nothing else reading what stands inside it."""
+def find_chains(
+    graph: Graph, effects: Effects, deadline: Deadline = NEVER, tightening: float | None = None
+) -> list[Chain]:
+    """Return every longest run with two matrices or more, nothing else reading what stands inside it.
+
+    Args:
+        graph: The network, folded.
+        effects: Of its nodes.
+        deadline: After it no run is bounded as a whole any more.
+        tightening: Seconds for the multipliers of each run; what is found by then is proved. None: no limit.
+    """
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     runs: dict[str, list[_Link]] = {}  # by the name of the last node so far
     for node in graph.nodes:
@@ -53,7 +63,7 @@ def find_chains(graph: Graph, effects: Effects, deadline: Deadline = NEVER) -> l
             runs[node.name] = before
     trimmed = [_until_matrix(run) for run in runs.values()]
     several = [run for run in trimmed if sum(link.is_matrix for link in run) > 1]
-    return [_bounded(run, deadline) for run in several]
+    return [_bounded(run, deadline, tightening) for run in several]
 
 
 def _matrix(node: Node) -> Array | None:
@@ -68,19 +78,19 @@ def _until_matrix(run: list[_Link]) -> list[_Link]:
     return run[: max(i for i, link in enumerate(run) if link.is_matrix) + 1]
 
 
-def _bounded(run: list[_Link], deadline: Deadline) -> Chain:
+def _bounded(run: list[_Link], deadline: Deadline, tightening: float | None) -> Chain:
     slopes: list[Slopes] = []
     for link in run:
         if link.is_matrix:
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
             slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
-    whole = _whole(run, slopes[:-1], deadline)
+    whole = _whole(run, slopes[:-1], deadline, tightening)
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
 
 
-def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline) -> float | None:
+def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightening: float | None) -> float | None:
     """Return the proved bound of the run as one, None where it has none, or needs too much memory or time."""
     matrices: list[Array] = []
     for link in run:
@@ -89,7 +99,9 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline) -> float 
         if link.is_matrix and (matrix := _matrix(link.node)) is not None:
             matrices.append(matrix)
     # A factorization is a third of a product's multiplications, and each matrix of the chain takes a few of them.
-    return bound_chain(matrices, slopes) if deadline.affords(sum(2.0 * sum(W.shape) ** 3 for W in matrices)) else None
+    if not deadline.affords(sum(2.0 * sum(W.shape) ** 3 for W in matrices)):
+        return None
+    return bound_chain(matrices, slopes, min(deadline, Deadline.after(tightening)))
 
 
 def _composed(first: Slopes, second: Slopes) -> Slopes:

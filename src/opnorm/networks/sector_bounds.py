@@ -1,111 +1,184 @@
 """A chain of matrices and activations bounded as a whole, not factor by factor, with a proof by Cholesky.
 
-Let z_i = phi_i(W_i z_(i-1)) be differences, all slopes in [a, b] with 0 <= a b, and m = (a + b) / 2. If for each layer
+Let z_i = phi_i(W_i z_(i-1)) be differences, all slopes in [a, b], and T_i >= 0 diagonal. If for each layer
 
-    [ X_(i-1)      m l W_i^T ]
-    [ m l W_i      l I - X_i ]      is positive semidefinite, X_0 = I, l > 0,
+    [ X_(i-1) + 2 a b W_i^T T_i W_i      -(a + b) W_i^T T_i ]
+    [ -(a + b) T_i W_i                   2 T_i - X_i        ]      is positive semidefinite, X_0 = I,
 
-then z_i^T X_i z_i <= z_(i-1)^T X_(i-1) z_(i-1); and ||W z||^2 <= L^2 z^T X z if [X, W^T; W, L^2 I] is semidefinite. No
-rounding is left out: whatever numbers X_i are computed, a Cholesky factorization with Rump's shift proves each matrix.
+then z_i^T X_i z_i <= z_(i-1)^T X_(i-1) z_(i-1); and ||W z||^2 <= L^2 z^T X z if [X, W^T; W, L^2 I] is semidefinite.
+Any T will do: first one number a layer, as ECLipsE-Fast chooses it, then what `multipliers` makes of it, which is
+LipSDP's optimum for all but long chains. No rounding is left out: whatever numbers T and X are computed, a Cholesky
+factorization with Rump's shift proves each matrix.
 
 Reference:
     Y. Xu and S. Sivaranjani, "ECLipsE: Efficient Compositional Lipschitz Constant Estimation", NeurIPS 2024 (Fast).
+    M. Fazlyab et al., "Efficient and Accurate Estimation of Lipschitz Constants for Deep Neural Networks", NeurIPS
+    2019.
     S. M. Rump, "Verification of positive definiteness", BIT 46 (2006).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lapack
 
 from opnorm.bounds.certificates import UNIT, gamma, up
+from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.eigenvectors import top_eigenpair
 from opnorm.checks import Array
+from opnorm.networks.multipliers import Slopes, improved
 
-Slopes = tuple[float, float]
 _LARGEST = 6144  # order of a matrix that is factorized: two seconds and 300 MB
 _SLACKS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # what is given away to rounding: the first that is proved
+
+_ROOMS = (
+    0.0,
+    1e-7,
+    1e-6,
+    1e-5,
+    1e-4,
+    1e-3,
+)  # by which multipliers shrink from layer to layer: the first that is proved
 
 
 class _NotProvedError(Exception):
     """No factorization ran to completion."""
 
 
-def bound_chain(matrices: list[Array], slopes: list[Slopes]) -> float | None:
+def bound_chain(matrices: list[Array], slopes: list[Slopes], deadline: Deadline = NEVER) -> float | None:
     """Return a proved Lipschitz constant of `W_n phi(... phi(W_1 x))` (2-norm), None where this method has no proof.
 
     Args:
         matrices: (outputs, inputs) each, finite float64.
         slopes: Of the activation after each matrix but the last: one interval for all entries.
+        deadline: After it the multipliers that were found by then are taken.
     """
-    mixed = any(low * high < 0 or low == high == 0 for low, high in slopes)
-    if mixed or max(sum(W.shape) for W in matrices) > _LARGEST or not all(W.any() for W in matrices):
+    constant = any(low == high == 0 for low, high in slopes)  # nothing passes, which needs no chain
+    if constant or max(sum(W.shape) for W in matrices) > _LARGEST or not all(W.any() for W in matrices):
         return None
+    scaled, exponents = zip(*map(_near_one, matrices), strict=True)
+    found = _both(scaled, slopes, deadline)
+    return float(np.ldexp(min(found), sum(exponents))) if found else None
+
+
+def _both(matrices: Sequence[Array], slopes: Sequence[Slopes], deadline: Deadline) -> list[float]:
+    """Return the bounds that are proved, with the quick multipliers and with the best."""
     try:
-        return _proved_bound(matrices, slopes)
-    except _NotProvedError:
-        return None
+        quick = _quick(matrices, slopes)
+        found = [_with_room(matrices, slopes, quick)]
+        if all(low < high for low, high in slopes):  # else a sector is a line: its multiplier has no end
+            found.append(_with_room(matrices, slopes, improved(matrices, slopes, quick, deadline)))
+    except np.linalg.LinAlgError:
+        return []
+    return [bound for bound in found if bound is not None]
 
 
-def _proved_bound(matrices: list[Array], slopes: list[Slopes]) -> float:
-    X, exponent = np.eye(matrices[0].shape[1]), 0
-    for W, (low, high) in zip(matrices[:-1], slopes, strict=True):
-        X, shift = _step(X, W, (low + high) / 2)
-        exponent += shift
-    square, shift = _last(X, matrices[-1])
-    return float(np.ldexp(up(float(np.sqrt(square))), exponent + shift))
+def _with_room(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]) -> float | None:
+    """Return a proved bound, None where there is no proof.
 
-
-def _step(X: Array, W: Array, m: float) -> tuple[Array, int]:
-    """Return a proved X of the next layer, `l I - l^2 m^2 W X^-1 W^T` less what rounding takes, and an exponent e.
-
-    W is divided by 2^e, which is exact, so that l is near one: else X would grow with every layer.
+    Multipliers that shrink by r with every layer leave X more than r times what the next layer needs: room for slack,
+    which in a long chain of the best multipliers is not there by itself.
     """
-    W, M, shift = _scaled(X, W, 2 * m**2)
-    l = 1 / (2 * m**2 * top_eigenpair(M)[0])  # noqa: E741 - its name in the paper is lambda
+    for room in _ROOMS:
+        try:
+            shrunk = [t * (1 + room) ** -(i + 1) for i, t in enumerate(multipliers)]
+            return _proved(matrices, slopes, shrunk)
+        except (_NotProvedError, np.linalg.LinAlgError):
+            continue
+    return None
+
+
+def _near_one(W: Array) -> tuple[Array, int]:
+    """Return `W / 2^e`, exact and of a norm near one, so that no number below grows with the layers; and e."""
+    scale = int(np.frexp(np.abs(W).max())[1])
+    W = np.ldexp(W, -scale)
+    more = int(np.frexp(top_eigenpair(W @ W.T if len(W) < W.shape[1] else W.T @ W)[0])[1]) // 2
+    return np.ldexp(W, -more), scale + more
+
+
+def _quick(matrices: Sequence[Array], slopes: Sequence[Slopes]) -> list[Array]:
+    """Return for each layer the same multiplier for all entries, chosen as ECLipsE-Fast does it."""
+    X, found = np.eye(matrices[0].shape[1]), []
+    for W, (low, high) in zip(matrices, slopes, strict=False):
+        M = _after(X, W)
+        width = max((low + high) ** 2, (high - low) ** 2)  # the second where a < 0 < b
+        t = 1 / (width * top_eigenpair(M)[0])
+        found.append(np.full(len(W), t))
+        X = -(width * t**2) * M
+        X[np.diag_indices_from(X)] += 2 * t
+    return found
+
+
+def _proved(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]) -> float:
+    X = np.eye(matrices[0].shape[1])
+    for W, ends, t in zip(matrices, slopes, multipliers, strict=False):
+        X = _step(X, W, ends, t)
+    return _last(X, matrices[-1])
+
+
+def _step(X: Array, W: Array, slopes: Slopes, t: Array) -> Array:
+    """Return a proved X of the next layer, the Schur complement less what rounding takes."""
+    low, high = slopes
+    before = _before(X, W, low * high, t)
+    M = _after(before, W)
+    edge = (-(low + high) * t)[:, None] * W
     for slack in _SLACKS:
-        after = -(l**2) * m**2 * M
-        after[np.diag_indices_from(after)] += l * (1 - slack)
+        after = -((low + high) ** 2) * (t[:, None] * M * t)
+        after[np.diag_indices_from(after)] += 2 * t * (1 - slack)
         corner = -after
-        corner[np.diag_indices_from(corner)] += l
-        if _is_semidefinite(X, (m * l) * W, corner):
-            return after, shift
+        corner[np.diag_indices_from(corner)] += 2 * t
+        if _is_semidefinite(before, edge, corner):
+            return after
     raise _NotProvedError
 
 
-def _last(X: Array, W: Array) -> tuple[float, int]:
-    """Return a proved upper bound of the largest eigenvalue of `W X^-1 W^T`, and an exponent as `_step` does."""
-    W, M, shift = _scaled(X, W, 1.0)
-    estimate = top_eigenpair(M)[0]
+def _before(X: Array, W: Array, square: float, t: Array) -> Array:
+    """Return a matrix below `X + 2 a b W^T T W` in the order of symmetric matrices; `square` is a b.
+
+    Each entry is off by at most gamma |2 a b| (|W|^T T |W|) and a rounding of the sum: Gershgorin's discs of both are
+    taken off the diagonal.
+    """
+    if square == 0:
+        return X
+    before = X + 2 * square * (W.T * t) @ W
+    size = np.abs(W)
+    products = 2 * abs(square) * (size.T @ (t * size.sum(axis=1)))
+    rounding = 2 * gamma(sum(W.shape) + 8) * products + 4 * UNIT * np.abs(before).sum(axis=1)
+    before[np.diag_indices_from(before)] -= rounding
+    return np.asarray(before)
+
+
+def _last(X: Array, W: Array) -> float:
+    """Return the square root of a proved upper bound of the largest eigenvalue of `W X^-1 W^T`."""
+    estimate = top_eigenpair(_after(X, W))[0]
     for slack in _SLACKS:
         square = estimate * (1 + slack)
         if _is_semidefinite(X, W, square * np.eye(len(W))):
-            return square, shift
+            return up(float(np.sqrt(square)))
     raise _NotProvedError
 
 
-def _scaled(X: Array, W: Array, factor: float) -> tuple[Array, Array, int]:
-    """Return `W / 2^e`, `M = W X^-1 W^T / 4^e` and e, such that `factor` times the norm of M is near one."""
-    exponent = int(np.frexp(np.linalg.norm(W))[1])
-    W = np.ldexp(W, -exponent)
-    M = _through(X, W)
-    half = int(np.frexp(factor * top_eigenpair(M)[0])[1]) // 2
-    return np.ldexp(W, -half), np.ldexp(M, -2 * half), exponent + half
-
-
-def _through(X: Array, W: Array) -> Array:
+def _after(X: Array, W: Array) -> Array:
+    """Return `W X^-1 W^T`."""
     return np.asarray(W @ cho_solve(cho_factor(X, lower=True), W.T))
 
 
 def _is_semidefinite(X: Array, B: Array, C: Array) -> bool:
     """Return whether `[X, B^T; B, C]` is proved positive semidefinite; of X and C the lower triangles are read.
 
-    The shift pays for the factorization (as in `certificates.shift`) and for three roundings of each entry.
+    Rows and columns are divided by powers of two, which is exact, so that the diagonal is near one. The shift pays for
+    the factorization (as in `certificates.shift`) and for three roundings of each entry.
     """
     n = len(X) + len(C)
     block = np.zeros((n, n), order="F")
     block[: len(X), : len(X)], block[len(X) :, : len(X)], block[len(X) :, len(X) :] = X, B, C
     diagonal = np.diag_indices(n)
+    if not (block[diagonal] > 0).all():
+        return False
+    halves = np.ldexp(1.0, -(np.frexp(block[diagonal])[1] // 2))
+    block *= halves
+    block *= halves[:, None]
     trace = float(np.sum(np.abs(block[diagonal])))
     entries = float(np.linalg.norm(np.tril(block))) * 2
     block[diagonal] -= up(2 * gamma(n + 3) * trace + 8 * UNIT * trace + 4 * UNIT * entries)
