@@ -119,6 +119,15 @@ def old_torch_file(path):
     return torch_file(path, _use_new_zipfile_serialization=False)
 
 
+def torch_index_file(path):
+    """Write the index of two shards, one of them from before PyTorch 1.6."""
+    torch_file(path.with_name("shard-1.bin"), _use_new_zipfile_serialization=False)
+    torch.save({"last.weight": torch.from_numpy(MATRIX)}, path.with_name("shard-2.bin"))
+    places = {"linear.weight": "shard-1.bin", "linear.bias": "shard-1.bin", "last.weight": "shard-2.bin"}
+    path.write_text(json.dumps({"metadata": {"total_size": 108}, "weight_map": places}))
+    return path
+
+
 def onnx_model(nodes, tensors, inputs=("x",), outputs=("y",), **settings):
     """Return a model whose open tensors have no known shape."""
     ends = [
@@ -210,6 +219,7 @@ FILES = {
     "a.npy": npy_file,
     "a.pt": torch_file,
     "a.bin": old_torch_file,
+    "a.bin.index.json": torch_index_file,
     "a.onnx": onnx_file,
     "a.index": tensorflow_file,
     "a.msgpack": flax_file,

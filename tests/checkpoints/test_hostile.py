@@ -207,6 +207,27 @@ def test_a_damaged_heap_is_refused_before_the_library_walks_it(tmp_path):
     refused(path, "heap")
 
 
+@pytest.mark.parametrize("reserved", [bytes(3), b"\1\2\3"])  # which HDF5 passes over
+def test_free_blocks_of_a_heap_that_go_round_are_refused(tmp_path, reserved):
+    path = FILES["a.h5"](tmp_path / "a.h5")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"HEAP")
+    free, begin = (int.from_bytes(data[at + i : at + i + 8], "little") for i in (16, 24))
+    data[at + 5 : at + 8] = reserved
+    data[begin + free : begin + free + 8] = free.to_bytes(8, "little")  # the block is its own next one
+    path.write_bytes(data)
+    refused(path, "free blocks go round")
+
+
+def test_a_file_of_small_addresses_is_refused(tmp_path):
+    created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    created.set_sizes(4, 4)
+    file = h5py.File(h5py.h5f.create(str(tmp_path / "a.h5").encode(), fcpl=created))
+    file["w/kernel"] = np.eye(3)
+    file.close()
+    refused(tmp_path / "a.h5", "eight bytes")
+
+
 def _keras(path, arrays):
     layers = {f"dense_{i}" if i else "dense": (key, [array]) for i, (key, array) in enumerate(arrays.items())}
     keras_file(path, CONFIG, layers)

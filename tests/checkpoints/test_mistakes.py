@@ -41,8 +41,8 @@ def test_an_unknown_ending_is_answered_by_what_can_be_read(tmp_path, name):
 
 
 def test_a_file_of_another_kind_is_answered_by_its_ending(tmp_path):
-    write(tmp_path / "a.model", {"w": np.eye(2, dtype=np.float32)})
-    refused(tmp_path / "a.model", r"it holds safetensors, which has the ending .*\.safetensors")
+    write(tmp_path / "a.npz", {"w": np.eye(2, dtype=np.float32)})
+    refused(tmp_path / "a.npz", r"it holds safetensors, which has the ending .*\.safetensors")
     FILES["a.h5"](tmp_path / "a.ckpt")
     refused(tmp_path / "a.ckpt", r"it holds HDF5, which has the ending \.hdf5 or \.h5")
 
@@ -59,8 +59,8 @@ def test_a_folder_is_answered_by_what_is_in_it(tmp_path):
         write(tmp_path / f"model-{i}.safetensors", {"w": np.eye(2, dtype=np.float32)})
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, r"name one in it: 'model-0\.safetensors', .*'model-4\.safetensors' and 2 more")
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    refused(tmp_path, r"name one in it: 'model\.safetensors\.index\.json'$")
+    (tmp_path / "my.safetensors.index.json").write_text("{}")
+    refused(tmp_path, r"name one in it: 'my\.safetensors\.index\.json'$")
 
 
 @pytest.mark.parametrize("typed", ["a.gguf", "./a.gguf", "folder/../a.gguf"])

@@ -1,5 +1,6 @@
 """One tensor measured: its row, with a bracket or the reason why there is none."""
 
+from collections.abc import Sequence
 from math import inf, isfinite, prod, sqrt
 from time import perf_counter
 from typing import Any
@@ -10,9 +11,13 @@ from scipy.sparse.linalg import LinearOperator
 
 from opnorm.auditing.declared import Known, declared
 from opnorm.auditing.norms import Norms, frobenius_norm, norms
+from opnorm.auditing.parts import Part
 from opnorm.auditing.report import Reading, Row
 from opnorm.auditing.settings import Settings
 from opnorm.auditing.spectra import singular_values
+from opnorm.bounds.brackets import bracket_each
+from opnorm.bounds.deadlines import Deadline
+from opnorm.bounds.memory import Memory
 from opnorm.checkpoints.records import Geometry, Weight
 from opnorm.checks import Array
 
@@ -43,7 +48,10 @@ def measure(weight: Weight, settings: Settings) -> tuple[Row, Array]:
         row = row._replace(**_summary(values))
         if weight.geometry.operator is not None and not row.reason:
             operator = weight.geometry.operator(values)
-            row = _bounded(row, weight, operator, _norms(operator, values, settings))
+            found = _norms(operator, values, settings)
+            row = _bounded(row, weight, operator, found)
+            left = None if settings.time_limit is None else max(0.0, settings.time_limit + begin - perf_counter())
+            row = row._replace(parts=_parts(weight.geometry, values, found, settings._replace(time_limit=left)))
             row = row._replace(readings=tuple(_reading(one, values, settings) for one in weight.geometry.readings))
             spectrum = _spectrum(operator) if settings.spectra else spectrum
     except Exception as error:  # tensors come from files, and libraries raise anything
@@ -71,6 +79,29 @@ def _spectrum(operator: LinearOperator) -> Array:
         return singular_values(operator)
     except Exception:  # LAPACK's, or no memory
         return np.zeros(0)
+
+
+def _parts(geometry: Geometry, values: Array, whole: Norms, settings: Settings) -> tuple[Part, ...]:
+    """Return the parts of a tensor with their brackets: those that the norm of the whole was found by, or their own."""
+    if geometry.parts is None:
+        return ()
+    try:
+        names, operators = zip(*geometry.parts(values), strict=True)
+        brackets = whole.blocks or _norms_of_each(operators, values, settings)
+        return tuple(_part(*found) for found in zip(names, brackets, strict=True))
+    except Exception:  # as above: the whole's bracket stands without them
+        return ()
+
+
+def _norms_of_each(operators: Sequence[LinearOperator], values: Array, settings: Settings) -> list[tuple[float, float]]:
+    """Return the bracket of each of several operators within one limit of time and memory."""
+    memory = Memory(settings.memory_limit - values.nbytes)
+    return bracket_each(operators, settings.tolerance, Deadline.after(settings.time_limit), memory)
+
+
+def _part(name: str, bracket: tuple[float, float]) -> Part:
+    lower, upper = bracket
+    return {"name": name, "lower": lower, "upper": upper if isfinite(upper) else None}
 
 
 def _reading(geometry: Geometry, values: Array, settings: Settings) -> Reading:

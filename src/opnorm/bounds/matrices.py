@@ -17,7 +17,7 @@ from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 
 _HARMLESS = 32  # binary digits by which a largest entry may miss 1: squares and shifts are then far from subnormal
-_SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
+SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
 _STEPS = 8  # power iterations of a lower end that has no time for more
 _BLOCK = 2**20  # entries whose magnitudes are written out at once
 
@@ -99,7 +99,7 @@ def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline, memory: Memo
     fits = memory.holds(8.0 * (2 * short**2 + 32 * short) + (0 if _is_contiguous(A) else A.nbytes))
     # The Gram matrix; Cholesky and Lanczos, generously.
     possible = fits and deadline.affords(A.size * short / 2 + short**3)
-    with one_blas_thread() if A.size <= _SMALL else nullcontext():
+    with one_blas_thread() if A.size <= SMALL else nullcontext():
         if not possible:
             return _bracket_roughly(A, deadline)
         try:

@@ -13,6 +13,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile, Z
 from opnorm.checkpoints.files import check_growth, is_plain, require
 from opnorm.checkpoints.records import CheckpointError
 
+ARCHIVE = b"PK\3\4"  # how an archive begins
 _LOCAL_HEADER = 30  # bytes before the name and the extra field of a member
 
 
@@ -128,7 +129,7 @@ def _data_offset(path: Archive, info: ZipInfo) -> int:
     with _window(path, 0, _size(path)) as file:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)
-    require(len(header) == _LOCAL_HEADER and header[:4] == b"PK\3\4", f"the member {info.filename!r} has no header")
+    require(len(header) == _LOCAL_HEADER and header[:4] == ARCHIVE, f"the member {info.filename!r} has no header")
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     return info.header_offset + _LOCAL_HEADER + lengths
 

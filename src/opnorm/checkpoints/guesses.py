@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.fused import with_known_parts
 from opnorm.checkpoints.kernels import guess_kernel, is_convolution, with_taps
 from opnorm.checkpoints.records import Geometry
 
@@ -37,6 +38,9 @@ _STATISTICS = re.compile(r"(^|[./])batch_stats([./])")  # flax's, of a batch nor
 _SMALL = ("float4", "float6", "float8")
 _LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|down|up)\b|lora_[AB]\.", re.IGNORECASE)
 _CONV1D = re.compile(r"(^|[./])(c_attn|c_proj|c_fc|q_attn)[./]weight$")  # GPT-2's Conv1D is stored (in, out)
+_JOINED_EXPERTS = re.compile(  # of MegaBlocks, as in DBRX, and of Megatron
+    r"(^|[._/])experts[._/](mlp[._/](w1|v1|w2)|weight[12])$"
+)
 _SCALE = re.compile(r"(scale|gamma|weight|norm\w*)(:0)?$", re.IGNORECASE)
 _LAST_IS_OUT = re.compile(r"(^|[._/:])(kernel|recurrent_kernel|depthwise_kernel|pointwise_kernel)(:0)?$")
 
@@ -79,7 +83,7 @@ def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] 
     if len(tensor.shape) == 1:
         return _vector(tensor, others)
     if len(tensor.shape) == 2:
-        return _matrix(tensor, others)
+        return with_known_parts(_matrix(tensor, others), tensor.name, tensor.shape)
     return guess_kernel(tensor.name, tensor.shape, channels, keras=_LAST_IS_OUT.search(tensor.name) is not None)
 
 
@@ -125,6 +129,9 @@ def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
         return False
     if sum(count != 1 for count in tensor.shape) <= 1:
         return True
+    stack = others.get(tensor.name.removesuffix("_bias")) or others.get(f"{tensor.name.removesuffix('bias')}blocks")
+    if stack not in (None, tensor) and len(stack.shape) > 2 and tensor.shape[0] == stack.shape[0]:
+        return len(tensor.shape) == 2  # of experts, a bias for each
     beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
     return (
         last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
@@ -195,6 +202,8 @@ def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
 
 
 def _matrix(tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    if _JOINED_EXPERTS.search(tensor.name):
+        return g.unknown("experts", "experts joined in one matrix: how many there are is not known", assumed=True)
     if _LORA.search(tensor.name):
         return g.rows("LoRA", "factor of a low-rank update, (out, in)", assumed=True)
     if _EMBEDDING.search(tensor.name):

@@ -16,7 +16,7 @@ _CONVOLUTION = re.compile(
     re.IGNORECASE,
 )
 _DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
-_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
+_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe|switch_mlp)([^a-z]|$)", re.IGNORECASE)
 _ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 
@@ -63,7 +63,7 @@ def _experts(shape: tuple[int, ...]) -> Geometry:
     if len(shape) != 3:
         return g.unknown("experts", f"experts with {len(shape)} axes of an unknown layout", assumed=True)
     text = "a matrix for each expert, (out, in) or its transpose: the largest of their norms"
-    return g.stacked("experts", text, assumed=True)._replace(oriented=False)
+    return g.stacked("experts", text, each="expert", assumed=True)._replace(oriented=False)
 
 
 def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:

@@ -66,12 +66,15 @@ def run_diff(
     showing: ShowingDiff,
     json: Json = None,
     sandbox: Sandbox = None,
+    subspaces: Annotated[
+        bool, typer.Option("--subspaces", help="Show effective ranks, overlaps, intruder dimensions.")
+    ] = False,
 ) -> None:
     """Show the norms of two checkpoints and of their difference, tensor by tensor; adapters are multiplied out."""
     with one_line_errors(Exception):  # a file that nobody vouches for may cause any
         check_outputs([json], [base, tuned])
         with progress_bar("comparing") as progress:
-            found = _compared(base, tuned, sandbox, progress, measuring._asdict())
+            found = _compared(base, tuned, sandbox, progress, measuring._asdict() | {"subspaces": subspaces})
         if found.nothing_common:
             fail(found.nothing_common)
         if json is not None:
