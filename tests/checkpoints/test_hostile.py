@@ -13,7 +13,22 @@ import pytest
 import torch
 from onnx import helper
 from readers import fails, refused
-from samples import CONFIG, FILES, KERNEL, LAYERS, functional, gguf_file, keras_file, layer, onnx_model, weights_h5
+from safetensors.numpy import save_file
+from samples import (
+    CONFIG,
+    FILES,
+    KERNEL,
+    LAYERS,
+    distributed_file,
+    flax_file,
+    functional,
+    gguf_file,
+    keras_file,
+    layer,
+    onnx_model,
+    tensorflow_file,
+    weights_h5,
+)
 
 from opnorm.checkpoints.opening import open_checkpoint
 
@@ -213,26 +228,38 @@ def test_a_file_of_small_addresses_is_refused(tmp_path):
     refused(tmp_path / "a.h5", "eight bytes")
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.safetensors", "a.pt", "a.onnx", "a.gguf"])
+def _keras(path, arrays):
+    layers = {f"dense_{i}" if i else "dense": (key, [array]) for i, (key, array) in enumerate(arrays.items())}
+    keras_file(path, CONFIG, layers)
+
+
+def _h5(path, arrays):
+    path.write_bytes(weights_h5({key: (key, [array]) for key, array in arrays.items()}))
+
+
+def _tensors(arrays):
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+WRITERS = {
+    "a.keras": _keras,
+    "a.h5": _h5,
+    "a.safetensors": lambda path, arrays: save_file(arrays, path),
+    "a.pt": lambda path, arrays: torch.save(_tensors(arrays), path),
+    "a.onnx": lambda path, arrays: onnx.save(onnx_model([helper.make_node("Relu", ["x"], ["y"])], arrays), path),
+    "a.gguf": gguf_file,
+    "a.index": tensorflow_file,
+    "a.msgpack": flax_file,
+    ".metadata": lambda path, arrays: distributed_file(path, _tensors(arrays)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_opening_and_reading_take_the_memory_of_one_tensor(tmp_path, name):
     """Ten tensors of 4 MiB: the reader holds one, and a copy at most while it decodes it."""
     size, arrays = 2**22, {f"w{i}.weight": np.zeros((2**10, 2**10), "float32") for i in range(10)}
     path = tmp_path / name
-    if name == "a.keras":
-        layers = {f"dense_{i}" if i else "dense": (key, [array]) for i, (key, array) in enumerate(arrays.items())}
-        keras_file(path, CONFIG, layers)
-    elif name == "a.h5":
-        path.write_bytes(weights_h5({key: (key, [array]) for key, array in arrays.items()}))
-    elif name == "a.pt":
-        torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)
-    elif name == "a.onnx":
-        onnx.save(onnx_model([helper.make_node("Relu", ["x"], ["y"])], arrays), path)
-    elif name == "a.gguf":
-        gguf_file(path, arrays)
-    else:
-        from safetensors.numpy import save_file
-
-        save_file(arrays, path)
+    WRITERS[name](path, arrays)
     del arrays
     open_checkpoint(path)  # imports
     tracemalloc.start()

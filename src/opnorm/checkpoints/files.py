@@ -60,15 +60,15 @@ def require(condition: bool, message: str) -> None:
         raise CheckpointError(message)
 
 
-def extra(module: str, name: str = "audit") -> ModuleType:
-    """Return the imported module; the error for a missing one says which extra to install."""
+def extra(module: str, group: str = "audit") -> ModuleType:
+    """Return the imported module; the error for a missing one says which extra of opnorm's to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
         # Of an installed opnorm pip adds the extra's packages without looking for opnorm anywhere.
         raise CheckpointError(
-            f"reading it needs {package}: pip install 'opnorm[{name}]' adds it to the opnorm installed here"
+            f"reading it needs {package}: pip install 'opnorm[{group}]' adds it to the opnorm installed here"
         ) from error
 
 

@@ -34,6 +34,7 @@ _LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lam
 _INDEX = re.compile(r"(^|_)(ids|index|indices|idx|masks?|positions?|offsets?|lengths?|shape)$")
 _TABLE = ("int64", "uint64")  # in which no library packs codes
 _RANDOM = re.compile(r"rng|random|seed", re.IGNORECASE)
+_STATISTICS = re.compile(r"(^|[./])batch_stats([./])")  # flax's, of a batch normalization whose scale is in "params"
 _SMALL = ("float4", "float6", "float8")
 _LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|down|up)\b|lora_[AB]\.", re.IGNORECASE)
 _CONV1D = re.compile(r"(^|[./])(c_attn|c_proj|c_fc|q_attn)[./]weight$")  # GPT-2's Conv1D is stored (in, out)
@@ -104,9 +105,9 @@ def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
         return g.nothing("unknown", g.SCALAR, assumed=True)
     if _is_bias(tensor, last, others):
         return g.nothing("unknown", g.BIAS, assumed=True)
-    if last in ("running_mean", "moving_mean"):
+    if last in ("running_mean", "moving_mean") or (last == "mean" and _is_statistic(tensor, others)):
         return g.nothing("unknown", g.MEAN, assumed=True)
-    if last in ("running_var", "moving_variance"):
+    if last in ("running_var", "moving_variance") or (last == "var" and _is_statistic(tensor, others)):
         return _variance(tensor, others)
     added = _POSITION.search(tensor.name) and len(tensor.shape) > 2 and tensor.shape[0] == 1
     return g.nothing("unknown", "a table that is added, not multiplied", assumed=True) if added else None
@@ -162,11 +163,21 @@ def _codes(tensor: Named) -> Geometry:
 
 def _variance(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return the map of a batch normalization without a scale; with one the scale has it."""
-    parent = re.sub(r"(running_var|moving_variance)$", "", tensor.name)
-    if tensor.name not in others or any(parent + name in others for name in ("weight", "gamma")):
+    parent = re.sub(r"(running_var|moving_variance|var)$", "", tensor.name)
+    beside = {parent + name for name in ("weight", "gamma", "scale")} | {
+        _STATISTICS.sub(r"\1params\2", parent) + "scale"
+    }
+    if tensor.name not in others or any(name in others for name in beside):
         return g.nothing("unknown", "part of the map of the scale beside it", assumed=True)
     first, *rest = (g.batch_variance("BatchNorm", epsilon) for epsilon in EPSILONS)
     return _assumed_epsilon(first, rest)
+
+
+def _is_statistic(tensor: Named, others: Mapping[str, Named]) -> bool:
+    """Return whether a mean or a variance is one of flax's batch normalization: in batch_stats, or of all it has."""
+    parent = re.sub(r"(mean|var)$", "", tensor.name)
+    together = all(f"{parent}{name}" in others for name in ("mean", "var", "scale"))
+    return together or _STATISTICS.search(tensor.name) is not None
 
 
 def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
@@ -175,9 +186,10 @@ def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
 
 
 def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
-    parent = re.sub(r"(weight|gamma)$", "", tensor.name)
-    for name in ("running_var", "moving_variance"):
-        variance = others.get(parent + name)
+    parent = re.sub(r"(weight|gamma|scale)$", "", tensor.name)
+    flax = re.sub(r"(^|[./])params([./])", r"\1batch_stats\2", parent)
+    for name in (f"{parent}running_var", f"{parent}moving_variance", f"{flax}var"):
+        variance = others.get(name)
         if variance is not None and parent != tensor.name and variance.shape == tensor.shape:
             first, *rest = (g.batch_normalization("BatchNorm", variance.read, epsilon) for epsilon in EPSILONS)
             return _assumed_epsilon(first, rest)

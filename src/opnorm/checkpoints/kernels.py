@@ -96,7 +96,7 @@ def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bo
     Strides leave outputs away, groups leave products away, a dilation only moves frequencies; the transposed
     convolution has the same norm. The smallest norm is that of windows that do not overlap, with the most groups.
     """
-    groups = _groups(shape, channels, keras=keras)
+    groups = most_groups(shape, channels, keras=keras)
     if keras and depthwise:
         found = g.depthwise("Conv", shape, g.Sliding(), assumed=True)
         text = "depthwise convolution (*spatial, channels, multiplier), strides 1 and zero padding assumed"
@@ -112,7 +112,7 @@ def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bo
     return found._replace(text=text, oriented=False, readings=() if single else (least,))
 
 
-def _groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
+def most_groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
     """Return the most groups that a kernel may have: one for each output, or by the channels that the file has."""
     inputs, outputs = (shape[-2], shape[-1]) if keras else (shape[1], shape[0])
     if inputs == 1:

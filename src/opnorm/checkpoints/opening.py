@@ -24,16 +24,24 @@ from opnorm.checkpoints.contents import (
 )
 from opnorm.checkpoints.files import border, require
 from opnorm.checkpoints.folders import Model, folders_in, models_in, shown
+from opnorm.checkpoints.frozen_graph import read_frozen
 from opnorm.checkpoints.gguf_file import read_gguf
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
 from opnorm.checkpoints.legacy_h5 import read_h5
 from opnorm.checkpoints.mistakes import mistaken
+from opnorm.checkpoints.msgpack_file import read_msgpack
 from opnorm.checkpoints.onnx_file import read_onnx
+from opnorm.checkpoints.orbax import MARKERS, read_orbax
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.remote import located, require_whole
 from opnorm.checkpoints.safetensors import read_safetensors
+from opnorm.checkpoints.saved_model import read_saved_model
 from opnorm.checkpoints.shards import read_index, read_together
+from opnorm.checkpoints.tf_checkpoint import index_of, is_shard, read_checkpoint, read_newest, read_shard
+from opnorm.checkpoints.tf_first import read_first
+from opnorm.checkpoints.tf_table import is_table
 from opnorm.checkpoints.tflite_file import read_tflite
+from opnorm.checkpoints.torch_distributed import read_distributed
 from opnorm.checkpoints.torch_file import read_old_torch, read_torch
 
 _CODE = ("which would run code", "which was not run")  # the readers of pickles say so
@@ -48,8 +56,13 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".safetensors": {SAFETENSORS: read_safetensors},
     ".weights.json": {JSON: read_weight_shards},
     ".bin.index.json": {JSON: read_index},
+    ".msgpack": {ELSE: read_msgpack, PICKLE: read_msgpack},  # a small table begins as a pickle does
     ".keras": {ZIP: read_keras},
     ".tflite": {TFLITE: read_tflite},
+    "saved_model.pb": {ELSE: read_saved_model},
+    ".metadata": {PICKLE: read_distributed},
+    ".index": {ELSE: read_checkpoint},
+    ".pb": {ELSE: read_frozen},
     ".onnx": {ELSE: read_onnx},
     ".gguf": {GGUF: read_gguf},
     ".hdf5": {HDF5: read_h5},
@@ -66,7 +79,12 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
 
 _BY_RANGE = (read_safetensors, read_index, read_npz, read_npy, read_torch, read_old_torch)  # these only open and seek
 
-_FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {}  # by a glob of names in it; the first that is there
+_FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in it; the first that is there
+    "saved_model.pb": read_saved_model,
+    "*.data-*-of-*": read_newest,
+    ".metadata": read_distributed,
+    **dict.fromkeys(MARKERS, read_orbax),
+}
 
 _UNNAMED: Readers = {  # whose content says enough
     SAFETENSORS: read_safetensors,
@@ -82,10 +100,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.tflite`, `.gguf`, `.npz`, `.npy`,
-            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, or the index of shards: `.safetensors.index.json`,
-            `.bin.index.json`, `.weights.json`; a file of another name, or of none, whose content tells what it is; a
-            folder of a model, a pipeline or an adapter; or the URL of a file that is read in parts: safetensors,
-            NumPy's, PyTorch's.
+            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards:
+            `.safetensors.index.json`, `.bin.index.json`, `.weights.json`; a file of another name, or of none, whose
+            content tells what it is; a checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder
+            of a model, a pipeline or an adapter, of a SavedModel, of Orbax's, or of PyTorch's distributed checkpoints;
+            or the URL of a file that is read in parts: safetensors, NumPy's, PyTorch's.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a
@@ -93,6 +112,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = located(path)  # as typed, in every message
     with border(path):
+        index = index_of(path) if isinstance(path, Path) and not path.exists() else None
+        if index:
+            return read_checkpoint(index, path)
         require(path.exists(), "there is no such file")
         return _folder(path) if path.is_dir() else _file(path)
 
@@ -106,10 +128,17 @@ def _file(path: Path) -> Checkpoint:
         require(bool(start), "it is empty")
         remedy = mistaken(start)
         require(not remedy, remedy)
-        reader = _reader(path, start)
+        reader = _of_tensorflow(path) or _reader(path, start)
         if reader not in _BY_RANGE:
             require_whole(path)
         return _configured(_with_remedy(reader, _beside_its_data(path)), path)
+
+
+def _of_tensorflow(path: Path) -> Callable[[Path], Checkpoint] | None:
+    """Return the reader of a part of a TensorFlow checkpoint, which no ending and no first bytes tell."""
+    if is_shard(path.name):
+        return read_shard
+    return read_first if isinstance(path, Path) and path.suffix != ".index" and is_table(path) else None
 
 
 def _configured(found: Checkpoint, path: Path) -> Checkpoint:

@@ -7,7 +7,7 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipInfo
 
 from opnorm.checkpoints import torch_pickle
-from opnorm.checkpoints.archives import ARCHIVE, members, read_member, searchable
+from opnorm.checkpoints.archives import ARCHIVE, Archive, members, read_member, searchable
 from opnorm.checkpoints.files import DEPTH, JSON_BYTES, check_count, require
 from opnorm.checkpoints.flat import Entry, flat_weights
 from opnorm.checkpoints.guesses import unique
@@ -29,7 +29,7 @@ def read_torch(path: Path) -> Checkpoint:
 Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
 
 
-def held_tensors(path: Path) -> tuple[list[Held], tuple[str, ...]]:
+def held_tensors(path: Archive) -> tuple[list[Held], tuple[str, ...]]:
     """Return the tensors of a zip archive of PyTorch's, and notes on it."""
     found = members(path)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -45,7 +45,7 @@ def held_tensors(path: Path) -> tuple[list[Held], tuple[str, ...]]:
 
 
 def _members(
-    path: Path, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
+    path: Archive, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
 ) -> Iterator[Held]:
     """Yield the tensors of one pickle of an archive; their storages lie in a folder of its name."""
     value = torch_pickle.load(io.BytesIO(read_member(path, found[f"{prefix}{part}.pkl"], JSON_BYTES)))
@@ -53,11 +53,11 @@ def _members(
         yield name, tensor, lambda storage: _member(path, found, f"{prefix}{part}/{storage.key}")
 
 
-def _order(path: Path, info: ZipInfo | None) -> bytes:
+def _order(path: Archive, info: ZipInfo | None) -> bytes:
     return b"little" if info is None else read_member(path, info, 64).strip()
 
 
-def _member(path: Path, found: Mapping[str, ZipInfo], name: str) -> Run:
+def _member(path: Archive, found: Mapping[str, ZipInfo], name: str) -> Run:
     info = found.get(name)
     if info is None:
         raise CheckpointError(f"the archive holds no {name!r}")
