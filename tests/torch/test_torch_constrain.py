@@ -1,6 +1,7 @@
 """`opnorm.torch.constrain`: the rule holds after every step, against a float64 SVD, as the module's own operator."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from opnorm.torch import (
     SpectralClip,
     SpectralNorm,
     constrain,
+    monitor,
     project,
 )
 from opnorm.torch.fitting import by_device
@@ -147,11 +149,15 @@ def test_vectors_are_float32_whatever_the_kernels_are(dtype):
 
 def test_a_zero_a_broken_and_an_empty_kernel_end_nothing():
     model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
+    empty = nn.Linear(1, 1)
+    empty.weight = nn.Parameter(torch.zeros(0, 3))
     with torch.no_grad():
         model[0].weight.zero_()
         model[1].weight[0, 0] = float("nan")
-    optimizer = step_without_change(model)
-    constrain(model, optimizer, SpectralNorm())
+    whole = nn.ModuleList([model, empty])
+    optimizer = step_without_change(whole)
+    rows = constrain(whole, optimizer, SpectralNorm())
+    assert (rows[-1].constraint, rows[-1].note) == (None, "empty: its shape is (0, 3)")
     optimizer.step()
     assert torch.equal(model[0].weight, torch.zeros(4, 4))
     assert all(torch.isfinite(optimizer.state[one.weight]["spectral_vectors"]).all() for one in model)
@@ -218,3 +224,27 @@ def test_remove_ends_the_constraint_and_allows_another():
 def test_kernels_of_several_devices_are_changed_device_by_device():
     kernels = [torch.empty(2, 2, device=device) for device in ("cpu", "meta", "cpu", "meta")]
     assert by_device(kernels) == [[0, 2], [1, 3]]
+
+
+def test_a_table_that_was_removed_takes_nothing_from_the_next():
+    model = mlp()
+    optimizer = step_without_change(model)
+    former = constrain(model, optimizer, SpectralNorm())
+    former.remove()
+    constrain(model, optimizer, SpectralNorm(2.0))
+    optimizer.step()
+    former.remove()
+    assert all("spectral_vectors" in optimizer.state[weight] for weight in weights(model))
+    assert monitor(model)["spectral/outside"] == 0
+    project(model)
+    assert [norm(weight) for weight in weights(model)] == pytest.approx([2.0] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_module_that_keeps_its_table_is_copied_with_it(copied):
+    model = mlp()
+    model.table = constrain(model, step_without_change(model), SpectralNorm())
+    other = copied(model)
+    assert repr(other.table) == repr(model.table)
+    other.table.remove()  # there is no hook of a copy
+    assert monitor(other).keys() == monitor(model).keys()

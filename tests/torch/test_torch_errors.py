@@ -10,6 +10,7 @@ from modules import mlp, trained
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import opnorm
 import opnorm.torch as ot
 from opnorm.torch import SpectralNorm, constrain, monitor, project, spectral_normalization
 
@@ -197,3 +198,32 @@ opnorm.audit(model), opnorm.linear_operators(model), opnorm.lipschitz_bound(mode
 def test_all_of_it_works_where_keras_cannot_be_imported():
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
     assert result.stdout.split() == ["2.0", "True"], result.stderr
+
+
+def test_an_optimizer_whose_parameters_were_replaced_stops_the_next_step():
+    model = mlp()
+    optimizer = sgd(model)
+    constrain(model, optimizer, SpectralNorm())
+    masters = [nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()]
+    optimizer.param_groups[0]["params"] = masters  # as packages for half precision do
+    with pytest.raises(RuntimeError, match=r"'0.weight' of Linear is no longer a parameter.*Remedy: call `remove\(\)`"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [lambda m: constrain(m, sgd(m), SpectralNorm()), lambda m: project(m, SpectralNorm()), monitor, opnorm.audit],
+)
+def test_a_module_on_the_meta_device_is_to_be_taken_off_it_first(asked):
+    with pytest.raises(
+        ValueError, match=r"must be initialised: take it off the meta device.*'0.weight' without values"
+    ):
+        asked(nn.Sequential(nn.Linear(3, 2, device="meta")))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_an_empty_kernel_is_not_normalized(shape):
+    module = nn.Linear(1, 1)
+    module.weight = nn.Parameter(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"`name` must be of a parameter; this one is empty: its shape is"):
+        spectral_normalization(module)

@@ -203,3 +203,47 @@ def test_autocast_leaves_the_search_in_single_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 30)).dtype == torch.bfloat16
         assert norm(layer.weight) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_is_made_on_the_meta_device_is_normalized_once_it_has_values(plain, assign):
+    saved = nn.Linear(9, 7) if plain else spectral_normalization(nn.Linear(9, 7))
+    with torch.device("meta"):
+        layer = spectral_normalization(nn.Linear(9, 7))
+        assert layer(torch.randn(2, 9)).shape == (2, 7)
+    if not assign:
+        layer.to_empty(device="cpu")
+        vectors(layer).fill_(float("nan"))  # whatever was in that memory
+    layer.load_state_dict(saved.state_dict(), assign=assign)
+    assert norm(layer.eval().weight) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_what_is_made_on_the_meta_device_and_initialised_after_is_normalized():
+    layer = spectral_normalization(nn.Linear(9, 7, device="meta")).to_empty(device="cpu")
+    vectors(layer).fill_(float("nan"))
+    nn.init.normal_(original(layer))
+    assert norm(layer.eval().weight) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_vmap_runs_an_ensemble_as_each_member_by_itself(training):
+    torch.manual_seed(0)
+    first = spectral_normalization(nn.Linear(12, 8)).train(training)
+    members = [copy.deepcopy(first) for _ in range(3)]
+    for member in members:
+        nn.init.normal_(original(member))
+    x = torch.randn(5, 12)
+
+    def loss(parameters, buffers):
+        return torch.func.functional_call(first, (parameters, buffers), (x,)).square().mean()
+
+    state = torch.func.stack_module_state(members)
+    losses = torch.func.vmap(loss)(*state)
+    for member, value in zip(members, losses, strict=True):
+        assert torch.allclose(value, member(x).square().mean(), rtol=1e-3)
+    if not training:  # in training the vectors are written, which `grad` allows of its arguments alone
+        gradients = torch.func.vmap(torch.func.grad(loss))(*state)["parametrizations.weight.original"]
+        for member, gradient in zip(members, gradients, strict=True):
+            (expected,) = torch.autograd.grad(member(x).square().mean(), original(member))
+            assert (gradient - expected).norm() <= 2e-2 * expected.norm()

@@ -36,6 +36,10 @@ class Attachments(Sequence[Attachment]):
         """Constrain no more; the kernels stay as they are, and the optimizer forgets the vectors."""
         self._undo()
 
+    def __reduce__(self) -> tuple[type["Attachments"], tuple[tuple[Attachment, ...], Callable[[], None]]]:
+        # A model that keeps its table is copied and pickled with it: a copy of an optimizer has no hooks to take off.
+        return Attachments, (self._rows, _nothing)
+
     @overload
     def __getitem__(self, index: int) -> Attachment: ...
 
@@ -53,6 +57,10 @@ class Attachments(Sequence[Attachment]):
 
     def _repr_html_(self) -> str:
         return html_table(Attachment._fields, map(_cells, self._rows))
+
+
+def _nothing() -> None:
+    """Undo nothing."""
 
 
 def _cells(row: Attachment) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from opnorm.checks import require
 from opnorm.rules import Constraint
@@ -171,7 +172,7 @@ class _Keeper:
         self._loaded: dict[int, Tensor] = {}
         # What acts depends on numbers: a compiled step calls it as it is. PyTorch's optimizers have imported Dynamo.
         self._act: Callable[[Optimizer], None] = torch.compiler.disable(self._acted)
-        self._handles = [
+        self._handles: list[RemovableHandle] | None = [
             optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self._act(optimizer)),
             optimizer.register_load_state_dict_pre_hook(self._remember),
             optimizer.register_load_state_dict_post_hook(self._restore),
@@ -181,8 +182,11 @@ class _Keeper:
     def remove(self) -> None:
         """Take the hooks off, and the vectors out of the optimizer's state."""
         optimizer = self._optimizer()
+        if self._handles is None:  # another constraint may hold the kernels by now
+            return
         for handle in self._handles:
             handle.remove()
+        self._handles = None
         for one in self.held:
             mark(one.kernel, None)
             if optimizer is not None and one.parameter in optimizer.state:
@@ -192,8 +196,9 @@ class _Keeper:
 
     def _acted(self, optimizer: Optimizer) -> None:
         due = [one for one in self.held if one.parameter.requires_grad]
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for one in due:
-            _require_in_place(one)
+            _require_in_place(one, updated)
         with torch.no_grad():
             kernels = [one.fitted.view(one.parameter) for one in due]
             states = [self._state(optimizer, one) for one in due]
@@ -234,13 +239,21 @@ class _Keeper:
         self._aside, self._loaded = {}, {}
 
 
-def _require_in_place(one: _Held) -> None:
+def _require_in_place(one: _Held, updated: set[int]) -> None:
+    remedy = (
+        "Remedy: call `remove()` of the table that `opnorm.torch.constrain` returned, make the optimizer anew, and "
+        "constrain again."
+    )
+    if id(one.parameter) not in updated:
+        raise RuntimeError(
+            f"The kernel {one.kernel.path!r} of {type(one.kernel.module).__name__} is no longer a parameter of the "
+            f"optimizer: its `param_groups` were replaced, and what it updates is not what was constrained. {remedy}"
+        )
     if getattr(one.kernel.module, one.kernel.geometry.name, None) is not one.parameter:
         raise RuntimeError(
             f"The kernel {one.kernel.path!r} of {type(one.kernel.module).__name__} is not the parameter that was "
             "constrained: it was replaced (`load_state_dict(assign=True)`, a new parameter, a parametrization), and "
-            "the optimizer goes on with the old one. Remedy: call `remove()` of the table that "
-            "`opnorm.torch.constrain` returned, make the optimizer anew, and constrain again."
+            f"the optimizer goes on with the old one. {remedy}"
         )
 
 

@@ -13,6 +13,7 @@ from opnorm.torch.compiling import written_out
 from opnorm.torch.geometry import KernelGeometry, kernels
 from opnorm.torch.sites import require_parameter
 
+_BATCHED = 10  # steps where no number can end the search: eight vectors then know a random kernel to 1 %
 _FIRST = "_opnorm_loads"  # of a module: it has the hooks that load others' names
 
 
@@ -34,18 +35,25 @@ class SpectralNormalization(nn.Module):
 
     def __init__(self, kernel: Tensor, geometry: KernelGeometry, normalizer: Normalizer, seed: int) -> None:
         super().__init__()
-        self.geometry, self.normalizer = geometry, normalizer
+        self.geometry, self.normalizer, self._seed = geometry, normalizer, seed
         self._search = _search(geometry, normalizer)
-        self.stale = False  # whether the kernel was loaded without vectors
-        shape = tuple(self._view(kernel).shape)
-        self.register_buffer("vectors", torch.tensor(normalizer.start(shape, (seed, 0)), device=kernel.device))
-        self.settle(kernel)
+        self.stale = kernel.is_meta  # whether the kernel came, or is to come, without vectors
+        self.register_buffer("vectors", self.first(kernel))
+        if not self.stale:
+            self.settle(kernel)
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return the kernel times `value / sigma`."""
+        if kernel.is_meta:
+            return kernel.clone()
+        if self.stale:  # made on the meta device, and given memory and values since
+            self._keep(self.first(kernel))
+            self.settle(kernel)
         vectors = self.vectors.float()
-        if torch.compiler.is_compiling() and self.normalizer.operator == "matrix":
-            steps = self.normalizer.power_iterations if self.training else 0
+        compiling = torch.compiler.is_compiling()
+        batched = not compiling and _is_batched(kernel)
+        if (compiling or batched) and self.normalizer.operator == "matrix":
+            steps = _BATCHED if batched else self.normalizer.power_iterations if self.training else 0
             factor, following = written_out(self.normalizer, self._view(kernel), vectors, steps)
         else:
             factor, following = self._search(kernel, vectors)
@@ -57,10 +65,16 @@ class SpectralNormalization(nn.Module):
         """Return the kernel itself: `module.weight = kernel` stores it, and it is normalized in the next call."""
         return kernel
 
+    def first(self, kernel: Tensor) -> Tensor:
+        """Return the vectors that the search starts from, where the kernel is."""
+        start = self.normalizer.start(tuple(self._view(kernel).shape), (self._seed, 0))
+        return torch.tensor(start, device=kernel.device)
+
     def settle(self, kernel: Tensor) -> None:
         """Find the vectors of a kernel anew, from those that there are."""
         with torch.no_grad():
             self._keep(self._search(kernel, self.vectors.float())[1])
+        self.stale = False
 
     def extra_repr(self) -> str:
         """Return the arguments that tell what is done."""
@@ -72,6 +86,14 @@ class SpectralNormalization(nn.Module):
     def _keep(self, vectors: Tensor) -> None:
         with torch.no_grad():
             self.vectors.copy_(vectors)
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Return whether `torch.func.vmap` runs over `x`: several kernels, of which no single number decides."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x) and not functorch.is_batchedtensor(x):
+        x = functorch.get_unwrapped(x)
+    return bool(functorch.is_batchedtensor(x))
 
 
 def _search(geometry: KernelGeometry, normalizer: Normalizer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -201,7 +223,8 @@ def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: A
             state_dict.pop(other, None)
         own = f"{inside}.{place}.vectors"
         if f"{inside}.original" in state_dict and own not in state_dict:
-            state_dict[own] = one.vectors.detach().clone()
+            kernel = state_dict[f"{inside}.original"]
+            state_dict[own] = one.first(kernel) if one.stale else one.vectors.detach().clone()
             one.stale = True
 
 
@@ -209,6 +232,5 @@ def _settle(module: nn.Module, incompatible: Any) -> None:
     """Find the vectors of weights that were loaded without any."""
     for name in getattr(module, "parametrizations", ()):
         found, parametrizations = _ours(module, name), module.parametrizations
-        if found is not None and found[1].stale:
+        if found is not None and found[1].stale and not parametrizations[name].original.is_meta:
             found[1].settle(parametrizations[name].original)
-            found[1].stale = False

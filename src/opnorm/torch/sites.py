@@ -105,7 +105,7 @@ def unchanging(module: nn.Module, name: str) -> Iterator[None]:
 
 def require_parameter(module: nn.Module, geometry: KernelGeometry) -> None:
     """Raise unless the kernel is a parameter of real numbers, with values."""
-    _require_whole("", module)
+    _require_whole("", module, lazily=True)
     obstacle = _obstacle(module, geometry.name, dict(module.named_parameters(recurse=False)))
     require(not obstacle, "name", f"must be of a parameter; this one is {obstacle}", geometry.name)
 
@@ -124,18 +124,20 @@ def _of_module(path: str, module: nn.Module) -> list[Kernel | PassedOver]:
 
 def _obstacle(module: nn.Module, name: str, own: dict[str, nn.Parameter]) -> str:
     if name in own:
+        if not own[name].numel():
+            return f"empty: its shape is {tuple(own[name].shape)}"
         return "" if own[name].is_floating_point() else f"not real and floating point: {own[name].dtype}"
     if parametrize.is_parametrized(module, name):
         return "parametrized: made of another parameter in the forward pass"
     return "no parameter: made of others in the forward pass, as by a hook of torch.nn.utils"
 
 
-def _require_whole(path: str, module: nn.Module) -> None:
+def _require_whole(path: str, module: nn.Module, lazily: bool = False) -> None:
     for name, parameter in module.named_parameters(recurse=False):
-        if is_lazy(parameter):
+        remedy = "call it on data first" if is_lazy(parameter) else "take it off the meta device first"
+        if is_lazy(parameter) or (parameter.is_meta and not lazily):
             raise ValueError(
-                "Argument `module` must be initialised: call it on data first. Received: "
-                f"{_join(path, name)!r} without values"
+                f"Argument `module` must be initialised: {remedy}. Received: {_join(path, name)!r} without values"
             )
     if type(module).__name__ == "FullyShardedDataParallel":
         raise ValueError(
