@@ -6,6 +6,7 @@ from modules import batches, mlp, norm, weights
 from torch import nn
 
 from opnorm.torch import SpectralNorm, constrain, spectral_normalization
+from opnorm.torch.evaluating import image
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
@@ -99,3 +100,32 @@ def test_a_compiled_step_constrains_as_one_that_is_not():
     for images, labels in batches(3):
         step(images, labels)
         assert [norm(weight) for weight in weights(model)] == pytest.approx([1.0] * 3, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of Dynamo's own look
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_gradient_of_an_evaluated_compiled_model_is_that_of_the_other(name):
+    build, shape = LAYERS[name]
+    layer, x = spectral_normalization(build(), warmup_iterations=1000, tolerance=1e-6).eval(), torch.randn(shape)
+    original = layer.parametrizations.weight.original
+    direction = torch.randn_like(layer(x))
+    (wanted,) = torch.autograd.grad((layer(x) * direction).sum(), original)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad((compiled(x) * direction).sum(), original)
+    assert (found - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def test_the_one_operation_has_the_derivative_that_it_says():
+    blocks = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    u = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda some: image(some, u)[0], (blocks,))
+    torch.library.opcheck(
+        image, (blocks, u), test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
+    norms, units = image(torch.zeros(1, 4, 5), torch.ones(1, 5))
+    assert not torch.cat([norms, units.flatten()]).any()
+
+
+def test_what_is_exported_needs_no_operation_of_opnorm():
+    program = torch.export.export(spectral_normalization(nn.Linear(6, 4)).eval(), (torch.randn(2, 6),))
+    assert not [node for node in program.graph.nodes if "opnorm" in str(node.target)]

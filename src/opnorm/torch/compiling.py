@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opnorm.backends import TINY
 from opnorm.rules import Normalizer
+from opnorm.torch.evaluating import image
 
 
 def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -19,11 +20,18 @@ def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor, steps: 
     blocks = _blocks(normalizer, kernel.to(vectors.dtype))  # (groups, rows, columns)
     following = vectors.reshape(vectors.shape[0], normalizer.groups, -1).permute(1, 2, 0)
     if not steps:
-        images = (blocks @ following[:, :, :1]).double()  # squares of 1e-30 and 1e+30 would leave the range
-        return _factor(normalizer, images.norm(dim=1).flatten().to(vectors.dtype), kernel), vectors
+        return _factor(normalizer, _norms(blocks, following[:, :, 0]), kernel), vectors
     v, following = _iterated(blocks.detach(), following, steps)
     norms = (v.mT @ blocks @ following[:, :, :1]).flatten()
     return _factor(normalizer, norms, kernel), following.permute(2, 0, 1).reshape(vectors.shape)
+
+
+def _norms(blocks: Tensor, u: Tensor) -> Tensor:
+    """Return |W u| of each block."""
+    if not torch.compiler.is_exporting():
+        return image(blocks, u)[0]
+    images = (blocks @ u[..., None]).double()  # squares of 1e-30 and 1e+30 would leave the range
+    return images.norm(dim=1).flatten().to(u.dtype)
 
 
 def _iterated(blocks: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
