@@ -1,5 +1,6 @@
 """Bad input: an error or a warning of one line, that names the module, what was received and the remedy."""
 
+import gc
 import subprocess
 import sys
 from inspect import signature
@@ -208,6 +209,21 @@ def test_an_optimizer_whose_parameters_were_replaced_stops_the_next_step():
     optimizer.param_groups[0]["params"] = masters  # as packages for half precision do
     with pytest.raises(RuntimeError, match=r"'0.weight' of Linear is no longer a parameter.*Remedy: call `remove\(\)`"):
         optimizer.step()
+
+
+def test_the_cells_of_a_notebook_run_again():
+    model = mlp()
+    gc.disable()
+    try:
+        for _ in range(2):
+            optimizer = sgd(model)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+            rows = constrain(model, optimizer, SpectralNorm())
+            trained(model, optimizer)
+            scheduler.step()
+    finally:
+        gc.enable()
+    assert all(row.constraint for row in rows)
 
 
 @pytest.mark.parametrize(

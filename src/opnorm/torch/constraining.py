@@ -4,6 +4,7 @@
 goes wherever that goes.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -153,13 +154,20 @@ _keepers: WeakKeyDictionary[Optimizer, list["_Keeper"]] = WeakKeyDictionary()
 
 
 def _require_free(owned: dict[int, tuple[Kernel, nn.Parameter]]) -> None:
-    taken = {id(one.parameter) for several in _keepers.values() for keeper in several for one in keeper.held}
+    taken = _taken()
+    if not taken.isdisjoint(owned):
+        gc.collect()  # a scheduler and its optimizer hold each other: those of a notebook's last run may still be there
+        taken = _taken()
     for key, (kernel, _) in owned.items():
         if key in taken:
             raise ValueError(
                 "Argument `module` must have no kernel that is constrained already: call `remove()` of the table that "
                 f"`opnorm.torch.constrain` returned first. Received: {kernel.path!r}, constrained twice"
             )
+
+
+def _taken() -> set[int]:
+    return {id(one.parameter) for several in _keepers.values() for keeper in several for one in keeper.held}
 
 
 class _Keeper:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-@torch.library.custom_op("opnorm::image", mutates_args=())  # type: ignore[untyped-decorator]  # PyTorch has no types for it
+@torch.library.custom_op("opnorm::image", mutates_args=())  # type: ignore[untyped-decorator]
 def image(blocks: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return |W u| of each block, `(groups,)`, and the unit vectors along W u, `(groups, rows)`.
 
