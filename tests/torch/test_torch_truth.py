@@ -178,3 +178,19 @@ def test_the_monitor_measures_a_convolution_as_it_is_told(operator):
     matrix = np.linalg.norm(array(layer.weight).reshape(4, -1), 2)
     assert (logs["spectral/weight"] > 1.05 * matrix) == (operator == "convolution")
     assert logs["spectral/weight"] <= logs["spectral_upper/weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_the_monitor_measures_eight_bits(dtype):
+    module = nn.Linear(8, 4)
+    module.weight = nn.Parameter(torch.randn(4, 8).to(dtype))
+    assert monitor(module)["spectral/weight"] == pytest.approx(norm(module.weight), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_sparse_kernel_is_passed_over_with_the_reason():
+    module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    module[0].weight = nn.Parameter(torch.randn(4, 8).to_sparse_csr())
+    rows = constrain(module, torch.optim.SGD(module.parameters(), 0.1), SpectralNorm())
+    assert [row.note for row in rows] == ["sparse: torch.sparse_csr", ""]
+    assert "spectral/1.weight" in monitor(module)

@@ -53,7 +53,8 @@ def monitor(
     """
     require(isinstance(module, nn.Module), "module", "must be a torch.nn.Module", module)
     to_operator(operator, -1)
-    kernels = choose([one for one in find_kernels(module) if isinstance(one, Kernel)], include, exclude)
+    found = [one for one in find_kernels(module) if isinstance(one, Kernel) and not one.obstacle.startswith("sparse")]
+    kernels = choose(found, include, exclude)
     with torch.no_grad():
         watched = [one for one in (_watched(kernel, operator) for kernel in kernels) if one.tensor.numel()]
         norms = dict(zip([one.path for one in watched], _estimates(watched), strict=True))
@@ -88,8 +89,12 @@ def _together(watched: list[_Watched]) -> Tensor:
     starts = [torch.tensor(first_vectors(one.meaning, tuple(one.tensor.shape), 2, (0,))) for one in watched]
     vectors = [start.to(one.tensor.device) for start, one in zip(starts, watched, strict=True)]
     norms, _ = find_norms([Question(one.meaning, _SEARCH) for one in watched], [one.tensor for one in watched], vectors)
-    finite = [_whole(one.tensor.isfinite().all()) for one in watched]
+    finite = [_whole(_wide(one.tensor).isfinite().all()) for one in watched]
     return torch.stack([torch.where(f, norm.max().float(), nan) for f, norm in zip(finite, norms, strict=True)])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize > 1 else x.float()  # of eight bits PyTorch does not know which are finite
 
 
 def _whole(x: Any) -> Tensor:

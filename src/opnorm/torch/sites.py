@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -126,6 +127,8 @@ def _obstacle(module: nn.Module, name: str, own: dict[str, nn.Parameter]) -> str
     if name in own:
         if not own[name].numel():
             return f"empty: its shape is {tuple(own[name].shape)}"
+        if own[name].layout != torch.strided:
+            return f"sparse: {own[name].layout}"
         return "" if own[name].is_floating_point() else f"not real and floating point: {own[name].dtype}"
     if parametrize.is_parametrized(module, name):
         return "parametrized: made of another parameter in the forward pass"
