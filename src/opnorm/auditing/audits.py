@@ -1,8 +1,9 @@
 """The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from opnorm.bounds.parallel import parallel
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node
+from opnorm.checkpoints.tables import read_table
 from opnorm.checks import require
 from opnorm.networks.effects import Unbounded
 
@@ -56,7 +58,7 @@ def audit(
     Nothing in a file is executed, and no deep-learning framework is imported for one.
 
     Args:
-        model_or_path: A checkpoint's path, or a built Keras model.
+        model_or_path: A checkpoint's path, a built Keras model, a PyTorch module, or a state dict: tensors by name.
         include: Glob patterns of tensor names; with any, only tensors that match one are measured.
         exclude: Glob patterns of tensor names to leave out.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
@@ -117,8 +119,14 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     if isinstance(model_or_path, str | PathLike):
         require(bool(fspath(model_or_path)), "model_or_path", "must be the path of a file, not empty", model_or_path)
         return fspath(model_or_path), open_checkpoint(Path(model_or_path))
+    if isinstance(model_or_path, Mapping):
+        return "state_dict", read_table(model_or_path)
+    if hasattr(model_or_path, "named_modules") and not hasattr(model_or_path, "built"):
+        # By name: only a module that exists has imported PyTorch.
+        return type(model_or_path).__name__, import_module("opnorm.torch.live").read_module(model_or_path)
     if not hasattr(model_or_path, "built"):
-        raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
+        must = "must be a path, a Keras model, a PyTorch module or a state dict"
+        raise TypeError(f"Argument `model_or_path` {must}. Received: {model_or_path!r}")
     from opnorm.keras.live import read_model  # only a model that exists has imported Keras
 
     return str(model_or_path.name), read_model(model_or_path)

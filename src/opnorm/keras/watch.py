@@ -15,12 +15,12 @@ from opnorm.bounds.brackets import Bounds, spectral_norm
 from opnorm.iterations.matrices import to_matrix
 from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint, is_empty
-from opnorm.keras.selection import Selection, choose
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels
 from opnorm.keras.wrappers import SpectralNormalization
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal
 from opnorm.rules import Operator, Question, find_norms, first_vectors
+from opnorm.selection import Selection, choose
 
 # The constraints' own defaults: from the last vectors one iteration, more while sigma moves, sigma within 1e-2.
 _SEARCH = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)

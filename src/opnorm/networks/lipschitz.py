@@ -18,9 +18,10 @@ def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
     Jacobian found over `data`, true up to the rounding of the model's own arithmetic.
 
     Args:
-        model: A built Keras model, or the path of a checkpoint that holds its network's graph (`.keras`, `.onnx`).
+        model: A built Keras model, a PyTorch module, or the path of a checkpoint that holds its network's graph
+            (`.keras`, `.onnx`). A module is traced as its ONNX export, which needs the extra `audit`.
         data: Points to differentiate at, (points, ...), in floating point; only for a model with one input and one
-            output. Without them `lower` is None.
+            output. Without them `lower` is None. A PyTorch module needs at least one, to be traced with.
 
     Raises:
         ValueError: When `data` is given for a file or is no batch of points, or the model is not built.
@@ -33,12 +34,22 @@ def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
     Reference:
         A. Virmaux and K. Scaman, "Lipschitz regularity of deep neural networks", NeurIPS 2018.
     """
+    if hasattr(model, "named_modules") and not hasattr(model, "built"):
+        return _of_torch(model, data)
     is_path = isinstance(model, str | PathLike)
     if is_path and data is not None:
         raise ValueError("Argument `data` needs a live model: a file is never executed. Received: data and a path")
-    require(is_path or hasattr(model, "built"), "model", "must be a Keras model or a path", model)
+    require(is_path or hasattr(model, "built"), "model", "must be a Keras model, a PyTorch module or a path", model)
     bound = _from_above(open_checkpoint(fspath(model)) if is_path else _live(model))
     return bound if data is None else bound._replace(lower=_from_below(model, data))
+
+
+def _of_torch(module: Any, data: Any) -> NetworkBound:
+    graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
+    points = graphs.points_of(module, data)
+    with graphs.traced(module, points) as checkpoint:
+        bound = _from_above(checkpoint)
+    return bound._replace(lower=graphs.largest_jacobian(module, points))
 
 
 def _from_above(checkpoint: Checkpoint) -> NetworkBound:

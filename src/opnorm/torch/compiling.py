@@ -1,0 +1,45 @@
+"""One subspace iteration without a number that decides what is computed, for `torch.compile` and `torch.export`.
+
+Their tracers follow neither loops that end on a number nor `opnorm.backends`, which finds a framework from a tensor.
+"""
+
+import torch
+from torch import Tensor
+
+from opnorm.backends import TINY
+from opnorm.rules import Normalizer
+
+
+def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `Normalizer.factor` does of a matrix, after exactly `power_iterations` steps."""
+    blocks = _blocks(normalizer, kernel.to(vectors.dtype))  # (groups, rows, columns)
+    size = blocks.detach().abs().amax((1, 2), keepdim=True) + TINY
+    matrix = torch.nan_to_num(blocks.detach() / size)
+    following = vectors.reshape(vectors.shape[0], normalizer.groups, -1).permute(1, 2, 0)
+    for _ in range(normalizer.power_iterations):
+        basis, _ = torch.linalg.qr(matrix @ following)
+        following, _, rotation = torch.linalg.svd(matrix.mT @ basis, full_matrices=False)
+    v = basis @ rotation[:, :1].mT
+    norms = ((v.mT @ (blocks / size) @ following[:, :, :1]) * size).flatten()
+    kept = following.permute(2, 0, 1).reshape(vectors.shape)
+    return _factor(normalizer, norms, kernel), kept
+
+
+def _factor(normalizer: Normalizer, norms: Tensor, kernel: Tensor) -> Tensor:
+    norm = norms if normalizer.blockwise else norms.amax()
+    size = norm.detach()
+    acts = size > normalizer.value * (1.0 if normalizer.cap else TINY)
+    unit = torch.where(acts, size, 1.0)
+    factor = torch.where(acts, normalizer.value / unit, 1.0) / torch.where(acts, norm / unit, 1.0)
+    return factor.reshape(-1, *[1] * (kernel.ndim - 1)) if normalizer.blockwise else factor
+
+
+def _blocks(normalizer: Normalizer, kernel: Tensor) -> Tensor:
+    axes = [normalizer.axis] if isinstance(normalizer.axis, int) else list(normalizer.axis)
+    outputs = [axis % kernel.ndim for axis in axes]
+    inputs = [axis for axis in range(kernel.ndim) if axis not in outputs]
+    columns = 1
+    for axis in outputs:
+        columns *= kernel.shape[axis]
+    matrix = kernel.permute(*inputs, *outputs).reshape(-1, normalizer.groups, columns // normalizer.groups)
+    return matrix.permute(1, 0, 2)

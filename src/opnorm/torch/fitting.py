@@ -1,0 +1,56 @@
+"""A constraint fitted to a kernel: the rule, and the kernel as the rule reads it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnorm.backends import Tensor as AnyTensor
+from opnorm.rules import Constraint, Rule, find, overwrite
+from opnorm.torch.geometry import KernelGeometry
+from opnorm.torch.sites import Kernel
+
+
+class Fitted(NamedTuple):
+    """A constraint with a kernel's geometry."""
+
+    constraint: Constraint
+    geometry: KernelGeometry
+    rule: Rule
+    start: np.ndarray | None  # the rule's first state
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """Return the parameter as the rule reads it, in the same memory."""
+        return self.geometry.view(parameter, self.constraint.operator)
+
+    def state(self, held: AnyTensor, parameter: Tensor) -> Tensor | None:
+        """Return the state `held`, in float32 beside the parameter; the first one if that does not fit the rule."""
+        if self.start is None:
+            return None
+        if isinstance(held, Tensor) and tuple(held.shape) == self.start.shape:
+            return held.to(parameter.device, torch.float32)
+        return torch.tensor(self.start, device=parameter.device)
+
+
+def fit(constraint: Constraint, kernel: Kernel, index: int = 0) -> Fitted:
+    """Return the constraint with the kernel's geometry; kernels with different indices get different first vectors.
+
+    Raises:
+        ValueError: When the kernel does not fit its geometry.
+    """
+    geometry = kernel.geometry.asked(constraint.blockwise)
+    own = constraint.of(geometry.operator(constraint.operator), geometry.blockwise)
+    start = own.initial_state(geometry.view(kernel.tensor, constraint.operator), index)
+    return Fitted(own, geometry, own.rule, start)
+
+
+def overwrite_all(
+    rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Change all kernels in place, as their rules say, and return the next states."""
+    found, following = find(rules, kernels, states)
+    for rule, kernel, what in zip(rules, kernels, found, strict=True):
+        overwrite(rule, kernel, what)
+    return following
