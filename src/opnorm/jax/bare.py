@@ -6,7 +6,7 @@ from opnorm.jax.kinds import KernelGeometry, Shape
 
 _NO_KERNELS = {"b", "bias", "biases", "scale", "scales", "offset", "gamma", "beta", "mean", "var"}
 _LARGEST_WINDOW = 16  # taps along an axis: what is longer is hardly that of a convolution
-_SIDES: Mapping[str, tuple[int, ...]] = {"query": (-2, -1), "key": (-2, -1), "value": (-2, -1), "out": (-1,)}
+_SIDES: Mapping[str, int | Shape] = {"query": (-2, -1), "key": (-2, -1), "value": (-2, -1), "out": -1}
 _CONVOLUTION = "taken for an ungrouped convolution (*spatial, in, out)"
 _TOLD = "say which by `kernels={{pattern: opnorm.jax.KernelGeometry(...)}}`"
 
@@ -22,7 +22,7 @@ def guessed(name: str, shape: Shape) -> KernelGeometry | str | None:
     if len(shape) == 2:
         return KernelGeometry(rank=2)
     if layer in _SIDES and own == "kernel":
-        return KernelGeometry(_SIDES[layer], rank=3, parts=1)
+        return KernelGeometry(_SIDES[layer], rank=3)
     return _window(layer, own, shape)
 
 

@@ -68,8 +68,19 @@ def _(layer: linen.ConvLocal) -> Found:
 
 @kernels.register
 def _(layer: nnx.MultiHeadAttention) -> Found:
+    heads = {name: getattr(layer, name).kernel.shape[-2] for name in ("query", "key", "value")}
+    return {f"{name}.kernel": KernelGeometry((-2, -1), rank=3, parts=count) for name, count in heads.items()}
+
+
+@kernels.register
+def _(layer: linen.MultiHeadDotProductAttention) -> Found:
     one = KernelGeometry((-2, -1), rank=3, parts=layer.num_heads)
     return {f"{name}.kernel": one for name in ("query", "key", "value")}
+
+
+@kernels.register
+def _(layer: linen.recurrent.DenseParams) -> Found:
+    return {"kernel": KernelGeometry(rank=2)}
 
 
 @kernels.register(nnx.OptimizedLSTMCell)
@@ -97,6 +108,10 @@ def _(layer: nnx.LoRA) -> Found:
 @kernels.register(nnx.InstanceNorm)
 @kernels.register(nnx.RMSNorm)
 @kernels.register(nnx.PReLU)
+@kernels.register(linen.BatchNorm)
+@kernels.register(linen.LayerNorm)
+@kernels.register(linen.GroupNorm)
+@kernels.register(linen.RMSNorm)
 def _(layer: Any) -> Found:
     return {}  # known, and without a kernel: they multiply each entry with its own number
 
