@@ -109,7 +109,10 @@ def test_a_table_of_the_whole_model_serves_a_part_of_it():
 
 
 def test_a_learning_rate_may_be_injected():
-    optimizer = optax.inject_hyperparams(lambda rate: optax.chain(optax.sgd(rate), oj.constrain(oj.SpectralNorm())))(0.1)
+    def made(rate):
+        return optax.chain(optax.sgd(rate), oj.constrain(oj.SpectralNorm()))
+
+    optimizer = optax.inject_hyperparams(made)(0.1)
     params = two_layers()
     state = optimizer.init(params)
     state.hyperparams["rate"] = jnp.asarray(0.5)

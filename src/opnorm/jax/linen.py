@@ -11,6 +11,7 @@ from opnorm.jax.kinds import KernelGeometry, is_registered, kernels
 from opnorm.jax.paths import is_array, take_apart
 
 _UNKNOWN = "no rule: say which by `kernels={pattern: ...}`, or register the layer's type with `opnorm.jax.kernels`"
+_WRAPPED = "made of other arrays in the forward pass, by flax's {}"
 Told = dict[str, tuple[KernelGeometry | str, tuple[int, ...]]]
 
 
@@ -18,10 +19,13 @@ def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any
     """Return the path of every parameter, its shape and dtype, and what its layer makes of it; nothing is computed."""
     told: Told = {}
     registered: set[str] = set()
+    wrapped: dict[str, str] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
         layer = context.module
+        if isinstance(layer, linen.SpectralNorm | linen.WeightNorm):
+            wrapped[".".join(layer.layer_instance.path)] = _WRAPPED.format(type(layer).__name__)
         if context.method_name == "__call__" and is_registered(layer):
             registered.add(".".join(layer.path))
             told.update(_of_layer(layer))
@@ -29,6 +33,7 @@ def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any
 
     with linen.intercept_methods(record):
         variables = _initial(module, inputs)
+    told |= {path: (why, ()) for path in told for layer, why in wrapped.items() if path.startswith(f"{layer}.")}
     leaves = take_apart(variables.get("params", {}))
     return [
         (path, leaf, _answer(path, leaf, told, registered))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optax.contrib import MuonDimensionNumbers
+import optax
 
 from opnorm.jax.fitting import GeometryLike, fit_all
 from opnorm.jax.kinds import KernelGeometry
@@ -14,7 +14,7 @@ def dimension_numbers(params: Any, geometry: GeometryLike = by_type_or_name) -> 
     """Return the pytree `muon_weight_dimension_numbers` of `optax.contrib.muon`: the axes of each kernel, else None.
 
     Kernels with groups are None: Muon cannot say which blocks an axis has, and hands them to Adam. Axes that stack
-    several kernels are batch axes.
+    several kernels are batch axes. Needs optax 0.2.6.
 
     Args:
         params: The parameters that the optimizer is given.
@@ -29,11 +29,11 @@ def dimension_numbers(params: Any, geometry: GeometryLike = by_type_or_name) -> 
     return leaves.rebuild([numbers.get(place) for place in range(len(leaves.leaves))])
 
 
-def _numbers(geometry: KernelGeometry, shape: tuple[int, ...]) -> MuonDimensionNumbers | None:
+def _numbers(geometry: KernelGeometry, shape: tuple[int, ...]) -> Any:
     if geometry.groups > 1:
         return None
     stack, rank = len(geometry.stack(shape)), len(shape)
     axes = (geometry.axis,) if isinstance(geometry.axis, int) else geometry.axis
     outputs = tuple(stack + axis % (rank - stack) for axis in axes)
     inputs = tuple(axis for axis in range(stack, rank) if axis not in outputs)
-    return MuonDimensionNumbers(inputs, outputs)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)

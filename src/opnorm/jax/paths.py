@@ -52,7 +52,7 @@ def named(path: tuple[Any, ...]) -> str:
     """Return the name of a path in a pytree."""
     if len(path) > 1 and path[-1] == _VARIABLE:
         path = path[:-1]
-    return keystr(path, simple=True, separator=".")
+    return str(keystr(path, simple=True, separator="."))
 
 
 def is_array(leaf: Any) -> bool:

@@ -1,6 +1,6 @@
 """A pytree of parameters brought into its balls at once: averaged copies, loaded weights, loops of one's own."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 

@@ -146,7 +146,9 @@ def _walked(
     for name, leaf in zip(leaves.names, leaves.leaves, strict=True):
         path = f"{prefix}.{name}".strip(".")
         if is_layer(leaf) and leaf is not tree:
-            inner = {key.removeprefix(f"{name}."): one for key, one in told.items() if key.startswith((f"{name}.", "*"))}
+            inner = {
+                key.removeprefix(f"{name}."): one for key, one in told.items() if key.startswith((f"{name}.", "*"))
+            }
             yield from _walked(leaf, path, inner, is_layer)
         elif is_array(leaf):
             yield path, leaf, told.get("*") or told.get(name) or _unlisted(tree, path, leaf, is_layer(tree))
@@ -166,9 +168,7 @@ def _row(path: str, shape: Shape, what: KernelGeometry | str) -> Kernel:
     return Kernel(path, shape, what, what.note)
 
 
-def _overridden(
-    rows: list[Kernel], dtypes: Mapping[str, Any], given: Mapping[str, KernelGeometry]
-) -> list[Kernel]:
+def _overridden(rows: list[Kernel], dtypes: Mapping[str, Any], given: Mapping[str, KernelGeometry]) -> list[Kernel]:
     """Return the rows with the user's own geometries where a pattern matches."""
     for pattern, one in given.items():
         require(isinstance(one, KernelGeometry), "kernels", "must map patterns to KernelGeometry", {pattern: one})
