@@ -3,10 +3,12 @@
 import jax
 import pytest
 
+_SWITCH = "jax_disable_most_optimizations"
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_quickly():
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
+    before = jax.config.read(_SWITCH)
+    jax.config.update(_SWITCH, True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(_SWITCH, before)

@@ -55,6 +55,23 @@ def test_a_compiled_model_trains_at_its_norm():
     assert max(off) <= 0.02
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
+def test_what_was_trained_is_evaluated_alike_compiled_and_not(factor):
+    layer = nn.Linear(30, 20)
+    with torch.no_grad():
+        layer.weight.mul_(factor)
+    spectral_normalization(layer)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.05 if factor == 1.0 else 0.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        layer(torch.randn(8, 30)).square().sum().backward()
+        optimizer.step()
+    layer.eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    x = torch.randn(8, 30)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-2, atol=1e-3)
+
+
 def _sigma(part):
     """Return the norm that the last call divided by: the image of the first vector that it kept."""
     return (part.original.mT @ part[0].vectors[0]).norm()

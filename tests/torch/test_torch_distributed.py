@@ -32,3 +32,18 @@ def test_two_processes_hold_what_one_does_at_the_same_batch(kind, replicas):
         torch.testing.assert_close(vectors[0], wanted[0], rtol=1e-3, atol=1e-4)
     if kind == "constrained":
         assert [norm(one) for one in first[:3]] == pytest.approx([1.0] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kernels_in_shards_are_held_without_ever_being_gathered(axis, replicas):
+    first, second = (one[f"shards {axis}"] for one in replicas)
+    alone = [one.detach() for one in train("constrained")[:3]]
+    for kernel, other, wanted in zip(first["kernels"], second["kernels"], alone, strict=True):
+        assert torch.equal(kernel, other)
+        assert norm(kernel) == pytest.approx(1.0, rel=1e-3)
+        torch.testing.assert_close(kernel, wanted.detach(), rtol=1e-4, atol=1e-5)
+    assert first["sizes"] == second["sizes"]
+    assert 0 < max(first["sizes"]) <= 2 * 24  # two vectors of the longest side; the kernels have 96 to 576 entries
+    lower, upper = (first["norms"][f"spectral_{end}/2.weight"] for end in ("lower", "upper"))
+    assert lower <= norm(first["kernels"][1]) <= upper
+    assert "where these are sharded" in first["said"]

@@ -99,6 +99,18 @@ def test_an_audit_of_a_module_has_a_row_for_every_tensor_of_its_state_dict():
     assert {rows[name].status for name in skipped} == {"skipped"}
 
 
+def test_what_an_audit_cannot_bound_has_its_reason():
+    whole = nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.LSTM(3, 4), nn.MultiheadAttention(4, 2)
+    )
+    rows = {row.name: row for row in opnorm.audit(whole).rows}
+    assert rows["0.weight"].status == "failed"
+    assert rows["0.weight"].reason.startswith("the padding 'circular' repeats pixels")
+    assert rows["1.weight_hh_l0"].upper == pytest.approx(norm(whole[1].weight_hh_l0))
+    blocks = SEPARATE["attention"][1]["in_proj_weight"](whole[2].in_proj_weight)
+    assert rows["2.in_proj_weight"].upper == pytest.approx(max(map(norm, blocks)))
+
+
 def test_an_audit_of_a_state_dict_reads_it_as_a_file(tmp_path):
     state = mlp().state_dict()
     torch.save(state, tmp_path / "model.pt")
@@ -125,13 +137,16 @@ def test_the_lipschitz_constant_of_a_module_lies_in_its_bound():
     assert bound.unknown == ()
 
 
-def test_a_module_whose_graph_is_not_to_be_had_says_so():
+def test_a_module_whose_graph_is_not_to_be_had_says_so(capsys):
     class Branching(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ValueError, match=r"`torch.onnx.export\(..., dynamo=False\)`"):
         opnorm.lipschitz_bound(Branching(), torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"`torch.onnx.export\(..., dynamo=False\)`"):
+        opnorm.lipschitz_bound(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(2, 3, 8))
+    assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="`data` must hold at least one point"):
         opnorm.lipschitz_bound(mlp())
     with pytest.raises(ValueError, match="`data` must hold at least one point"):

@@ -10,19 +10,29 @@ from opnorm.backends import TINY
 from opnorm.rules import Normalizer
 
 
-def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `Normalizer.factor` does of a matrix, after exactly `power_iterations` steps."""
+def written_out(normalizer: Normalizer, kernel: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return what `Normalizer.factor` does of a matrix, after exactly so many steps.
+
+    Without a step sigma is |W u|, right to second order where the vectors are those of nearly the same kernel: for each
+    further operation compilers take long.
+    """
     blocks = _blocks(normalizer, kernel.to(vectors.dtype))  # (groups, rows, columns)
-    size = blocks.detach().abs().amax((1, 2), keepdim=True) + TINY
-    matrix = torch.nan_to_num(blocks.detach() / size)
     following = vectors.reshape(vectors.shape[0], normalizer.groups, -1).permute(1, 2, 0)
-    for _ in range(normalizer.power_iterations):
-        basis, _ = torch.linalg.qr(matrix @ following)
-        following, _, rotation = torch.linalg.svd(matrix.mT @ basis, full_matrices=False)
-    v = basis @ rotation[:, :1].mT
-    norms = ((v.mT @ (blocks / size) @ following[:, :, :1]) * size).flatten()
-    kept = following.permute(2, 0, 1).reshape(vectors.shape)
-    return _factor(normalizer, norms, kernel), kept
+    if not steps:
+        images = (blocks @ following[:, :, :1]).double()  # squares of 1e-30 and 1e+30 would leave the range
+        return _factor(normalizer, images.norm(dim=1).flatten().to(vectors.dtype), kernel), vectors
+    v, following = _iterated(blocks.detach(), following, steps)
+    norms = (v.mT @ blocks @ following[:, :, :1]).flatten()
+    return _factor(normalizer, norms, kernel), following.permute(2, 0, 1).reshape(vectors.shape)
+
+
+def _iterated(blocks: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the leading left singular vectors, and the right ones, after subspace iterations."""
+    matrix = torch.nan_to_num(blocks / (blocks.abs().amax((1, 2), keepdim=True) + TINY))
+    for _ in range(steps):
+        basis, _ = torch.linalg.qr(matrix @ vectors)
+        vectors, _, rotation = torch.linalg.svd(matrix.mT @ basis, full_matrices=False)
+    return basis @ rotation[:, :1].mT, vectors
 
 
 def _factor(normalizer: Normalizer, norms: Tensor, kernel: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from opnorm.backends import Tensor as AnyTensor
-from opnorm.rules import Constraint, Rule, find, overwrite
+from opnorm.checks import require
+from opnorm.rules import Constraint, MaxSpectralNorm, Rule, SpectralNorm, find, overwrite
 from opnorm.torch.geometry import KernelGeometry
 from opnorm.torch.sites import Kernel
 
@@ -41,9 +42,19 @@ def fit(constraint: Constraint, kernel: Kernel, index: int = 0) -> Fitted:
         ValueError: When the kernel does not fit its geometry.
     """
     geometry = kernel.geometry.asked(constraint.blockwise)
+    _require_matrix(kernel, geometry, constraint)
     own = constraint.of(geometry.operator(constraint.operator), geometry.blockwise)
     start = own.initial_state(geometry.view(kernel.tensor, constraint.operator), index)
     return Fitted(own, geometry, own.rule, start)
+
+
+def _require_matrix(kernel: Kernel, geometry: KernelGeometry, constraint: Constraint) -> None:
+    """Raise for what cannot be done on the shards of a DTensor, as FSDP2 has them."""
+    slides = constraint.operator == "convolution" and geometry.strides is not None
+    scales = isinstance(constraint, SpectralNorm | MaxSpectralNorm)
+    must = "must be SpectralNorm or MaxSpectralNorm, of kernels that are one matrix, where these are sharded"
+    one = scales and not slides and geometry.groups == 1
+    require(one or not hasattr(kernel.tensor, "device_mesh"), "rule", must, f"{constraint} for {kernel.path}")
 
 
 def overwrite_all(

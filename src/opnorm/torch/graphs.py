@@ -3,7 +3,8 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -92,8 +93,10 @@ def _at(module: nn.Module, point: Tensor) -> float:
 
 
 def _export(module: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
+    # The exporter prints graphs that it cannot translate.
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's newer exporter needs packages of its own
         warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
         options = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": {"input": {0: "batch"}}}
         torch.onnx.export(module, (example,), str(path), dynamo=False, **options)

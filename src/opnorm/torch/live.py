@@ -13,7 +13,7 @@ from opnorm.checkpoints.tables import read_table
 from opnorm.checks import Array
 from opnorm.operators.linear import has_own, linear_operator
 from opnorm.torch.geometry import KernelGeometry
-from opnorm.torch.operators import geometric, require_zeros, values_of
+from opnorm.torch.operators import geometric, values_of
 from opnorm.torch.parametrization import SpectralNormalization
 from opnorm.torch.sites import Kernel, find_kernels
 
@@ -52,10 +52,9 @@ def _weight(kernel: Kernel) -> Any:
 
 def _geometry(kernel: Kernel) -> Geometry:
     kind = type(kernel.module).__name__.removeprefix("Parametrized")
-    try:
-        require_zeros(kernel.module)
-    except ValueError as error:
-        return g.unknown(kind, str(error))
+    padding = getattr(kernel.module, "padding_mode", "zeros")
+    if padding != "zeros":
+        return g.unknown(kind, f"the padding {padding!r} repeats pixels: the bound for zeros does not hold for it")
     return Geometry(kind, _text(kernel.geometry), lambda array: _operator(kernel, array))
 
 

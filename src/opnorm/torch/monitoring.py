@@ -1,7 +1,7 @@
 """The norms of a module's kernels as a dictionary, for whatever logs the training."""
 
 from math import isnan, nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,17 +81,23 @@ def _estimates(watched: list[_Watched]) -> list[float]:
     vectors = [start.to(one.tensor.device) for start, one in zip(starts, watched, strict=True)]
     norms, _ = find_norms([Question(one.meaning, _SEARCH) for one in watched], [one.tensor for one in watched], vectors)
     largest = [
-        torch.where(one.tensor.isfinite().all(), norm.max().float(), nan)
+        torch.where(_whole(one.tensor.isfinite().all()), norm.max().float(), nan)
         for one, norm in zip(watched, norms, strict=True)
     ]
     numbers: list[float] = torch.stack(largest).tolist()
     return numbers
 
 
+def _whole(x: Any) -> Tensor:
+    """Return a tensor itself, of a DTensor the whole."""
+    whole: Tensor = x.full_tensor() if hasattr(x, "device_mesh") else x
+    return whole
+
+
 def _proved(watched: list[_Watched]) -> dict[str, float]:
     from opnorm.torch.proofs import bounds_of  # SciPy takes longer to import than all of this front end
 
-    bounds = {one.path: bounds_of(one.meaning, one.tensor) for one in watched}
+    bounds = {one.path: bounds_of(one.meaning, _whole(one.tensor)) for one in watched}
     lower = {f"spectral_lower/{path}": lower for path, (lower, _) in bounds.items()}
     return lower | {f"spectral_upper/{path}": upper for path, (_, upper) in bounds.items()}
 

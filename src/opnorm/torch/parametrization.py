@@ -1,7 +1,6 @@
 """A kernel normalized in the forward pass, W / sigma(W), with the gradient through sigma: a parametrization."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -44,11 +43,14 @@ class SpectralNormalization(nn.Module):
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return the kernel times `value / sigma`."""
-        compiled = torch.compiler.is_compiling() and self.normalizer.operator == "matrix"
-        find = partial(written_out, self.normalizer, self._view(kernel)) if compiled else partial(self._search, kernel)
-        factor, vectors = find(self.vectors.float())
+        vectors = self.vectors.float()
+        if torch.compiler.is_compiling() and self.normalizer.operator == "matrix":
+            steps = self.normalizer.power_iterations if self.training else 0
+            factor, following = written_out(self.normalizer, self._view(kernel), vectors, steps)
+        else:
+            factor, following = self._search(kernel, vectors)
         if self.training and kernel.requires_grad:
-            self._keep(vectors)
+            self._keep(following)
         return (self._view(kernel) * factor).to(kernel.dtype).reshape(kernel.shape) if factor.ndim else kernel * factor
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ def spectral_normalization(
     and of a module without either. Sigma is that of the matrix or convolution that the module applies, see
     `opnorm.torch.kernels`; an estimate from below, in float32, by subspace iteration. In evaluation nothing is written,
     and a weight that was replaced is normalized all the same. `torch.nn.utils.parametrize.remove_parametrizations`
-    leaves the normalized weight in a plain module. `torch.compile` and `torch.export` get exactly `power_iterations`
-    steps from the vectors that there are.
+    leaves the normalized weight in a plain module. What is compiled or exported takes exactly `power_iterations` steps
+    in training and none in evaluation, from the vectors that the last training call or `load_state_dict` left.
 
     Args:
         module: A `torch.nn.Module` with a kernel that `opnorm.torch.kernels` knows.
