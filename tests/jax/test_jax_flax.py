@@ -101,6 +101,19 @@ def test_an_nnx_model_trains_in_its_ball():
     assert values(model.head.kernel[...])[0] > 0.1
 
 
+def test_shared_variables_are_constrained_once():
+    class Tied(nnx.Module):
+        def __init__(self, rngs):
+            self.one = nnx.Linear(4, 4, rngs=rngs)
+            self.two = nnx.Linear(4, 4, rngs=rngs)
+            self.two.kernel = self.one.kernel
+
+    model = Tied(nnx.Rngs(0))
+    table = oj.geometry(model)
+    assert [(row.path, row.note) for row in table] == [("one.kernel", ""), ("two.kernel", "tied to 'one.kernel'")]
+    assert set(oj.constrain(oj.SpectralNorm(), table).init(nnx.state(model, nnx.Param)).vectors) == {"one.kernel"}
+
+
 class Linen(linen.Module):
     @linen.compact
     def __call__(self, x, train=False):

@@ -133,6 +133,8 @@ def _found(model: Any, inputs: Sequence[Any]) -> tuple[dict[str, Any], list[Kern
     else:
         require(not inputs, "inputs", "must be given for a flax.linen.Module only", inputs)
         answers = list(_walked(model, "", {}, lambda node: isinstance(node, types) or is_registered(node)))
+        nnx = sys.modules.get("flax.nnx")
+        answers = _tied(answers) if nnx is not None and isinstance(model, nnx.Module) else answers
     dtypes = {path: leaf.dtype for path, leaf, _ in answers}
     return dtypes, [_row(path, tuple(leaf.shape), what) for path, leaf, what in answers if what is not None]
 
@@ -152,6 +154,19 @@ def _walked(
             yield from _walked(leaf, path, inner, is_layer)
         elif is_array(leaf):
             yield path, leaf, told.get("*") or told.get(name) or _unlisted(tree, path, leaf, is_layer(tree))
+
+
+def _tied(answers: list[tuple[str, Any, Answer]]) -> list[tuple[str, Any, Answer]]:
+    """Return the answers with a reason for what is there again: a state of flax.nnx has shared variables once."""
+    first: dict[int, str] = {}
+    return [
+        (
+            path,
+            leaf,
+            what if first.setdefault(id(leaf), path) == path or what is None else f"tied to {first[id(leaf)]!r}",
+        )
+        for path, leaf, what in answers
+    ]
 
 
 def _unlisted(tree: Any, path: str, leaf: Any, typed: bool) -> Answer:
