@@ -12,7 +12,7 @@ import optax
 from opnorm.backends import Tensor
 from opnorm.checks import require
 from opnorm.jax.fitting import Fitted, GeometryLike, apply_all, fit_all, place_of
-from opnorm.jax.paths import take_apart
+from opnorm.jax.paths import Leaves, take_apart
 from opnorm.jax.sites import Geometry
 from opnorm.jax.sites import geometry as by_type_or_name
 from opnorm.rules import Constraint
@@ -64,35 +64,57 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
             raise ValueError(
                 "Argument `params` must be given: `optimizer.update(gradients, opt_state, params)`. Received: None"
             )
-        leaves, fitted = fit_all(rule, geometry, params)
-        steps = take_apart(updates)
-        places = [place_of(steps, one.path, "updates") for one in fitted]
-        moving = [(one, place) for one, place in zip(fitted, places, strict=True) if place is not None]
-        before = [jnp.asarray(leaves.leaves[one.place]) for one, _ in moving]
-        raw = [jnp.asarray(steps.leaves[place]) for _, place in moving]
-        kernels = [kernel + step for kernel, step in zip(before, raw, strict=True)]
-        due = [one for one, _ in moving]
+        steps, due = _due(rule, geometry, updates, params)
         states = [_vectors(state, one) for one in due]
-        changed, following = apply_all(due, [one.constraint.rule for one in due], kernels, states)
-        steps_made = map(_step, before, raw, kernels, changed)
-        new = {place: step for (_, place), step in zip(moving, steps_made, strict=True)}
-        vectors = {one.path: one_state for one, one_state in zip(due, following, strict=True) if one_state is not None}
+        fitted, wanted = [one.fitted for one in due], [one.wanted for one in due]
+        changed, following = apply_all(fitted, [one.constraint.rule for one in fitted], wanted, states)
+        new = {one.place: one.step_to(kernel) for one, kernel in zip(due, changed, strict=True)}
+        vectors = {one.path: kept for one, kept in zip(fitted, following, strict=True) if kept is not None}
         return steps.replaced(new), ConstraintState({**state.vectors, **vectors})
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _step(before: Tensor, raw: Tensor, kernel: Tensor, changed: Tensor) -> Tensor:
-    """Return the update that leads to the changed kernel, in the dtype of the one that came."""
-    return jnp.where(changed == kernel, raw, (changed - before).astype(raw.dtype))
+class _Due(NamedTuple):
+    """A kernel that an update changes."""
+
+    fitted: Fitted
+    place: int  # among the updates
+    before: Tensor
+    step: Tensor  # as it came
+
+    @property
+    def wanted(self) -> Tensor:
+        """The kernel that the update alone leads to, in float32 or wider."""
+        kind = jnp.promote_types(jnp.result_type(self.before, self.step), jnp.float32)
+        wanted: Tensor = self.before.astype(kind) + self.step.astype(kind)
+        return wanted
+
+    def step_to(self, kernel: Tensor) -> Tensor:
+        """Return the update that leads to the constrained kernel, in the dtype of the one that came."""
+        # p + ((p + u) - p) is not always p + u: where the rule changes nothing, neither does this.
+        return jnp.where(kernel == self.wanted, self.step, (kernel - self.before).astype(self.step.dtype))
 
 
-def _vectors(state: ConstraintState, one: Fitted) -> Tensor:
-    kept = state.vectors.get(one.path)
-    needed = hasattr(one.constraint, "seed") or getattr(one.constraint, "margin", 0) > 0
-    if kept is None and needed:
+def _due(rule: Constraint, geometry: GeometryLike, updates: Any, params: Any) -> tuple[Leaves, list[_Due]]:
+    """Return the leaves of the updates, and the kernels that they change."""
+    leaves, fitted = fit_all(rule, geometry, params)
+    steps = take_apart(updates)
+    due = []
+    for one in fitted:
+        place = place_of(steps, one.path, "updates")
+        if place is not None:
+            before, step = jnp.asarray(leaves.leaves[one.place]), jnp.asarray(steps.leaves[place])
+            due.append(_Due(one, place, before, step))
+    return steps, due
+
+
+def _vectors(state: ConstraintState, one: _Due) -> Tensor:
+    kept = state.vectors.get(one.fitted.path)
+    if kept is None and one.fitted.start(one.before) is not None:
         raise ValueError(
-            f"Argument `state` must be of these parameters: call `init` on them. Received: no vectors of {one.path!r}"
+            "Argument `state` must be of these parameters: call `init` on them. Received: no vectors of "
+            f"{one.fitted.path!r}"
         )
     return kept
 
