@@ -31,6 +31,6 @@ def test_the_example_holds_its_cap_and_is_unsure_far_from_the_data(monkeypatch):
     pytest.importorskip("flax.nnx")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = import_module("sngp_nnx")
-    result = example.measured(*example.trained(example.VARIANTS["SNGP, cap 0.95"], 4, 0))
+    result = example.measured(*example.trained(example.VARIANTS["SNGP, cap 0.95"], 2, 0))
     assert result.norm < 0.95 * 1.001
     assert result.far > result.near
