@@ -95,6 +95,13 @@ def explicit_norm(module, shape):
     return norm(columns)
 
 
+def step_without_change(module):
+    """Return an optimizer of the module's parameters, all of whose gradients are zero."""
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.SGD(module.parameters(), 0.1)
+
+
 def mlp(seed=0, width=24):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))

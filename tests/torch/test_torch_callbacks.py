@@ -79,6 +79,22 @@ def test_the_trainer_of_transformers_logs_the_norms(tmp_path):
     assert norm(model.net.weight) == pytest.approx(1.0, rel=1e-3)
 
 
+def test_the_kernels_of_gpt_2_are_known():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+    block = GPT2Block(transformers.GPT2Config(n_embd=16, n_head=2), layer_idx=0)
+    optimizer = torch.optim.SGD(block.parameters(), 0.0)
+    rows = constrain(block, optimizer, SpectralNorm())
+    for parameter in block.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert [row.path for row in rows] == [
+        f"{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    assert norm(block.mlp.c_fc.weight) == pytest.approx(1.0, rel=1e-3)
+
+
 def test_wrong_arguments_are_named():
     for package, call, name in (
         ("pytorch_lightning", lambda home: home.SpectralMonitor(every=0), "every"),

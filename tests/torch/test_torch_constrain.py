@@ -5,20 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from modules import MODULES, SEPARATE, SLIDING, array, batches, explicit_norm, mlp, norm, train, trained, weights
+from modules import array, batches, mlp, norm, step_without_change, train, trained, weights
 from torch import nn
 
-import opnorm
 from opnorm.torch import (
-    KernelGeometry,
     MaxSpectralNorm,
     Orthogonal,
     SpectralClip,
     SpectralNorm,
     constrain,
-    kernels,
     project,
 )
+from opnorm.torch.fitting import by_device
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.5),
@@ -37,13 +35,6 @@ RULES = {
     "clip": (SpectralClip(0.7), lambda s: np.minimum(s, 0.7)),
     "orthogonal": (Orthogonal(), np.ones_like),
 }
-
-
-def step_without_change(module):
-    """Return an optimizer of the module's parameters, all of whose gradients are zero."""
-    for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.SGD(module.parameters(), 0.1)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -66,79 +57,6 @@ def test_each_rule_makes_of_singular_values_what_it_says(name):
     constrain(layer, optimizer, rule)
     optimizer.step()
     np.testing.assert_allclose(array(layer.weight), u * change(s) @ vt, atol=2e-4)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_each_module_is_constrained_as_the_matrix_that_it_applies(name):
-    torch.manual_seed(0)
-    build, blocks = MODULES[name]
-    module = build()
-    optimizer = step_without_change(module)
-    rows = constrain(module, optimizer, SpectralNorm(2.0))
-    optimizer.step()
-    assert {row.path for row in rows if row.constraint is not None} == set(blocks)
-    for path, cut in blocks.items():
-        assert max(map(norm, cut(module.get_parameter(path)))) == pytest.approx(2.0, rel=2e-3), path
-
-
-@pytest.mark.parametrize("name", SEPARATE)
-def test_blocks_that_are_maps_of_their_own_have_a_norm_each(name):
-    torch.manual_seed(0)
-    build, blocks, options = SEPARATE[name]
-    module = build()
-    optimizer = step_without_change(module)
-    constrain(module, optimizer, SpectralNorm(2.0, **options))
-    optimizer.step()
-    for path, cut in blocks.items():
-        norms = [norm(part) for part in cut(module.get_parameter(path))]
-        assert norms == pytest.approx([2.0] * len(norms), rel=2e-3), path
-
-
-@pytest.mark.parametrize("name", SLIDING)
-@pytest.mark.parametrize("rule", [SpectralNorm, SpectralClip])
-def test_a_convolution_is_constrained_as_what_slides(name, rule):
-    torch.manual_seed(0)
-    build, shape = SLIDING[name]
-    module = build()
-    with torch.no_grad():
-        module.weight *= 3
-    optimizer = step_without_change(module)
-    (row,) = constrain(module, optimizer, rule(operator="convolution"))
-    optimizer.step()
-    assert row.operator == "convolution"
-    assert explicit_norm(module, shape) <= 1.01
-    proved = opnorm.spectral_norm(opnorm.linear_operator(module))
-    if name != "dilated and strided":  # there every stride is allowed for
-        assert proved.upper >= 0.97
-    assert proved.lower <= 1.01
-
-
-def test_a_type_that_is_taught_is_constrained_block_by_block():
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 6, 5))  # (experts, in, out)
-            self.scale = nn.Parameter(torch.ones(3, 1))
-
-    @kernels.register
-    def _(module: Experts):
-        return (KernelGeometry("weight", (0, -1), groups=3, blockwise=True),)
-
-    experts = Experts()
-    optimizer = step_without_change(experts)
-    constrain(experts, optimizer, SpectralNorm())
-    optimizer.step()
-    assert [norm(one) for one in experts.weight] == pytest.approx([1.0] * 3, rel=1e-3)
-
-
-def test_tied_kernels_are_constrained_once_and_the_table_says_so():
-    model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 10, bias=False))
-    model[1].weight = model[0].weight
-    optimizer = step_without_change(model)
-    rows = constrain(model, optimizer, SpectralNorm())
-    optimizer.step()
-    assert [row.note for row in rows] == ["", "tied to '0.weight'"]
-    assert norm(model[1].weight) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_frozen_kernels_are_left_alone_until_they_train():
@@ -295,3 +213,8 @@ def test_remove_ends_the_constraint_and_allows_another():
     constrain(model, optimizer, SpectralNorm())
     trained(model, optimizer)
     assert norm(model[0].weight) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_kernels_of_several_devices_are_changed_device_by_device():
+    kernels = [torch.empty(2, 2, device=device) for device in ("cpu", "meta", "cpu", "meta")]
+    assert by_device(kernels) == [[0, 2], [1, 3]]

@@ -123,6 +123,27 @@ def test_a_lazy_module_is_to_be_called_first():
         constrain(lazy, torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), SpectralNorm())
 
 
+def test_flattened_kernels_are_refused():
+    class FullyShardedDataParallel(nn.Sequential):  # called as FSDP1's wrapper
+        pass
+
+    model = FullyShardedDataParallel(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"which flattens its kernels: use `torch.distributed.fsdp.fully_shard`"):
+        constrain(model, sgd(model), SpectralNorm())
+
+
+def test_an_optimizer_inside_of_a_wrapper_is_the_one_that_steps():
+    class Wrapper:  # as accelerate has it
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    model = mlp()
+    optimizer = sgd(model)
+    constrain(model, Wrapper(optimizer), SpectralNorm())
+    trained(model, optimizer)
+    assert torch.linalg.matrix_norm(model[0].weight, 2).item() == pytest.approx(1.0, rel=1e-3)
+
+
 def test_other_arguments_are_refused_by_name():
     model = mlp()
     for call, name in (

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / "torch.md", ROOT / "docs" / "migration-torch.md"]
@@ -19,6 +20,16 @@ def test_the_python_of_the_page_runs(page, capsys):
         exec(compile(block, str(page), "exec"), namespace)
     for shown in re.findall(r"^```\n(path .*?)^```", text, re.DOTALL | re.MULTILINE):
         assert shown in capsys.readouterr().out
+
+
+def test_the_lines_of_the_readme_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(import torch\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+    namespace = {"critic": torch.nn.Linear(3, 2)}
+    exec(compile(block, "README.md", "exec"), namespace)
+    namespace["critic"](torch.ones(1, 3)).sum().backward()
+    namespace["optimizer"].step()
+    assert torch.linalg.matrix_norm(namespace["critic"].weight, 2).item() == pytest.approx(1.0, rel=1e-3)
 
 
 def test_the_constrained_critic_never_finds_more_than_the_distance(monkeypatch):

@@ -1,5 +1,6 @@
 """A constraint fitted to a kernel: the rule, and the kernel as the rule reads it."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,8 +61,19 @@ def _require_matrix(kernel: Kernel, geometry: KernelGeometry, constraint: Constr
 def overwrite_all(
     rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Change all kernels in place, as their rules say, and return the next states."""
-    found, following = find(rules, kernels, states)
-    for rule, kernel, what in zip(rules, kernels, found, strict=True):
-        overwrite(rule, kernel, what)
+    """Change all kernels in place, as their rules say, those of one device together, and return the next states."""
+    following = list(states)
+    for places in by_device(kernels):
+        found, after = find([rules[i] for i in places], [kernels[i] for i in places], [states[i] for i in places])
+        for i, what, state in zip(places, found, after, strict=True):
+            overwrite(rules[i], kernels[i], what)
+            following[i] = state
     return following
+
+
+def by_device(kernels: Sequence[Tensor]) -> list[list[int]]:
+    """Return the places of the kernels on each device: the layers of a model may be spread over several."""
+    places = defaultdict(list)
+    for place, kernel in enumerate(kernels):
+        places[kernel.device].append(place)
+    return list(places.values())

@@ -78,12 +78,24 @@ def kernels(module: Any) -> tuple[KernelGeometry, ...]:
         ...     experts = module.weight.shape[0]
         ...     return (opnorm.torch.KernelGeometry("weight", (0, -1), groups=experts, blockwise=True),)
     """
-    return ()
+    known = _by_name(module)
+    return () if known is None else known
 
 
 def is_registered(module: nn.Module) -> bool:
     """Return whether `kernels` knows the type of `module`."""
-    return kernels.dispatch(type(module)) is not kernels.dispatch(object)
+    return kernels.dispatch(type(module)) is not kernels.dispatch(object) or _by_name(module) is not None
+
+
+def _by_name(module: Any) -> tuple[KernelGeometry, ...] | None:
+    """Return the kernels of what other packages call by names of their own; None for any other module."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D"):  # GPT-2's linear layer
+        return (KernelGeometry(axis=1),)
+    if kind.__name__.endswith("Experts"):  # stacked along the first axis, whichever way each is turned
+        stacks = [(name, p) for name, p in module.named_parameters(recurse=False) if p.ndim == 3]
+        return tuple(KernelGeometry(name, (0, -1), p.shape[0], blockwise=True) for name, p in stacks) or None
+    return None
 
 
 @kernels.register(nn.Linear)

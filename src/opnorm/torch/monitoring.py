@@ -10,6 +10,7 @@ from opnorm.checks import require, to_flag, to_operator
 from opnorm.iterations.power import Search
 from opnorm.rules import Operator, Question, find_norms, first_vectors
 from opnorm.selection import Selection, choose
+from opnorm.torch.fitting import by_device
 from opnorm.torch.parametrization import ball_of
 from opnorm.torch.sites import Kernel, find_kernels
 
@@ -74,18 +75,21 @@ def _watched(kernel: Kernel, operator: str) -> _Watched:
 
 
 def _estimates(watched: list[_Watched]) -> list[float]:
-    """Return sigma of each kernel, from below; the numbers come from the device at once."""
-    if not watched:
-        return []
+    """Return sigma of each kernel, from below; the numbers come from each device at once."""
+    numbers = [nan] * len(watched)
+    for places in by_device([one.tensor for one in watched]):
+        found = _together([watched[i] for i in places]).tolist()
+        for i, number in zip(places, found, strict=True):
+            numbers[i] = number
+    return numbers
+
+
+def _together(watched: list[_Watched]) -> Tensor:
     starts = [torch.tensor(first_vectors(one.meaning, tuple(one.tensor.shape), 2, (0,))) for one in watched]
     vectors = [start.to(one.tensor.device) for start, one in zip(starts, watched, strict=True)]
     norms, _ = find_norms([Question(one.meaning, _SEARCH) for one in watched], [one.tensor for one in watched], vectors)
-    largest = [
-        torch.where(_whole(one.tensor.isfinite().all()), norm.max().float(), nan)
-        for one, norm in zip(watched, norms, strict=True)
-    ]
-    numbers: list[float] = torch.stack(largest).tolist()
-    return numbers
+    finite = [_whole(one.tensor.isfinite().all()) for one in watched]
+    return torch.stack([torch.where(f, norm.max().float(), nan) for f, norm in zip(finite, norms, strict=True)])
 
 
 def _whole(x: Any) -> Tensor:
