@@ -3,8 +3,8 @@
     python benchmarks/native_jax.py [--repeats 15] [--steps 20] [--quick] [--write]
 
 An MLP with three layers of 1024 on batches of 128 MNIST-sized images, Adam, parameters and state donated. Beside
-`opnorm.jax.constrain` stand equinox's and flax's SpectralNorm in the forward pass, where these are installed, each over
-its own framework's plain network. All variants stand in one process and train in turn; a ratio is taken within its
+`opnorm.jax.constrain` stand equinox's and flax.nnx's SpectralNorm in the forward pass, where these are installed, each
+over its own framework's plain network. All variants stand in one process and train in turn; a ratio is taken within its
 repeat, the table shows the median and the quartiles. The first two rounds, which compile, are not timed. `--write` puts
 the table between the markers of `benchmarks/README.md`. `PYTHONPATH=src` is enough where opnorm is not installed.
 """
@@ -74,7 +74,7 @@ def of_equinox(sizes, x, normalized):
     if normalized:
         layers = [eqx.nn.SpectralNorm(layer, "weight", key=key) for key, layer in zip(keys, layers, strict=False)]
     state = eqx.nn.State(layers)
-    params, static = eqx.partition(layers, eqx.is_inexact_array)
+    params, static = eqx.partition(eqx.nn.delete_init_state(layers), eqx.is_inexact_array)
 
     def loss(params, state):
         hidden = x
@@ -91,23 +91,30 @@ def of_equinox(sizes, x, normalized):
 
 
 def of_flax(sizes, x, normalized):
+    """Return a function that trains a network of flax.nnx once, by its own `jit`."""
     from flax import nnx
 
     rngs = nnx.Rngs(0)
     layers = [nnx.Linear(*pair, rngs=rngs) for pair in pairwise(sizes)]
-    if normalized:
-        layers = [nnx.SpectralNorm(layer, rngs=rngs) for layer in layers]
-    graph, params, rest = nnx.split(nnx.Sequential(*layers), nnx.Param, ...)
+    model = nnx.List([nnx.SpectralNorm(layer, rngs=rngs) if normalized else layer for layer in layers])
+    optimizer = nnx.Optimizer(model, optax.adam(1e-4), wrt=nnx.Param)
 
-    def loss(params, rest):
-        model = nnx.merge(graph, params, rest)
+    def loss(model):
         hidden = x
-        for place, layer in enumerate(model.layers):
+        for place, layer in enumerate(model):
             hidden = layer(hidden, update_stats=True) if normalized else layer(hidden)
-            hidden = jax.nn.relu(hidden) if place < len(model.layers) - 1 else hidden
-        return cross_entropy(hidden), nnx.split(model, nnx.Param, ...)[2]
+            hidden = jax.nn.relu(hidden) if place < len(model) - 1 else hidden
+        return cross_entropy(hidden)
 
-    return (params, rest), loss
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    def train():
+        step(model, optimizer)
+        return nnx.state(model, nnx.Param)
+
+    return train
 
 
 def trainings(quick):
@@ -123,10 +130,11 @@ def trainings(quick):
             CONSTRAINED: compiled((jax.tree.map(jnp.copy, params), ()), loss, optax.chain(adam, rule)),
         }
     }
-    for name, make in {"equinox": of_equinox, "flax": of_flax}.items():
-        if find_spec(name):
-            made = {"none": make(sizes, x, False), f"{name}'s SpectralNorm": make(sizes, x, True)}
-            found[name] = {variant: compiled(carry, loss, adam) for variant, (carry, loss) in made.items()}
+    if find_spec("equinox"):
+        made = {"none": of_equinox(sizes, x, False), "equinox's SpectralNorm": of_equinox(sizes, x, True)}
+        found["equinox"] = {variant: compiled(carry, loss, adam) for variant, (carry, loss) in made.items()}
+    if find_spec("flax"):
+        found["flax"] = {"none": of_flax(sizes, x, False), "flax.nnx's SpectralNorm": of_flax(sizes, x, True)}
     return found
 
 
