@@ -32,7 +32,7 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
     """Return the transformation after which `optax.apply_updates(params, updates)` satisfies `rule`.
 
     It must be the last of a chain. Kernels are what `opnorm.jax.geometry` says, all of them found together; what is
-    left of the update is the step from the old kernel to the constrained new one, to rounding in the parameters' dtype.
+    left of the update is the step from the old kernel to the constrained new one, to rounding of parameters and update.
     Where the rule changes nothing, the update is as it came, bit for bit. A kernel without an update (None, or masked)
     is left alone.
 
@@ -92,8 +92,9 @@ class _Due(NamedTuple):
 
     def step_to(self, kernel: Tensor) -> Tensor:
         """Return the update that leads to the constrained kernel, in the dtype of the one that came."""
-        # p + ((p + u) - p) is not always p + u: where the rule changes nothing, neither does this.
-        return jnp.where(kernel == self.wanted, self.step, (kernel - self.before).astype(self.step.dtype))
+        # Not kernel - before: p + ((p + u) - p) is not always p + u, and where the rule changes nothing, nor may this.
+        step: Tensor = (self.step + (kernel - self.wanted)).astype(self.step.dtype)
+        return step
 
 
 def _due(rule: Constraint, geometry: GeometryLike, updates: Any, params: Any) -> tuple[Leaves, list[_Due]]:
