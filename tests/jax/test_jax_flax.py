@@ -150,3 +150,16 @@ def test_a_linen_module_tells_its_kernels_from_the_shapes_of_its_inputs():
     blocks = jnp.split(projected["Conv_0"]["kernel"], 2, axis=-1)
     assert max(values(block.reshape(-1, 2))[0] for block in blocks) == pytest.approx(1, rel=1e-3)
     np.testing.assert_array_equal(projected["blocks"]["own"], variables["params"]["blocks"]["own"])
+
+
+def test_what_linen_makes_in_the_forward_pass_is_a_row_that_says_so():
+    class Wrapped(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(2)(linen.SpectralNorm(linen.Dense(4))(x, update_stats=False))
+
+    rows = {row.path: row for row in oj.geometry(Wrapped(), jax.ShapeDtypeStruct((1, 3), "float32"))}
+    assert [path for path, row in rows.items() if row.geometry is not None] == ["Dense_0.kernel"]
+    assert [row.note for row in rows.values()].count(
+        "made of other arrays in the forward pass, by flax's SpectralNorm"
+    ) == 1
