@@ -108,7 +108,17 @@ def network_bound(
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
     """
-    graph = fold(split(graph), deadline)
+    return bound_joined(fold(split(graph), deadline), bounds, apply, deadline, tightening)
+
+
+def bound_joined(
+    graph: Graph,
+    bounds: BoundWeight = bound_weight,
+    apply: Apply = map,
+    deadline: Deadline = NEVER,
+    tightening: float | None = TIGHTENING,
+) -> NetworkBound:
+    """Return what `network_bound` does, of a network that was split and folded already."""
     readers = _readers(graph)
     found = apply(lambda node: _effect(node, graph, readers, bounds), graph.nodes)
     effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
