@@ -7,6 +7,9 @@ from sklearn.datasets import load_digits
 
 import opnorm
 from opnorm.keras.jacobian import linearize
+from opnorm.keras.live import read_model
+from opnorm.networks.folding import split
+from opnorm.networks.forward import evaluate
 from opnorm.networks.lipschitz import lipschitz_bound
 
 L = keras.layers
@@ -182,6 +185,21 @@ def test_images_are_certified_with_a_note_where_rounding_is_assumed(make, assume
     np.testing.assert_array_equal(certificate.predictions, np.argmax(model.predict(points, verbose=0), axis=1))
     assert np.median(certificate.radius) > 0
     assert changed(model, points, certificate.predictions, certificate.radius * (1 - 1e-3)) == 0
+
+
+def test_logits_in_float64_are_keras_s():
+    *inner, _ = convolutional().layers
+    model = keras.Sequential([keras.Input((8, 8, 1)), *inner])
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        drawn = 0.3 * rng.standard_normal(variable.shape)
+        variable.assign(0.2 + np.abs(drawn) if "variance" in variable.path else drawn)
+    points = np.random.default_rng(0).uniform(0, 1, (5, 8, 8, 1)).astype("float32")
+    values, errors = evaluate(split(read_model(model).graph), points.astype(float))
+    truth = keras.ops.convert_to_numpy(model(points, training=False))
+    np.testing.assert_allclose(values, truth, rtol=1e-4)  # of float32
+    assert values.std(axis=0).min() > 1e-2  # tanh is not saturated
+    assert 0 < errors.max() < 1e-12 * np.abs(values).max()
 
 
 def test_progress_counts_the_pairs():

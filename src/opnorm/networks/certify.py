@@ -43,7 +43,8 @@ def certify(
         model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
         x: The examples, (examples, ...), as the model takes them.
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
-        time_limit: Seconds for the pairs of classes; of the pairs left then the bounds are looser, and as true.
+        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes; of the pairs left then
+            the bounds are looser, and as true.
         progress: Called with the number of pairs of classes done and of all, after each.
 
     Raises:
