@@ -142,6 +142,6 @@ def test_the_certified_digits_are_a_table_and_a_picture(folder):
     assert files == {"certified.png"}
     assert is_picture(folder / "certified" / "certified.png")
     accuracy, bound, *certified, whole, product = row(lines, "norm 1, logits x 30")
-    assert 29 < bound < 30.1  # a hair above the scale, or below it where the chain shows it
+    assert bound < 30 * 1.03  # the scale, and what an update may leave of two norms
     assert certified == sorted(certified, reverse=True)
-    assert product <= whole <= certified[2] <= accuracy
+    assert product <= whole <= certified[1] <= accuracy
