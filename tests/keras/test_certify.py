@@ -13,7 +13,6 @@ from opnorm.networks.forward import evaluate
 from opnorm.networks.lipschitz import lipschitz_bound
 
 L = keras.layers
-STEPS = 20  # of the attack
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def logits_model(model):
     return shorter
 
 
-def attacked(model, points, predictions, radii):
+def attacked(model, points, predictions, radii, steps):
     """Return where projected gradient ascent on (best other logit) - (predicted logit) ends, inside the radii."""
     rng = np.random.default_rng(0)
     flat = tuple(range(1, points.ndim))
@@ -62,7 +61,7 @@ def attacked(model, points, predictions, radii):
 
     delta = inside(rng.standard_normal(points.shape) * radii)
     rows = np.arange(len(points))
-    for _ in range(STEPS):
+    for _ in range(steps):
         x = (points + delta).astype("float32")
         z = np.array(keras.ops.convert_to_numpy(model(x, training=False)))
         z[rows, predictions] = -np.inf
@@ -74,9 +73,9 @@ def attacked(model, points, predictions, radii):
     return points + delta
 
 
-def changed(model, points, predictions, radii):
+def changed(model, points, predictions, radii, steps=20):
     """Return how many of the predictions an attack changes."""
-    x = attacked(model, points, predictions, radii).astype("float32")
+    x = attacked(model, points, predictions, radii, steps).astype("float32")
     return int(np.sum(np.argmax(keras.ops.convert_to_numpy(model(x, training=False)), axis=1) != predictions))
 
 
@@ -134,15 +133,26 @@ def test_a_tie_has_radius_zero():
     np.testing.assert_array_equal(certificate.radius, 0)
 
 
-def test_a_linear_classifier_has_its_distance_to_the_boundary():
-    model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
-    kernel = np.random.default_rng(0).standard_normal((4, 3)).astype("float32").astype(float)
-    model.set_weights([kernel, np.zeros(3)])
+def test_what_nothing_can_change_has_no_end():
+    model = keras.Sequential([keras.Input((3,)), L.Dense(2, kernel_initializer="ones")])
+    model.layers[-1].bias.assign([1.0, 0.0])
+    certificate = opnorm.certify(model, np.ones((2, 3)), [0, 1])
+    np.testing.assert_array_equal(certificate.radius, [np.inf, 0])
+    assert certificate.certified_accuracy(1e9) == 0.5
+    assert "2 examples" in certificate.to_text()
+    certificate.plot()
+
+
+@pytest.mark.parametrize("classes", [3, 25])  # beyond 20 the last kernel's rows tell pairs apart
+def test_a_linear_classifier_has_its_distance_to_the_boundary(classes):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(classes)])
+    kernel = np.random.default_rng(0).standard_normal((4, classes)).astype("float32").astype(float)
+    model.set_weights([kernel, np.zeros(classes)])
     points = np.random.default_rng(1).standard_normal((20, 4))
     certificate = opnorm.certify(model, points)
     z = points @ kernel
     best = z.argmax(axis=1)
-    others = [[j for j in range(3) if j != i] for i in best]
+    others = [[j for j in range(classes) if j != i] for i in best]
     exact = [
         min((z[n, i] - z[n, j]) / np.linalg.norm(kernel[:, i] - kernel[:, j]) for j in others[n])
         for n, i in enumerate(best)
@@ -184,7 +194,7 @@ def test_images_are_certified_with_a_note_where_rounding_is_assumed(make, assume
     assert len(certificate.notes) == assumed
     np.testing.assert_array_equal(certificate.predictions, np.argmax(model.predict(points, verbose=0), axis=1))
     assert np.median(certificate.radius) > 0
-    assert changed(model, points, certificate.predictions, certificate.radius * (1 - 1e-3)) == 0
+    assert changed(model, points, certificate.predictions, certificate.radius * (1 - 1e-3), steps=6) == 0
 
 
 def test_logits_in_float64_are_keras_s():
