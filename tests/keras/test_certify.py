@@ -186,7 +186,14 @@ def pooled():
     return keras.Model(inputs, L.Dense(3, "softmax")(L.Flatten()(x)))
 
 
-@pytest.mark.parametrize(("make", "assumed"), [(convolutional, 0), (pooled, 1)])
+def residual():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.ops.relu(L.Dense(6)(L.Flatten()(inputs)))
+    x = L.Add()([x, L.Dropout(0.5)(L.Dense(6, "silu")(x))])
+    return keras.Model(inputs, keras.ops.softmax(L.Dense(3)(x)))
+
+
+@pytest.mark.parametrize(("make", "assumed"), [(convolutional, 0), (residual, 0), (pooled, 1)])
 def test_images_are_certified_with_a_note_where_rounding_is_assumed(make, assumed):
     model = make()
     points = np.random.default_rng(0).uniform(0, 1, (20, 8, 8, 1)).astype("float32")

@@ -63,7 +63,7 @@ def evaluate(graph: Graph, x: Array) -> Value:
 def _after(node: Node, inputs: list[Value]) -> Value:
     if node.kind == "Add" and len(inputs) > 1 and len({value.values.shape for value in inputs}) == 1:
         return _sum(inputs)
-    if len(inputs) != 1 or node.options.get("arguments"):
+    if len(inputs) != 1 or set(node.options.get("arguments") or {}) - {"training"}:  # in training mode: no bound
         raise NotEvaluatedError(node.name)
     return _RULES.get(node.kind, _activated)(node, inputs[0])
 
@@ -168,13 +168,16 @@ _FUNCTIONS: dict[str, Callable[[Mapping[str, Any]], Function]] = {
     "LeakyReLU": lambda options: _leaky(float(options["negative_slope"])),
 }
 
+_PLAIN = ("relu", "relu6", "tanh", "sigmoid", "silu", "softplus")  # without options, also as functions of `keras.ops`
+
 
 def _activated(node: Node, value: Value) -> Value:
     name, options = parse(node.options.get("activation")) if node.kind == "Activation" else (node.kind, node.options)
-    if name not in _FUNCTIONS:
+    known = name.lower() if name.lower() in _PLAIN and name not in _FUNCTIONS else name  # keras.ops.Relu
+    if known not in _FUNCTIONS:
         raise NotEvaluatedError(node.name)
     constant = activation(name, options).constant
-    values = _FUNCTIONS[name](options)(value.values)
+    values = _FUNCTIONS[known](options)(value.values)
     return Value(values, (constant * value.errors + _ULPS * np.abs(values) + _TINY) * _SPARE)
 
 
