@@ -8,7 +8,7 @@ Plain PyTorch: `opnorm.torch`. Plain JAX, with optax: `opnorm.jax`. TF1-style co
 
 Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
 `Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
-files of weights.
+files of weights; `certify` says how far an input may move before a model's answer can change.
 
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from opnorm.keras.regularizers import SpectralRegularizer
     from opnorm.keras.wrappers import SpectralNormalization
     from opnorm.networks.bound import NetworkBound
+    from opnorm.networks.certificate import Certificate
+    from opnorm.networks.certify import certify
     from opnorm.networks.lipschitz import lipschitz_bound
     from opnorm.operators.convolution import Convolution
     from opnorm.operators.linear import BlockDiagonal, Diagonal, linear_operator, linear_operators
@@ -49,6 +51,7 @@ __version__ = version("opnorm")
 __all__ = [
     "BlockDiagonal",
     "Bounds",
+    "Certificate",
     "Convolution",
     "Diagonal",
     "KernelGeometry",
@@ -63,6 +66,7 @@ __all__ = [
     "SpectralRegularizer",
     "audit",
     "bake",
+    "certify",
     "constrain",
     "kernels",
     "linear_operator",
@@ -75,6 +79,7 @@ __all__ = [
 _HOMES = {
     "BlockDiagonal": "operators.linear",
     "Bounds": "bounds.brackets",
+    "Certificate": "networks.certificate",
     "Convolution": "operators.convolution",
     "Diagonal": "operators.linear",
     "KernelGeometry": "keras.geometry",
@@ -89,6 +94,7 @@ _HOMES = {
     "SpectralRegularizer": "keras.regularizers",
     "audit": "auditing.audits",
     "bake": "keras.baking",
+    "certify": "networks.certify",
     "constrain": "keras.attach",
     "kernels": "keras.geometry",
     "linear_operator": "operators.linear",

@@ -35,7 +35,7 @@ def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_s
         batch_size: Points at a time.
     """
     points = numbers(data, "data")
-    if points.ndim < 2 or points.size == 0 or points.dtype.kind != "f" or not _fits(points, model):
+    if points.ndim < 2 or points.size == 0 or points.dtype.kind != "f" or not fits(points, model):
         raise ValueError(
             "Argument `data` must hold at least one point of floating-point numbers, batch first, of the shape "
             f"{getattr(model, 'input_shape', 'that the model takes')}. "
@@ -45,7 +45,7 @@ def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_s
     return max(_largest(model, points[start : start + batch_size], steps) for start in starts)
 
 
-def _fits(points: Array, model: Any) -> bool:
+def fits(points: Array, model: Any) -> bool:
     """Return whether points have the shape of the model's input, as far as the model tells it."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple) or not all(size is None or isinstance(size, int) for size in shape):
