@@ -10,6 +10,7 @@ from opnorm.checkpoints.onnx_bodies import Definitions, Names, function_key
 from opnorm.checkpoints.onnx_geometry import role
 from opnorm.checkpoints.onnx_runtime import Runtime
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
+from opnorm.checkpoints.onnx_steering import without_shape_arithmetic
 from opnorm.checkpoints.onnx_unfold import Op, Unfolded
 from opnorm.checkpoints.onnx_uses import Met, Uses
 from opnorm.checkpoints.onnx_wire import skeleton
@@ -72,7 +73,7 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
                 nodes.append(further)
                 makers[value] = further.name
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
-    return Graph(tuple(nodes), unfolded.inputs, outputs)
+    return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs)), unfolded.inputs, outputs)
 
 
 def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from opnorm.bounds.certificates import up
+from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
 from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
@@ -40,6 +41,11 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 @rule(*_KEPT)
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "adds zeros or drops entries")
+
+
+@rule(STEADY)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(0.0, "the same for all inputs of one shape")
 
 
 @rule("Masking")
