@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_shapes import input_shape, output_shape
 from opnorm.checkpoints.records import CheckpointError, Graph, Node, Weight
 
 Weights = Sequence[tuple[tuple[str, ...], Mapping[str, Weight]]]  # by the path of their layer
@@ -75,15 +76,19 @@ class _Builder:
 
     def sequential(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
         layers = list(sublayers({"layers": model.config.get("layers")}))
+        shape = None  # of the value between two layers
         if layers and layers[0].kind == "InputLayer":
             first, *layers = layers
+            shape = input_shape(first.config)
             given = given if given is not None else ["/".join((*path, first.name))]
         inputs = list(given) if given is not None else ["input"]
         nodes: list[Node] = []
         current = inputs
         for layer in layers:
-            more, current = self.call(_Call(layer, 0, (), {}), path, current, call)
+            shapes = () if shape is None else (shape,)
+            more, current = self.call(_Call(layer, 0, (), {}, shapes=shapes), path, current, call)
             nodes += more
+            shape = output_shape(layer, shape)
         return nodes, inputs, current
 
     def functional(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:

@@ -2,12 +2,13 @@
 
 from importlib import import_module
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint
 from opnorm.checks import require
-from opnorm.networks.bound import NetworkBound, network_bound
+from opnorm.networks.bound import NetworkBound, Step, network_bound
 
 
 def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
@@ -37,14 +38,15 @@ def lipschitz_bound(model: Any, data: Any = None) -> NetworkBound:
     if is_path and data is not None:
         raise ValueError("Argument `data` needs a live model: a file is never executed. Received: data and a path")
     require(is_path or hasattr(model, "built"), "model", "must be a Keras model or a path", model)
-    bound = _from_above(open_checkpoint(fspath(model)) if is_path else _live(model))
+    checkpoint = open_checkpoint(fspath(model)) if is_path else _live(model)
+    bound = _from_above(checkpoint, Path(model).name if is_path else str(model.name))
     return bound if data is None else bound._replace(lower=_from_below(model, data))
 
 
-def _from_above(checkpoint: Checkpoint) -> NetworkBound:
+def _from_above(checkpoint: Checkpoint, name: str) -> NetworkBound:
     if checkpoint.graph is None:
-        reason = "how the layers are joined is not known: neither a Sequential nor a Functional model"
-        return NetworkBound(None, None, "none", (), (reason, *checkpoint.notes))
+        reason = "how its layers are joined is not known: neither a Sequential nor a Functional model"
+        return NetworkBound(None, None, "none", (Step(name, "model", None, reason),), checkpoint.notes)
     bound = network_bound(checkpoint.graph)
     return bound._replace(notes=(*bound.notes, *checkpoint.notes))
 

@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opnorm.bounds.certificates import up
+from opnorm.bounds.matrices import bracket_matrix
 from opnorm.checks import Array
 from opnorm.networks.effects import Unbounded
 
 _ROWS = 2**16  # of all matrices of one axis together: half a second
 _ENTRIES = 2**26
+_PIXELS = 1024  # of an axis whose matrix is written out: 40 ms
+_TOLERANCE = 1e-9  # what is left of a proof's time is the factorization
+Sizes = tuple[int, ...] | None
 _FACTOR = 4096  # of an interpolation that is written out
 
 
@@ -48,23 +52,43 @@ class Window(NamedTuple):
         return starts[starts < n], (low, high)  # a window wholly in the padding is dropped
 
 
-def max_pooling(windows: list[Window]) -> float:
+def max_pooling(windows: list[Window], sizes: Sizes = None) -> float:
     """Return an upper bound of the Lipschitz constant of max pooling: sqrt of how often one pixel is read at most.
 
     `|max_i x_i - max_i y_i| <= max_i |x_i - y_i|`, so the squares add up to those of the pixels, as often as read.
     """
-    return up(sqrt(prod(window.visits for window in windows)))
+    return up(sqrt(prod(_visits(window, n) for window, n in _with_sizes(windows, sizes))))
 
 
-def average_pooling(windows: list[Window], *, counts: str) -> float:
-    """Return an upper bound of the norm of average pooling, for every image size.
+def _with_sizes(windows: list[Window], sizes: Sizes) -> list[tuple[Window, int | None]]:
+    return list(zip(windows, sizes or [None] * len(windows), strict=True))
+
+
+def _visits(window: Window, n: int | None) -> int:
+    """Return the largest number of windows that read one of n pixels; None: of any number."""
+    if n is None or n * window.size > _ENTRIES:
+        return window.visits
+    reads = window.starts(n)[0][:, None] + np.arange(window.size) * window.dilation
+    inside = reads[(reads >= 0) & (reads < n)]
+    return int(np.bincount(inside, minlength=1).max())
+
+
+def average_pooling(windows: list[Window], sizes: Sizes = None, *, counts: str) -> float:
+    """Return an upper bound of the norm of average pooling.
 
     Args:
         windows: One for each axis.
+        sizes: Pixels of each axis; None: the bound holds for every image size.
         counts: What a window at the border is divided by: "window", its size, zeros included; "pixels", only what lies
             inside the image; "replicate", its size, with the border's pixels repeated.
     """
-    return up(prod(_average_axis(window, counts) for window in windows))
+    return up(prod(_average(window, n, counts) for window, n in _with_sizes(windows, sizes)))
+
+
+def _average(window: Window, n: int | None, counts: str) -> float:
+    if n is None or n > _PIXELS:
+        return _average_axis(window, counts)
+    return bracket_matrix(_average_matrix(window, counts, n), _TOLERANCE)[1]
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
 from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
+from opnorm.networks.sizes import image_size, reduced
 
 SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
@@ -67,18 +68,34 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(max_pooling(_windows(node)), "max pooling: root of the number of windows that read one pixel")
+    windows, sizes = _windows(node), _pooled_size(node)
+    constant = max_pooling(windows, sizes)
+    return Effect(
+        constant, f"max pooling{_at(sizes)}: root of the number of windows that read one pixel", sized=bool(sizes)
+    )
 
 
 @rule("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    windows = _windows(node)
+    windows, sizes = _windows(node), _pooled_size(node)
     if "pool_size" in node.options:  # Keras; its PyTorch backend repeats the border where padding is uneven
-        constant = max(average_pooling(windows, counts=counts) for counts in ("pixels", "replicate"))
+        constant = max(average_pooling(windows, sizes, counts=counts) for counts in ("pixels", "replicate"))
     else:
         counted = "window" if node.options.get("count_include_pad", 0) else "pixels"
-        constant = average_pooling(windows, counts=counted)
-    return Effect(constant, "average pooling: largest row sum of A A^T over every image size")
+        constant = average_pooling(windows, sizes, counts=counted)
+    text = "norm of its matrix" if sizes else "largest row sum of A A^T over every image size"
+    return Effect(constant, f"average pooling{_at(sizes)}: {text}", sized=bool(sizes))
+
+
+def _pooled_size(node: Node) -> tuple[int, ...] | None:
+    """Return the size of the images where the model fixes it, and a window fits into them."""
+    sizes, windows = image_size(node), _windows(node)
+    fits = sizes is not None and len(sizes) == len(windows)
+    return sizes if fits and all(len(w.starts(n)[0]) for w, n in zip(windows, sizes or (), strict=True)) else None
+
+
+def _at(sizes: tuple[int, ...] | None) -> str:
+    return f" at {'x'.join(map(str, sizes))}" if sizes else ""
 
 
 def _windows(node: Node) -> list[Window]:
@@ -132,20 +149,33 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "the maximum moves no more than the entry that moves most")
 
 
-@rule("GlobalAveragePooling1D", "ReduceMean")
+@rule("GlobalAveragePooling1D")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "mean over an unknown number of entries, at least one")
+    return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
+
+
+@rule("ReduceMean")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    count = reduced(node)
+    if count is None:
+        return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
+    return Effect(up(1 / sqrt(count)), f"mean over {count} entries", sized=True)
+
+
+@rule("ReduceSum")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    count = reduced(node)
+    if count is None:
+        raise Unbounded("sums over an unknown number of entries")
+    return Effect(up(sqrt(count)), f"sum over {count} entries", sized=True)
 
 
 @rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    shapes = input_shapes(node)
-    first = node.kind == "GlobalAveragePool" or node.options.get("data_format") == "channels_first"
-    pixels = None if shapes is None else shapes[0][2:] if first else shapes[0][1:-1]
-    if not pixels or not all(isinstance(size, int) and size > 0 for size in pixels):
-        return Effect(1.0, "mean over an unknown number of pixels, at least one")
-    count = prod(int(n or 1) for n in pixels)  # `or` for the type: none is None here
-    return Effect(up(1 / sqrt(count)), f"mean over {count} pixels")
+    pixels = image_size(node)
+    if pixels is None:
+        return Effect(1.0, "mean over an unknown number of pixels, at least one", sized=False)
+    return Effect(up(1 / sqrt(prod(pixels))), f"mean over {prod(pixels)} pixels", sized=True)
 
 
 @rule("UpSampling1D", "UpSampling2D", "UpSampling3D")
