@@ -15,7 +15,7 @@ from opnorm.operators.convolution import Convolution
 
 _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
 _SHORT = 8  # kernels on an axis beyond which the borders no longer show: about a percent of the norm
-_WORK = 1e11  # multiplications of a proof for the one size: some seconds
+_SIDE = 1536  # of the matrix of one size: a quarter of a second for its proof
 
 
 def image_size(node: Node) -> tuple[int, ...] | None:
@@ -79,7 +79,7 @@ def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | No
 def _is_worth(operator: Convolution) -> bool:
     spans = zip(operator.input_shape, operator.extents, strict=True)
     near = any(size <= _SHORT * extent for size, extent in spans)
-    return near and is_written_out(operator, Memory()) and operator.work * min(operator.shape) <= _WORK
+    return near and min(operator.shape) <= _SIDE and is_written_out(operator, Memory())
 
 
 def _text(value: Any) -> str:
