@@ -28,7 +28,7 @@ def read_onnx(path: Path) -> Checkpoint:
     del model.functions[:]
     model.functions.extend(called)
     shapes = {name: shape for name, shape in value_shapes(model).items() if name in unfolded.own}
-    shapes = with_open_sizes(unfolded.ops, shapes)
+    shapes = with_open_sizes(unfolded.ops, shapes, definitions.tensors)
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]

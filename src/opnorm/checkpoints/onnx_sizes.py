@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.onnx_shapes import Shape
 from opnorm.checkpoints.onnx_unfold import Op
 
@@ -11,7 +12,7 @@ _TOGETHER = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Mean", "Where", "
 _LONG = 200  # characters of a name made of names: a longer one is left as it was
 
 
-def with_open_sizes(ops: Iterable[Op], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def with_open_sizes(ops: Iterable[Op], shapes: Mapping[str, Shape], tensors: Mapping[str, Named]) -> dict[str, Shape]:
     """Return the shapes, sizes that convolution and pooling compute from an open size named after the computation.
 
     ONNX's inference gives each of them a name of its own, so that the two branches of a residual block never meet.
@@ -19,6 +20,7 @@ def with_open_sizes(ops: Iterable[Op], shapes: Mapping[str, Shape]) -> dict[str,
     Args:
         ops: The operators, each after its inputs.
         shapes: Of values; a name of a size stands for one number in every run.
+        tensors: Those of the file, kernels among them.
     """
     found = dict(shapes)
     names: dict[int | str, int | str] = {}
@@ -29,18 +31,20 @@ def with_open_sizes(ops: Iterable[Op], shapes: Mapping[str, Shape]) -> dict[str,
         result = op.outputs[0] if op.outputs else ""
         if result not in found:
             continue
-        for old, new in zip(found[result], _computed(op, found, found[result]), strict=True):
+        for old, new in zip(found[result], _computed(op, found, tensors), strict=True):
             if isinstance(old, str) and len(str(new)) <= _LONG:
                 names[old] = new
         found[result] = tuple(names.get(size, size) for size in found[result])
     return found
 
 
-def _computed(op: Op, shapes: Mapping[str, Shape], result: Shape) -> Shape:
+def _computed(op: Op, shapes: Mapping[str, Shape], tensors: Mapping[str, Named]) -> Shape:
     """Return the shape of an operator's first result from those of its inputs, as far as that is told."""
+    result = shapes[op.outputs[0]]
     given = [shapes[name] for name in op.inputs if name in shapes]
     if op.kind in _SLIDING and given and op.inputs[0] in shapes and len(given[0]) == len(result):
-        return (*result[:2], *_slid(op.options, given[0][2:], result[2:]))
+        kernel = tensors[op.inputs[1]].shape[2:] if op.kind == "Conv" and op.inputs[1] in tensors else ()
+        return (*result[:2], *_slid({"kernel_shape": kernel, **op.options}, given[0][2:], result[2:]))
     if op.kind in _TOGETHER and len(given) == len(op.inputs) and len(set(given)) == 1:
         return given[0] if len(given[0]) == len(result) else result
     return result
