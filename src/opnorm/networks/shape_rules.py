@@ -59,6 +59,14 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(nearest_upsampling(per_axis(node.options["n"], 1)), "repeats its input")
 
 
+@rule("Tile")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    repeats = find(node.weights, "1")
+    if repeats is None or "0" in node.weights or np.any(repeats < 0):
+        raise Unbounded("repeats its input as often as something computed says")
+    return Effect(up(sqrt(float(np.prod(repeats)))), f"repeats its input {np.prod(repeats):g} times")
+
+
 @rule("Cast")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     if node.options.get("to") not in (None, 1, 10, 11, 16, "float32", "float16", "bfloat16", "float64"):
