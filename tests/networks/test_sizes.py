@@ -68,6 +68,20 @@ def test_max_pooling_counts_the_windows_of_its_size(tmp_path, pads):
     assert bound.upper == pytest.approx(shared**0.5, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize("attributes", [{"pads": [10**9] * 4}, {"dilations": [10**8, 1]}, {"kernel_shape": [10**9, 1]}])
+def test_pooling_beyond_all_measure_ends_at_once_in_no_small_number(tmp_path, kind, attributes):
+    nodes = [call(kind, "x", "y", **{"kernel_shape": [3, 3], **attributes})]
+    upper = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {})).upper
+    assert upper is None or upper >= 1
+
+
+def test_an_image_beyond_all_measure_is_bounded_over_all_sizes(tmp_path):
+    nodes = [call("MaxPool", "x", "y", kernel_shape=[3, 3], strides=[2, 2])]
+    bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {}, (2, 10**12, 10**12)))
+    assert bound.upper == pytest.approx(2, rel=1e-9)
+
+
 def test_a_kernel_that_was_joined_with_a_scale_is_bounded_at_its_size(tmp_path, rng):
     constants = {**constants_of("K", rng), "s": rng.standard_normal(4), "z": np.zeros(4), "v": rng.uniform(0.2, 3, 4)}
     nodes = [call("Conv", "x K", "conv", pads=[2, 0, 1, 2]), call("BatchNormalization", "conv s z z v", "y")]

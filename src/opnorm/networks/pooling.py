@@ -14,7 +14,8 @@ from opnorm.networks.effects import Unbounded
 
 _ROWS = 2**16  # of all matrices of one axis together: half a second
 _ENTRIES = 2**26
-_PIXELS = 1024  # of an axis whose matrix is written out: 40 ms
+_PIXELS = 1024  # of an axis whose matrix is written out, and of the window: 40 ms
+_READS = 2**22  # of all windows of an axis that are counted one by one
 _TOLERANCE = 1e-9  # what is left of a proof's time is the factorization
 Sizes = tuple[int, ...] | None
 _FACTOR = 4096  # of an interpolation that is written out
@@ -38,6 +39,10 @@ class Window(NamedTuple):
     def visits(self) -> int:
         """The largest number of windows that read one pixel."""
         return ceil(self.size * gcd(self.stride, self.dilation) / self.stride)
+
+    def fits(self, n: int) -> bool:
+        """Return whether n pixels and the zeros around them hold a window."""
+        return isinstance(self.pads, str) or n + sum(self.pads) >= self.extent
 
     def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """Return where the windows on n pixels start, and the zeros around the pixels."""
@@ -66,7 +71,7 @@ def _with_sizes(windows: list[Window], sizes: Sizes) -> list[tuple[Window, int |
 
 def _visits(window: Window, n: int | None) -> int:
     """Return the largest number of windows that read one of n pixels; None: of any number."""
-    if n is None or n * window.size > _ENTRIES:
+    if n is None or (n + window.extent) * window.size > _READS:
         return window.visits
     reads = window.starts(n)[0][:, None] + np.arange(window.size) * window.dilation
     inside = reads[(reads >= 0) & (reads < n)]
@@ -85,8 +90,9 @@ def average_pooling(windows: list[Window], sizes: Sizes = None, *, counts: str) 
     return up(prod(_average(window, n, counts) for window, n in _with_sizes(windows, sizes)))
 
 
+@lru_cache(maxsize=256)
 def _average(window: Window, n: int | None, counts: str) -> float:
-    if n is None or n > _PIXELS:
+    if n is None or n + window.extent > _PIXELS:
         return _average_axis(window, counts)
     return bracket_matrix(_average_matrix(window, counts, n), _TOLERANCE)[1]
 

@@ -99,7 +99,7 @@ def _pooled_size(node: Node) -> tuple[int, ...] | None:
     """Return the size of the images where the model fixes it, and a window fits into them."""
     sizes, windows = image_size(node), _windows(node)
     fits = sizes is not None and len(sizes) == len(windows)
-    return sizes if fits and all(len(w.starts(n)[0]) for w, n in zip(windows, sizes or (), strict=True)) else None
+    return sizes if fits and all(w.fits(n) for w, n in zip(windows, sizes or (), strict=True)) else None
 
 
 def _at(sizes: tuple[int, ...] | None) -> str:
@@ -130,6 +130,8 @@ def _onnx_windows(options: Any) -> list[Window]:
     _require(automatic, ("NOTSET", "SAME_UPPER", "VALID"))
     if len(pads) != 2 * rank or min(pads) < 0 or (automatic == "VALID" and any(pads)):
         raise Unbounded(f"the pads {pads} of {rank} axes")
+    if any(pad > (sizes[i % rank] - 1) * dilations[i % rank] for i, pad in enumerate(pads)):
+        raise Unbounded(f"pads {pads} that hold whole windows")
     ceil_mode = bool(options.get("ceil_mode", 0))
     return [
         Window(
