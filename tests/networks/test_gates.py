@@ -125,3 +125,17 @@ def test_dividing_by_constants_divides_by_the_smallest(tmp_path):
 @pytest.mark.parametrize("form", ["silu", "silu, the gate first", "a mirrored silu"])
 def test_a_silu_in_several_nodes_has_the_constant_of_the_one(tmp_path, form):
     assert lipschitz_bound(network(tmp_path, FORMS[form])).upper == pytest.approx(1.09984, rel=1e-9)
+
+
+def test_a_gate_that_is_halved_afterwards_stays_in_its_chain(tmp_path):
+    rng = np.random.default_rng(0)
+    W = {name: rng.standard_normal((6, 6)) for name in "ABC"}
+    halved = [
+        (kind, inputs.replace("x", "a"), output.replace("y", "b"))
+        for kind, inputs, output in FORMS["gelu, halved last"]
+    ]
+    nodes = [call("MatMul", "x A", "a"), *(call(*node) for node in halved), call("MatMul", "b B", "y")]
+    bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {**W, **NUMBERS}, shape=(6,)))
+    assert [step.kind for step in bound.steps][-1] == "chain"
+    product = 1.128994 * np.linalg.norm(W["A"], 2) * np.linalg.norm(W["B"], 2)
+    assert bound.upper < 0.99 * product

@@ -255,7 +255,8 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     if len(node.inputs) != 1 or len(factors) != 1:
         raise Unbounded("a product of two inputs is not Lipschitz on the whole space")
     _require_one_shape(node)
-    return Effect(float(np.max(np.abs(factors[0]))), "multiplies with constants")
+    slopes = float(np.min(factors[0])), float(np.max(factors[0]))
+    return Effect(max(map(abs, slopes)), "multiplies with constants", slopes)
 
 
 @rule("Div")
