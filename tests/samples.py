@@ -2,12 +2,15 @@
 
 import io
 import json
+import warnings
 import zipfile
 
 import gguf
 import h5py
+import msgpack
 import numpy as np
 import onnx
+import tensor_bundles
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
@@ -116,6 +119,15 @@ def old_torch_file(path):
     return torch_file(path, _use_new_zipfile_serialization=False)
 
 
+def torch_index_file(path):
+    """Write the index of two shards, one of them from before PyTorch 1.6."""
+    torch_file(path.with_name("shard-1.bin"), _use_new_zipfile_serialization=False)
+    torch.save({"last.weight": torch.from_numpy(MATRIX)}, path.with_name("shard-2.bin"))
+    places = {"linear.weight": "shard-1.bin", "linear.bias": "shard-1.bin", "last.weight": "shard-2.bin"}
+    path.write_text(json.dumps({"metadata": {"total_size": 108}, "weight_map": places}))
+    return path
+
+
 def onnx_model(nodes, tensors, inputs=("x",), outputs=("y",), **settings):
     """Return a model whose open tensors have no known shape."""
     ends = [
@@ -129,6 +141,39 @@ def onnx_model(nodes, tensors, inputs=("x",), outputs=("y",), **settings):
 def onnx_file(path):
     nodes = [helper.make_node("MatMul", ["x", "kernel"], ["m"]), helper.make_node("Add", ["m", "bias"], ["y"])]
     onnx.save(onnx_model(nodes, {"kernel": RNG.standard_normal((40, 30)).astype("float32"), "bias": BIAS}), path)
+    return path
+
+
+def tensorflow_file(path, arrays=None):
+    arrays = {"conv/kernel": KERNEL, "dense/kernel": MATRIX} if arrays is None else arrays
+    pairs, at = [], 0
+    for name, array in sorted(arrays.items()):
+        pairs.append((0, name.encode(), tensor_bundles.entry(array.shape, array.nbytes, at)))
+        at += array.nbytes
+    data = b"".join(array.tobytes() for _, array in sorted(arrays.items()))
+    return tensor_bundles.write(path.parent, pairs, data=data, name=path.name.removesuffix(".index"))
+
+
+def flax_array(array):
+    """Return an array as flax writes it."""
+    return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+
+
+def flax_file(path, tree=None):
+    layers = {"Dense_0": {"kernel": MATRIX, "bias": BIAS}, "Conv_0": {"kernel": KERNEL}}
+    tree = {"params": layers, "step": 3, "none": None} if tree is None else tree
+    path.write_bytes(msgpack.packb(tree, default=flax_array))
+    return path
+
+
+def distributed_file(path, state=None):
+    from torch.distributed import checkpoint
+
+    if state is None:
+        state = {"model": {"linear.weight": torch.from_numpy(MATRIX), "linear.bias": torch.from_numpy(BIAS)}, "step": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it assumes one process, which it is told
+        checkpoint.save(state, checkpoint_id=path.parent, no_dist=True)
     return path
 
 
@@ -174,7 +219,11 @@ FILES = {
     "a.npy": npy_file,
     "a.pt": torch_file,
     "a.bin": old_torch_file,
+    "a.bin.index.json": torch_index_file,
     "a.onnx": onnx_file,
+    "a.index": tensorflow_file,
+    "a.msgpack": flax_file,
+    ".metadata": distributed_file,
     "a.tflite": tflite_file,
     "a.gguf": gguf_file,
 }

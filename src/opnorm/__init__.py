@@ -4,7 +4,7 @@ Training with Keras 3: the constraints `SpectralNorm`, `MaxSpectralNorm`, `Spect
 layers `SpectralNormalization`; the penalty `SpectralRegularizer`; the callback `SpectralMonitor`; for whole models
 `constrain`, `project`, `bake`, and `kernels`, which says what a layer makes of its weights.
 
-TF1-style code, graph mode and tf_keras: `opnorm.tf1`.
+Plain PyTorch: `opnorm.torch`. TF1-style code, graph mode and tf_keras: `opnorm.tf1`.
 
 Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
 `Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
@@ -26,6 +26,7 @@ from opnorm import _registration
 
 if TYPE_CHECKING:
     from opnorm import tf1 as tf1
+    from opnorm import torch as torch
     from opnorm.auditing.audits import audit
     from opnorm.auditing.report import Report
     from opnorm.bounds.brackets import Bounds, spectral_norm

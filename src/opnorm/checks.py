@@ -121,6 +121,12 @@ def check_tolerance(tolerance: float) -> float:
     return float(tolerance)
 
 
+def check_time_limit(time_limit: Any) -> None:
+    """Raise a `ValueError` unless `time_limit` is None or a number of seconds, which is not negative."""
+    proper = time_limit is None or (_is_real(time_limit) and float(time_limit) >= 0)
+    require(proper, "time_limit", "must not be negative, in seconds", time_limit)
+
+
 def to_axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """Return the axes `value` of an array of `rank` axes, counted from 0; raise unless they are its own, all different.
 

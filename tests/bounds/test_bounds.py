@@ -215,3 +215,9 @@ def test_masked_entries_are_refused_by_name():
         spectral_norm(hidden)
     assert spectral_norm(hidden.filled(0)).upper == 0
     assert spectral_norm(np.ma.masked_array(np.eye(3))).lower == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("ends", [(2, 1), (float("nan"), 1.0), (0.0, float("nan")), (float("inf"), 1.0)])
+def test_an_interval_that_holds_no_number_is_refused_with_its_ends(ends):
+    with pytest.raises(ValueError, match=f"lower={ends[0]}, upper={ends[1]}"):
+        Bounds(*ends)

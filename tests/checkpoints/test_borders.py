@@ -13,7 +13,7 @@ from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import CheckpointError
 
 FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
-LIBRARIES = {"h5py", "safetensors", "onnx", "ml_dtypes"}
+LIBRARIES = {"h5py", "safetensors", "onnx", "ml_dtypes", "msgpack", "tensorstore"}
 PACKAGE = Path(opnorm.checkpoints.__file__).parent
 
 

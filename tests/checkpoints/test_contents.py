@@ -1,6 +1,8 @@
 """Nothing is missing: the tensors of a file, counted by the library that owns the format, each have a row."""
 
+import io
 import json
+import zipfile
 from collections import Counter, defaultdict, deque
 from pathlib import Path, PureWindowsPath
 
@@ -220,6 +222,21 @@ def test_what_follows_the_array_of_a_file_is_noted(tmp_path, count):
     assert [note.partition(":")[0] for note in found.notes] == ["200 bytes follow the array, and were not read"][
         : count - 1
     ]
+
+
+@pytest.mark.parametrize("second", [np.eye(3), np.array(["x"])])
+def test_what_follows_an_array_in_an_archive_is_noted(tmp_path, second):
+    members = {"one.npy": [np.eye(3)], "two.npy": [second, np.eye(2)], "texts.npy": [np.array(["xy"])]}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, arrays in members.items():
+            buffer = io.BytesIO()
+            for array in arrays:
+                np.save(buffer, array)
+            archive.writestr(name, buffer.getvalue())
+    found = open_checkpoint(tmp_path / "a.npz")
+    assert len(found.weights) == 3
+    expected = "160 bytes follow the array, and were not read: another array, perhaps, behind 'two'"
+    assert found.notes == (expected,)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

@@ -13,7 +13,22 @@ import pytest
 import torch
 from onnx import helper
 from readers import fails, refused
-from samples import CONFIG, FILES, KERNEL, LAYERS, functional, gguf_file, keras_file, layer, onnx_model, weights_h5
+from safetensors.numpy import save_file
+from samples import (
+    CONFIG,
+    FILES,
+    KERNEL,
+    LAYERS,
+    distributed_file,
+    flax_file,
+    functional,
+    gguf_file,
+    keras_file,
+    layer,
+    onnx_model,
+    tensorflow_file,
+    weights_h5,
+)
 
 from opnorm.checkpoints.opening import open_checkpoint
 
@@ -192,26 +207,59 @@ def test_a_damaged_heap_is_refused_before_the_library_walks_it(tmp_path):
     refused(path, "heap")
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.safetensors", "a.pt", "a.onnx", "a.gguf"])
+@pytest.mark.parametrize("reserved", [bytes(3), b"\1\2\3"])  # which HDF5 passes over
+def test_free_blocks_of_a_heap_that_go_round_are_refused(tmp_path, reserved):
+    path = FILES["a.h5"](tmp_path / "a.h5")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"HEAP")
+    free, begin = (int.from_bytes(data[at + i : at + i + 8], "little") for i in (16, 24))
+    data[at + 5 : at + 8] = reserved
+    data[begin + free : begin + free + 8] = free.to_bytes(8, "little")  # the block is its own next one
+    path.write_bytes(data)
+    refused(path, "free blocks go round")
+
+
+def test_a_file_of_small_addresses_is_refused(tmp_path):
+    created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    created.set_sizes(4, 4)
+    file = h5py.File(h5py.h5f.create(str(tmp_path / "a.h5").encode(), fcpl=created))
+    file["w/kernel"] = np.eye(3)
+    file.close()
+    refused(tmp_path / "a.h5", "eight bytes")
+
+
+def _keras(path, arrays):
+    layers = {f"dense_{i}" if i else "dense": (key, [array]) for i, (key, array) in enumerate(arrays.items())}
+    keras_file(path, CONFIG, layers)
+
+
+def _h5(path, arrays):
+    path.write_bytes(weights_h5({key: (key, [array]) for key, array in arrays.items()}))
+
+
+def _tensors(arrays):
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+WRITERS = {
+    "a.keras": _keras,
+    "a.h5": _h5,
+    "a.safetensors": lambda path, arrays: save_file(arrays, path),
+    "a.pt": lambda path, arrays: torch.save(_tensors(arrays), path),
+    "a.onnx": lambda path, arrays: onnx.save(onnx_model([helper.make_node("Relu", ["x"], ["y"])], arrays), path),
+    "a.gguf": gguf_file,
+    "a.index": tensorflow_file,
+    "a.msgpack": flax_file,
+    ".metadata": lambda path, arrays: distributed_file(path, _tensors(arrays)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_opening_and_reading_take_the_memory_of_one_tensor(tmp_path, name):
     """Ten tensors of 4 MiB: the reader holds one, and a copy at most while it decodes it."""
     size, arrays = 2**22, {f"w{i}.weight": np.zeros((2**10, 2**10), "float32") for i in range(10)}
     path = tmp_path / name
-    if name == "a.keras":
-        layers = {f"dense_{i}" if i else "dense": (key, [array]) for i, (key, array) in enumerate(arrays.items())}
-        keras_file(path, CONFIG, layers)
-    elif name == "a.h5":
-        path.write_bytes(weights_h5({key: (key, [array]) for key, array in arrays.items()}))
-    elif name == "a.pt":
-        torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)
-    elif name == "a.onnx":
-        onnx.save(onnx_model([helper.make_node("Relu", ["x"], ["y"])], arrays), path)
-    elif name == "a.gguf":
-        gguf_file(path, arrays)
-    else:
-        from safetensors.numpy import save_file
-
-        save_file(arrays, path)
+    WRITERS[name](path, arrays)
     del arrays
     open_checkpoint(path)  # imports
     tracemalloc.start()

@@ -228,14 +228,14 @@ def test_a_deep_way_with_a_long_name_stays_small(tmp_path):
 def test_a_file_that_becomes_shorter_while_it_is_scanned_is_an_error_and_no_signal(tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
     onnx.save(onnx_model([call("MatMul", "x w", "y")], {f"w{i}": SQUARE for i in range(3000)}), path)
-    read = onnx_wire._Window.read
+    read = onnx_wire.Window.read
 
     def shrinking(self, start, end):
         if path.stat().st_size > 2**16:
             path.write_bytes(path.read_bytes()[: 2**16])
         return read(self, start, end)
 
-    monkeypatch.setattr(onnx_wire._Window, "read", shrinking)
+    monkeypatch.setattr(onnx_wire.Window, "read", shrinking)
     refused(path, "became shorter")
 
 

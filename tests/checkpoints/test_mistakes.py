@@ -34,17 +34,23 @@ def test_what_happened_to_a_file_is_said_with_the_remedy(tmp_path, content, word
     refused(tmp_path / name, words)
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.mlmodel", "a.msgpack", "a", "saved_model.pb", "model.ckpt-1.index"])
+@pytest.mark.parametrize("name", ["a.pkl", "a.mlmodel", "a", "a.pbtxt", "a.distcp"])
 def test_an_unknown_ending_is_answered_by_what_can_be_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
     refused(tmp_path / name, r"What can be read: .*\.safetensors .*\.keras .*\.onnx .*\.pt")
 
 
 def test_a_file_of_another_kind_is_answered_by_its_ending(tmp_path):
-    write(tmp_path / "a.model", {"w": np.eye(2, dtype=np.float32)})
-    refused(tmp_path / "a.model", r"it holds safetensors, which has the ending .*\.safetensors")
+    write(tmp_path / "a.npz", {"w": np.eye(2, dtype=np.float32)})
+    refused(tmp_path / "a.npz", r"it holds safetensors, which has the ending .*\.safetensors")
     FILES["a.h5"](tmp_path / "a.ckpt")
     refused(tmp_path / "a.ckpt", r"it holds HDF5, which has the ending \.hdf5 or \.h5")
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "frozen.pb", "model.ckpt-1.index"])
+def test_a_pickle_under_a_name_of_tensorflows_is_said_to_be_one(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
+    refused(tmp_path / name, r"is something else, but it holds a pickle, which has the ending .*\.pt")
 
 
 def test_a_folder_is_answered_by_what_is_in_it(tmp_path):
@@ -53,8 +59,8 @@ def test_a_folder_is_answered_by_what_is_in_it(tmp_path):
         write(tmp_path / f"model-{i}.safetensors", {"w": np.eye(2, dtype=np.float32)})
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, r"name one in it: 'model-0\.safetensors', .*'model-4\.safetensors' and 2 more")
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    refused(tmp_path, r"name one in it: 'model\.safetensors\.index\.json'$")
+    (tmp_path / "my.safetensors.index.json").write_text("{}")
+    refused(tmp_path, r"name one in it: 'my\.safetensors\.index\.json'$")
 
 
 @pytest.mark.parametrize("typed", ["a.gguf", "./a.gguf", "folder/../a.gguf"])

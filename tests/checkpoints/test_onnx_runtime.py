@@ -92,3 +92,41 @@ def test_biases_and_masks_of_attention_and_gates_are_no_weights(tmp_path):
     found = rows(tmp_path, nodes, constants, inputs="x")
     assert {name for name, row in found.items() if row.status == "failed"} <= set()
     assert found["wq"].upper == found["wv"].upper == pytest.approx(0.5)
+
+
+HEADS = [call("Reshape", "h s", "n"), call("Transpose", "n", "t", perm=[0, 2, 1, 3])]
+SCORES = [call("Transpose", "t", "u", perm=[0, 1, 3, 2]), call("MatMul", "t u", "y")]
+LAYER = [call("MatMul", "x v", "g"), call("Add", "g b", "h")]
+SQUARE = [call("Reshape", "h s", "k"), call("MatMul", "k z", "y")]
+
+
+@pytest.mark.parametrize("first", [2, "batch"])
+@pytest.mark.parametrize(
+    ("nodes", "sizes", "status"),
+    [
+        ([*LAYER, *SQUARE], (-1, 4, 4), "failed"),  # a matrix for each example, W0 + V x: its bias is W0
+        ([*LAYER, call("Tanh", "h", "i"), call("Reshape", "i s", "k"), *SQUARE[1:]], (-1, 4, 4), "failed"),
+        ([call("Gemm", "x v b", "h"), *SQUARE], (-1, 4, 4), "failed"),
+        ([*LAYER, *SQUARE], (-1, 16, 1), "skipped"),  # a column
+        ([*LAYER, *HEADS, *SCORES], (-1, 1, 2, 8), "skipped"),  # queries and keys of two heads
+        ([*LAYER, *HEADS, *SCORES], (-1, 2, 2, 4), "failed"),  # of two places, of which each has numbers of its own
+    ],
+)
+def test_a_bias_that_is_spread_over_both_sides_of_a_product_is_a_weight_of_the_run(
+    tmp_path, nodes, sizes, status, first
+):
+    constants = {"v": np.eye(4, 16, dtype="f4") / 2, "b": np.full(16, 5, "f4"), "s": np.array(sizes)}
+    model = onnx_model(nodes, constants, inputs=["x", *(["z"] if nodes[-1].input[1] == "z" else [])])
+    for value in model.graph.input:
+        shape = [first, 4] if value.name == "x" else [first, sizes[2], 3]
+        value.type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, shape))
+    onnx.save(model, tmp_path / "a.onnx")
+    found = {row.name: row for row in audit(tmp_path / "a.onnx").rows}
+    assert (found["v"].status, found["b"].status) == ("bounded", status)
+
+
+def test_both_numbers_of_a_one_hot_weight_are_numbers_of_the_run(tmp_path):
+    nodes = [call("MatMul", "x v", "n"), call("ArgMax", "n", "i", axis=1), call("OneHot", "i d o", "j"),
+             call("Squeeze", "j", "k"), PRODUCT]  # fmt: skip
+    constants = {"v": np.eye(10, dtype="f4") / 2, "d": np.array([10]), "o": np.array([0, 9], "f4")}
+    assert rows(tmp_path, nodes, constants, inputs="x")["o"].status == "failed"

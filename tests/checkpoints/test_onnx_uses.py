@@ -131,6 +131,11 @@ HIDDEN = {  # kernels whose norm is there and not known: a check must not pass
     "a stack of kernels looked up": [
         call("Unsqueeze", "w o", "u"), call("Gather", "u i", "k"), call("MatMul", "i k", "y"),
     ],
+    "chosen by a mask": [call("Where", "mask w w2", "k"), call("MatMul", "x k", "y")],
+    "a table of what is not worked out": [
+        call("Unsqueeze", "w o", "u"), call("ReduceSum", "u o", "k", keepdims=0), call("Gather", "k x", "y"),
+    ],
+    "an integer product from the left": [call("Cast", "w", "k", to=3), call("MatMulInteger", "k x", "y")],
     "a kernel with seven axes": [call("Unsqueeze", "w many", "k"), call("Conv", "x k", "y")],
     "groups that do not divide": [call("Unsqueeze", "w o", "u"), call("Conv", "x u", "y", group=3)],
     "an integer product": [call("Cast", "w", "k", to=3), call("MatMulInteger", "x k", "y")],
@@ -141,10 +146,21 @@ HIDDEN = {  # kernels whose norm is there and not known: a check must not pass
 def test_a_kernel_whose_norm_is_not_known_says_so_and_never_passes(tmp_path, way):
     constants = {"w": normal(4, 5), "e": np.array([2**20, 2**20, 4, 5]), "o": np.array([0])}
     constants |= {"many": np.arange(5), "i": np.array([0])} if "looked" not in way else {}
+    constants |= {"mask": np.ones((4, 5), bool), "w2": normal(4, 5)} if "mask" in way else {}
     model = onnx_model(HIDDEN[way], constants, inputs=("x", "i") if "looked" in way else ("x",))
     found = rows(tmp_path, model)["w"]
     assert (found.status, found.upper) == ("failed", None)
     assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("constant", "way"),
+    [(np.eye(3) > 0, call("Not", "w", "n")), (np.array(["1 2", "3 4"], object), call("StringSplit", "w", "n m"))],
+)
+def test_numbers_that_are_made_of_texts_or_bits_are_no_texts_or_bits(tmp_path, constant, way):
+    nodes = [way, call("Cast", "n", "k", to=1), call("MatMul", "x k", "y")]
+    found = rows(tmp_path, onnx_model(nodes, {"w": constant}))["w"]
+    assert (found.status, found.upper) == ("failed", None)
 
 
 def test_what_has_no_norm_of_its_own_is_no_failure(tmp_path):

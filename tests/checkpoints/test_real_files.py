@@ -114,3 +114,23 @@ def test_an_onnx_model_is_read_bit_by_bit(package, name, maps):
     assert read == truth
     assert sum(weight.geometry.operator is not None for weight in found.weights) == maps
     assert len(found.graph.nodes) > 0
+
+
+@pytest.mark.parametrize(
+    ("package", "known", "maps"),
+    [
+        ("basic-pitch", True, 9),  # of TensorFlow 2.4: 6 convolutions, 3 norms; its 41 moments are the optimizer's
+        ("guesslang", False, 5),  # of an estimator: 4 matrices, an embedding
+    ],
+)
+def test_a_saved_model_is_read_bit_by_bit(package, known, maps):
+    tensorflow = pytest.importorskip("tensorflow")
+    folder = shipped(package, "saved_model.pb").parent
+    found = open_checkpoint(folder)
+    reader = tensorflow.train.load_checkpoint(str(folder / "variables" / "variables"))
+    names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    truth = sorted(np.asarray(reader.get_tensor(name)).tobytes() for name in names)
+    assert sorted(weight.read().tobytes() for weight in found.weights) == truth
+    mapped = [weight for weight in found.weights if weight.geometry.operator]
+    assert (len(mapped), any(weight.geometry.assumed for weight in mapped)) == (maps, not known)
+    assert (found.graph is not None) == known

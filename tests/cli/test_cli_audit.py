@@ -384,7 +384,9 @@ def test_optimizer_state_is_one_line_and_shown_on_request(monkeypatch):
 def test_a_diff_shows_a_line_a_tensor(unit, model):
     result = invoke("diff", unit, unit)
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["tensor", "a.bias", "a.weight", "b.weight"]
+    *lines, summary = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["tensor", "a.bias", "a.weight", "b.weight"]
+    assert summary == "0 of 2 weights changed"
 
 
 def test_a_diff_on_stdout_is_nothing_but_json(unit):

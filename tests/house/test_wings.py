@@ -18,15 +18,18 @@ FRAMEWORKS = {"keras", "tensorflow", "tf_keras", "jax", "torch"}
 WINGS = {
     "checks": set(),
     "tables": set(),
+    "showing": set(),
+    "selection": set(),
     "operators": set(),
     "backends": set(),
     "iterations": {"backends"},
-    "rules": {"backends", "iterations"},
+    "rules": {"backends", "iterations", "showing"},
     "bounds": {"operators"},
     "checkpoints": {"operators"},
     "networks": {"bounds", "operators", "checkpoints", "tables"},
     "auditing": {"bounds", "operators", "networks", "checkpoints", "tables"},
-    "keras": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints"},
+    "keras": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints", "showing", "selection"},
+    "torch": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints", "showing", "selection"},
     "tf1": {"iterations", "rules"},
     "demo": {"keras"},
     "cli": {"auditing", "demo", "tables"},
@@ -36,14 +39,15 @@ WINGS = {
 # Late: by name or inside of a function, where a model was handed over and its framework is there already.
 LATE = {
     "backends": {"backends"},
-    "networks": {"keras"},
-    "auditing": {"keras"},
+    "networks": {"keras", "torch"},
+    "auditing": {"keras", "torch"},
     "_registration": {"keras"},
     "cli": {"demo"},
 }
 MAY_NAME = {
     "backends": {"tensorflow", "jax", "torch"},
     "keras": {"keras", "tensorflow", "jax", "torch"},
+    "torch": {"torch"},
     "tf1": {"tensorflow", "tf_keras"},
     "cli": {"keras", "tensorflow"},
     "demo": {"keras"},

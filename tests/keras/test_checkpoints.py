@@ -203,6 +203,11 @@ def test_attention_sums_over_the_input_and_puts_heads_together(tmp_path):
         matrix = kernel.reshape(8, 6).T if name == "attention_output" else kernel.reshape(6, 8).T
         operator = weight.geometry.operator(weight.read().astype("f8"))
         np.testing.assert_array_equal(operator.matmat(np.eye(operator.shape[1])), matrix)
+        heads = np.moveaxis(kernel, 0 if name == "attention_output" else 1, 0)
+        for i, (part, head) in enumerate(zip(weight.geometry.parts(weight.read()), heads, strict=True)):
+            assert part.name == f"head {i}"
+            found = part.operator.matmat(np.eye(part.operator.shape[1]))
+            np.testing.assert_array_equal(found, head)
 
 
 @pytest.mark.parametrize("layer", [L.Dense(5), L.Embedding(7, 4)])

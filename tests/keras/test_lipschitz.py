@@ -200,6 +200,27 @@ def test_a_file_has_the_bound_of_its_model(tmp_path):
     assert lipschitz_bound(tmp_path / "model.keras").upper == lipschitz_bound(model).upper
 
 
+def relu(x):
+    return 100 * x
+
+
+@pytest.mark.parametrize("use", [keras.activations.relu, keras.ops.relu, relu])
+def test_a_function_that_is_only_called_as_one_of_keras_s_has_no_constant(use):
+    """Keras writes an activation by its bare name, so that of the live model alone tells the two apart."""
+    inner = [L.TimeDistributed(L.Dense(3, activation=use)), L.Activation(use)]
+    bound = lipschitz_bound(model_of([keras.Sequential(inner), L.Dense(3, activation=use)], (4, 4)))
+    assert len(bound.unknown) == (3 if use is relu else 0)
+    assert all("test_lipschitz>relu" in step.rule for step in bound.unknown)
+
+
+def test_a_time_limit_makes_the_bound_larger_and_not_wrong():
+    model = model_of([L.Conv2D(4, 3), L.ReLU(), L.Flatten(), L.Dense(3)], (9, 9, 2))
+    whole, hurried = lipschitz_bound(model), lipschitz_bound(model, time_limit=0)
+    assert whole.upper <= hurried.upper < float("inf")
+    with pytest.raises(ValueError, match=r"Argument `time_limit` must not be negative.*-1"):
+        lipschitz_bound(model, time_limit=-1)
+
+
 def test_a_subclassed_model_is_unknown_and_says_why():
     class Subclassed(keras.Model):
         def __init__(self):

@@ -5,7 +5,7 @@ import pytest
 from cases import ALL
 
 import opnorm
-from opnorm.keras.showing import written
+from opnorm.showing import written
 
 L = keras.layers
 WRITTEN = {

@@ -137,6 +137,8 @@ def test_a_relu_with_a_threshold_jumps():
         (None, ("linear", {})),
         ("relu", ("relu", {})),
         ({"class_name": "function", "config": "gelu", "module": "builtins"}, ("gelu", {})),
+        ({"class_name": "function", "config": "gelu", "module": "mine"}, ("mine>gelu", {})),
+        ({"class_name": "function", "config": "gelu", "registered_name": "mine>gelu"}, ("mine>gelu", {})),
         ({"class_name": "LeakyReLU", "config": {"negative_slope": 2.0}}, ("LeakyReLU", {"negative_slope": 2.0})),
     ],
 )

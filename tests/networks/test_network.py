@@ -239,6 +239,12 @@ def test_a_custom_class_inside_another_layer_has_no_constant(rng, origin):
         assert (found.upper is None) == bool(origin)
 
 
+def test_layers_that_do_not_fit_each_other_have_the_product_of_their_norms(rng):
+    """No input reaches them, so that any number is true; it must not be an error of LAPACK's."""
+    bound = network_bound(n.chain(n.dense("a", "x", np.eye(2, 3), activation="relu"), n.dense("b", "a", np.eye(2))))
+    assert bound.upper == pytest.approx(1, rel=1e-5)
+
+
 def test_a_kernel_that_is_not_finite_is_an_unknown(rng):
     bound = network_bound(n.chain(n.dense("a", "x", np.full((3, 3), np.nan)), n.dense("b", "a", np.eye(3))))
     assert "finite" in bound.unknown[0].rule

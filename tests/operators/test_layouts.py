@@ -66,7 +66,9 @@ def test_a_layout_stands_alone():
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("Linear", (3, 2)), ("Conv2d", (3, 2, 3))])
-def test_a_module_of_pytorch_is_refused_and_its_weight_asked_for(kind, sizes):
+def test_a_module_of_pytorch_tells_its_layout_itself(kind, sizes):
     torch = pytest.importorskip("torch")
-    with pytest.raises(ValueError, match=r"`x` must be an array, not a module: hand over its `weight`. Received: x="):
-        spectral_norm(getattr(torch.nn, kind)(*sizes))
+    module = getattr(torch.nn, kind)(*sizes)
+    given = {"layout": "OIHW"} if kind == "Conv2d" else {}
+    wanted = spectral_norm(Convolution(module.weight, **given) if given else module.weight)
+    assert spectral_norm(module) == pytest.approx(wanted)

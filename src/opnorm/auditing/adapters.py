@@ -1,54 +1,33 @@
 """Adapters found in a file by the names of their tensors: LoRA, LoCon, LoHa, LoKr, each with or without DoRA."""
 
-import json
 import re
 from collections.abc import Mapping
-from math import isfinite, nan, prod, sqrt
-from pathlib import Path
-from typing import Any, NamedTuple
+from math import isfinite, prod
+from typing import NamedTuple
 
 import numpy as np
 
+from opnorm.auditing.adapter_config import Config, Configs, is_turned, scale_of, trouble_of
+from opnorm.auditing.adapter_names import role_of
 from opnorm.auditing.forms import FORMS, Form, pair
 from opnorm.auditing.lora import Product, directed
 from opnorm.auditing.measure import values_of
-from opnorm.checkpoints.records import CheckpointError, Weight
+from opnorm.checkpoints.records import Weight
 from opnorm.checks import Array
 
-_WHICH = r"(\.(?P<which>(?!weight$)\w+))?"  # PEFT's name of one of several adapters
-_KRONECKER = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
-_NAMES = {  # what follows the name of the layer, by role
-    "down": rf"(lora_A|lora_down|lora\.down|lora_linear_layer\.down){_WHICH}\.weight",
-    "up": rf"(lora_B|lora_up|lora\.up|lora_linear_layer\.up){_WHICH}\.weight",
-    "mid": rf"lora_mid{_WHICH}\.weight",
-    "table_down": rf"lora_embedding_A{_WHICH}(\.weight)?",
-    "table_up": rf"lora_embedding_B{_WHICH}(\.weight)?",
-    "magnitude": rf"lora_magnitude_vector{_WHICH}(\.weight)?",
-    "dora_scale": "dora_scale",
-    "alpha": r"(lora\.)?alpha",
-    "diff": "diff",
-    **{f"hada_{part}": rf"hada_{part}{_WHICH}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f"lokr_{part}": rf"lokr_{part}{_WHICH}" for part in _KRONECKER},
+Parts = Mapping[str, Weight]  # by role
+
+_USES = {
+    "LoRA": re.compile("up|down|mid"),
+    "LoRA of experts": re.compile("mlx_[ab]"),
+    "LoHa": re.compile("hada_.*"),
+    "LoKr": re.compile("lokr_.*"),
 }
-_PATTERNS = {role: re.compile(rf"^(?P<layer>.+?)\.{tail}$") for role, tail in _NAMES.items()}
-_PROCESSOR = re.compile(r"^(?P<of>.+)\.processor\.(?P<to>to_\w+)_lora\.(?P<role>up|down)\.weight$")  # of diffusers
-_OTHERS = re.compile(r"\.(b?oft_\w+|vera_\w+|ia3_\w+|lora_\w+|hada_\w+|lokr_\w+|dora_scale|glora_\w+|hra_\w+)(\.|$)")
-_PREFIX = re.compile(  # that adapters put before the names of the model's weights
-    r"^(base_model\.model\.|base_model\.|lora_(unet|te\d?|transformer)_|unet\.|text_encoder(_2)?\.|transformer\.)+"
-)
-_PEFT = re.compile(
-    r"^base_model\.model\.|\.modules_to_save\.[^.]+(?=\.)|\.base_layer(?=\.)"
-)  # around a model's own names
-_LARGEST = 1e300
-_USES = {"LoRA": re.compile("up|down|mid"), "LoHa": re.compile("hada_.*"), "LoKr": re.compile("lokr_.*")}
 _COMMON = {"alpha", "magnitude", "dora_scale"}  # roles beside every form
-_PLAIN = re.compile(r"[\w.-]{1,300}")  # a pattern of a configuration that is just a name
-_SIMPLE = re.compile(  # or takes no long time to search: two groups, or one and a repetition of one character
-    r"(?!.*\)[*+?{])(?!.*[(].*[(].*[*+?])(?!(.*[(]){3})[^*+?{}]*[*+?]?[^*+?{}]*"
-)
-_PATTERNED = 300  # patterns, and characters of names that they are searched in
-_SEARCHED = 100  # characters of a pattern that is more than a name, and of a name that it is searched in
 _DIRECTED = {"magnitude", "dora_scale"}
+_OUTPUT = re.compile(r"\.base_layer\.out_proj$")  # of PyTorch's MultiheadAttention, in PEFT's files
+_ADDED_TWICE = "peft 0.21 adds the update of this output projection twice, where it is defined to be added once"
+_TABLE = re.compile(r"emb|(^|[._])(wte|wpe)$")  # layers of MLX whose weight is (tokens, features)
 
 
 class Update(NamedTuple):
@@ -56,16 +35,24 @@ class Update(NamedTuple):
 
     layer: str
     form: Form
-    parts: Mapping[str, Weight]  # by role
+    parts: Parts
     scale: float
     note: str = ""
     trouble: str = ""  # why it is not known what is added
     turned: bool = False  # the weight is stored as (in, out), the update is made as (out, in)
+    adapter: str = ""  # its name, where the file gives one
+    config: Config | None = None  # its adapter_config.json
 
     @property
     def kind(self) -> str:
         """Return what people call it."""
         return "DoRA" if _DIRECTED & set(self.parts) else "LoCon" if "mid" in self.parts else self.form.kind
+
+    @property
+    def rank(self) -> int | None:
+        """Return the rank of what is added, at most; None where it may have any: DoRA scales the whole weight."""
+        known = self.kind in ("LoRA", "LoCon") and len(self.parts["up"].shape) > 1
+        return self.parts["up"].shape[1] if known else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,8 +63,18 @@ class Update(NamedTuple):
             return ()
         return shape[::-1] if self.turned else shape
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it is an update of a weight of that shape."""
+    def fitted(self, shape: tuple[int, ...]) -> "Update | None":
+        """Return it as the update of a weight of that shape, None where it is none.
+
+        Of the two ways to store a matrix the configuration's is taken where both fit.
+        """
+        if self._fits(shape):
+            return self
+        other = self._replace(turned=not self.turned)
+        plain = self.form.kind == "LoRA" and len(self.shape) == 2
+        return other if plain and other.shape == shape else None
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
         own = self.shape
         if not own or not shape:
             return False
@@ -135,48 +132,33 @@ def find_updates(weights: Mapping[str, Weight], path: str) -> list[Update]:
     """Return what the adapters of a checkpoint add, scaled as its `adapter_config.json` or `alpha` tensors say.
 
     Raises:
-        CheckpointError: When the configuration beside the file is not JSON of the right form.
+        CheckpointError: When the configuration in the folder, or beside the file, is not JSON of the right form.
     """
     layers: dict[str, dict[str, dict[str, Weight]]] = {}
     for name, weight in weights.items():
-        layer, role, which = _parsed(name)
+        layer, role, which = role_of(name)
         if role:
             layers.setdefault(layer, {}).setdefault(which, {})[role] = weight
-    config = _adapter_config(path) if layers else None
-    found = (_update(layer, parts, config) for layer, several in layers.items() for parts in _together(several))
+    configs = Configs(path if layers else "")
+    found = (
+        _update(layer, parts, configs.of(layer, which), which)
+        for layer, several in layers.items()
+        for which, parts in _together(several).items()
+    )
     return [update for update in found if update is not None]
 
 
-def _together(several: Mapping[str, Mapping[str, Weight]]) -> list[Mapping[str, Weight]]:
-    """Return the tensors of a layer's adapters: of one, however they are named, or of each where there are several."""
+def _together(several: Mapping[str, Parts]) -> Mapping[str, Parts]:
+    """Return the tensors of a layer's adapters by their names: of one, however they are named, or of each."""
     roles = [role for parts in several.values() for role in parts]
     joined = {role: part for parts in several.values() for role, part in parts.items()}
-    return [joined] if len(joined) == len(roles) else list(several.values())
+    names = [which for which in several if which]
+    return {names[0] if names else "": joined} if len(joined) == len(roles) and len(names) < 2 else several
 
 
-def reason_against(name: str) -> str:
-    """Return why a tensor that no update is made of is none, or "" when it belongs to no adapter by its name."""
-    layer, role, _ = _parsed(name)
-    if role in ("up", "down", "mid", "diff") or role.startswith(("hada", "lokr")):
-        return f"a part of an adapter of {layer} whose other parts are missing, or that is not the only one"
-    return "an adapter of a kind that is not multiplied out" if _OTHERS.search(name) else ""
-
-
-def _parsed(name: str) -> tuple[str, str, str]:
-    """Return the layer and the role of an adapter's tensor, and which adapter; no role for other tensors."""
-    old = _PROCESSOR.match(name)
-    if old:
-        return f"{old['of']}.{'to_out.0' if old['to'] == 'to_out' else old['to']}", old["role"], ""
-    for role, pattern in _PATTERNS.items():
-        if match := pattern.match(name):
-            return match["layer"], role, match.groupdict().get("which") or ""
-    return "", "", ""
-
-
-def _update(layer: str, parts: Mapping[str, Weight], config: Mapping[str, Any] | None) -> Update | None:
-    table = {"table_up", "table_down"} <= set(parts) and not _DIRECTED & set(parts)
-    if table:
-        parts = {"up": parts["table_up"], "down": parts["table_down"]}
+def _update(layer: str, parts: Parts, config: Config | None, adapter: str) -> Update | None:
+    turned = "table_up" in parts
+    parts = _renamed(layer, parts)
     shapes = {role: part.shape for role, part in parts.items()}
     forms = [form for form in FORMS if form.needs(shapes)]
     if not forms:
@@ -184,109 +166,35 @@ def _update(layer: str, parts: Mapping[str, Weight], config: Mapping[str, Any] |
     kinds = ", ".join(form.kind for form in forms)
     trouble = f"updates of several kinds in one file ({kinds}): nothing says which are applied" if forms[1:] else ""
     used = {role: part for role, part in parts.items() if any(_uses(form, role) for form in forms)}
-    turned = table or bool(config and config.get("fan_in_fan_out"))
-    return Update(layer, forms[0], used, *_scale(layer, forms[0], used, config), trouble, turned)
+    scale, note = scale_of(layer, forms[0], used, config)
+    trouble = trouble or (_ADDED_TWICE if _OUTPUT.search(layer) else "")
+    return Update(
+        layer, forms[0], used, scale, note, trouble or trouble_of(config), turned or is_turned(config), adapter, config
+    )
+
+
+def _renamed(layer: str, parts: Parts) -> Parts:
+    """Return the parts by the roles of a convolution's or a matrix's pair: an embedding's, and MLX's, are others'."""
+    if {"table_up", "table_down"} <= set(parts):
+        return {"up": parts["table_up"], "down": parts["table_down"], **_chosen(parts, "magnitude", "magnitude")}
+    if {"mlx_a", "mlx_b"} <= set(parts):
+        magnitude = _chosen(parts, "mlx_m", "magnitude")
+        a, b = parts["mlx_a"], parts["mlx_b"]
+        if len(a.shape) != 2:  # (experts, rank, inputs)
+            return {"mlx_a": a, "mlx_b": b, **magnitude}
+        up, down = (a, b) if _TABLE.search(layer) else (_transposed(b), _transposed(a))
+        return {"up": up, "down": down, **magnitude}
+    return parts
+
+
+def _chosen(parts: Parts, role: str, as_role: str) -> Parts:
+    return {as_role: parts[role]} if role in parts else {}
+
+
+def _transposed(weight: Weight) -> Weight:
+    return weight._replace(shape=weight.shape[::-1], read=lambda: weight.read().T)
 
 
 def _uses(form: Form, role: str) -> bool:
     pattern = _USES.get(form.kind)
     return role in _COMMON or (bool(pattern.fullmatch(role)) if pattern else role == "diff")
-
-
-def _adapter_config(path: str) -> Mapping[str, Any] | None:
-    beside = Path(path).parent / "adapter_config.json" if path else None
-    if beside is None or not beside.is_file():
-        return None
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"Cannot read {str(beside)!r}: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-    )  # JSON's integers may be larger than floats
-
-
-def _alpha(config: Mapping[str, Any]) -> Any:
-    return config.get("lora_alpha", config.get("alpha"))
-
-
-def _scale(layer: str, form: Form, parts: Mapping[str, Weight], config: Mapping[str, Any] | None) -> tuple[float, str]:
-    """Return the factor before the product, NaN where it cannot be read, and a note where it is a guess."""
-    ranks = [parts[role].shape[0] for role in form.ranked if role in parts and parts[role].shape]
-    if form.kind == "whole" or (not ranks and config is None):
-        return 1.0, ""  # of two whole factors LyCORIS stores an alpha that stands for nothing
-    alpha = parts.get("alpha")
-    if alpha is not None and prod(alpha.shape) == 1 and ranks:
-        try:
-            return float(values_of(alpha).ravel()[0]) / max(1, ranks[0]), ""
-        except (ValueError, OSError, MemoryError) as error:
-            return nan, f"the scale of {layer} cannot be read: {error}"
-    if config is None:
-        return 1.0, "no alpha and no adapter_config.json: the scale is taken as 1"
-    try:
-        found = _configured(layer, config)
-    except ValueError as error:
-        return nan, str(error)
-    if found is None:
-        return 1.0, "its adapter_config.json has no lora_alpha: the scale is taken as 1"
-    rank = max(1, ranks[0] if ranks else _integer(config.get("r")))
-    return found / (sqrt(rank) if config.get("use_rslora") else rank), ""
-
-
-def _configured(layer: str, config: Mapping[str, Any]) -> float | None:
-    """Return the alpha of a layer: of the first pattern that matches its name as PEFT does it, or that of all.
-
-    Raises:
-        ValueError: When it is no number, or a pattern would take long to search for.
-    """
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or len(patterns) > _PATTERNED or len(layer) > _PATTERNED:
-        raise ValueError("the alpha_pattern of its adapter_config.json is no small table")
-    name = _PEFT.sub("", layer)
-    alpha = next((value for key, value in patterns.items() if _matches(key, name)), _alpha(config))
-    if alpha is None:
-        return None
-    if _is_number(alpha):
-        return float(alpha)
-    raise ValueError(f"its adapter_config.json gives alpha as {str(alpha)[:40]!r}, which is no number in range")
-
-
-def _matches(key: str, name: str) -> bool:
-    simple = max(len(key), len(name)) <= _SEARCHED and _SIMPLE.fullmatch(key)
-    if not (simple or _PLAIN.fullmatch(key)):
-        raise ValueError(f"its adapter_config.json has the pattern {key[:40]!r}, which is not searched for here")
-    try:
-        return bool(re.match(rf"(.*\.)?({key})$", name))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"its adapter_config.json has the pattern {key[:40]!r}, which is none") from error
-
-
-def _integer(value: Any) -> int:
-    return value if isinstance(value, int) else 1
-
-
-def by_layer(base: Mapping[str, Weight]) -> dict[str, list[str]]:
-    """Return the names of the weights of a model by what adapters call their layers."""
-    found: dict[str, list[str]] = {}
-    for name in base:
-        found.setdefault(called(name.removesuffix(".weight")), []).append(name)
-    return found
-
-
-def called(layer: str) -> str:
-    """Return a layer's name without prefixes, and with one kind of separator: kohya writes underscores for dots."""
-    return _PREFIX.sub("", layer).replace(".", "_")
-
-
-def as_in_base(new: Mapping[str, Weight], base: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return the tensors of a file, those that PEFT saves whole by the names that they have in the base."""
-    found: dict[str, Weight] = {}
-    for name, weight in new.items():
-        own = _PEFT.sub("", name)
-        free = name not in base and own in base and own not in new and own not in found
-        found[own if free else name] = weight._replace(name=own) if free else weight
-    return found

@@ -1,22 +1,25 @@
 """The audit of a checkpoint: every tensor gets a row, with a bracket of its norm or the reason why there is none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from opnorm.auditing.cluster import Measured, Measurer, measurer_on
 from opnorm.auditing.measure import measure, reason_of
 from opnorm.auditing.network_report import report_network
 from opnorm.auditing.report import Report
 from opnorm.auditing.sandbox import Progress, audit_in_child
-from opnorm.auditing.settings import Globs, Options, check_running
+from opnorm.auditing.settings import Globs, Options, Settings, check_running
 from opnorm.auditing.spectra import sampled
 from opnorm.bounds.parallel import parallel
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checkpoints.opening import open_checkpoint
-from opnorm.checkpoints.records import Checkpoint, Node
+from opnorm.checkpoints.records import Checkpoint, Node, Weight
+from opnorm.checkpoints.remote import shown
+from opnorm.checkpoints.tables import read_table
 from opnorm.checks import require
 from opnorm.networks.effects import Unbounded
 
@@ -50,13 +53,14 @@ def audit(
     network: bool = True,
     sandbox: bool = False,
     progress: Progress | None = None,
+    cluster: str | None = None,
 ) -> Report:
     """Return the report on a checkpoint or a model: for every tensor a certified bracket, or why there is none.
 
     Nothing in a file is executed, and no deep-learning framework is imported for one.
 
     Args:
-        model_or_path: A checkpoint's path, or a built Keras model.
+        model_or_path: A checkpoint's path, a built Keras model, a PyTorch module, or a state dict: tensors by name.
         include: Glob patterns of tensor names; with any, only tensors that match one are measured.
         exclude: Glob patterns of tensor names to leave out.
         tolerance: Aim for `upper / lower - 1`: 1e-6 for matrices and 1e-2 for convolutions unless given.
@@ -70,10 +74,14 @@ def audit(
         sandbox: Open and measure a file in a process of its own, with limits of memory and time for its reader: a
             library that crashes or hangs on a hostile file is a CheckpointError then.
         progress: Called with the number of tensors and nodes of the network done and of all, after each.
+        cluster: Have the tensors measured by the workers of a `dask.distributed` scheduler at this address, which all
+            open the same path; "local": by a process for each processor of this machine. The network is bounded here,
+            and `memory_limit` is that of one tensor.
 
     Raises:
         CheckpointError: When the file cannot be read as what it claims to be.
         ValueError: When an argument does not make sense.
+        ConnectionError: When `cluster` does not answer, or its workers cannot do this.
 
     Example:
         >>> np.savez("critic.npz", **{"dense/kernel": np.eye(3)})
@@ -82,14 +90,25 @@ def audit(
     """
     options = Options(include, exclude, tolerance, time_limit, memory_limit, jobs, spectra, network)
     options.checked()
-    check_running(sandbox, progress)
+    check_running(sandbox, progress, cluster)
     if sandbox:
-        return audit_in_child(path_of(model_or_path), options._asdict(), progress)
-    return report_on(*opened(model_or_path), options, progress)
+        return audit_in_child(path_of("sandbox", model_or_path), options._asdict(), progress)
+    if cluster is None:
+        return report_on(*opened(model_or_path), options, progress)
+    path = path_of("cluster", model_or_path)
+    file, checkpoint = opened(path)
+    with measurer_on(cluster, path, checkpoint, options.memory_limit) as measurer:
+        return report_on(file, checkpoint, options, progress, measurer)
 
 
-def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Report:
-    """Return the report on an opened checkpoint, called `file`."""
+def report_on(
+    file: str,
+    checkpoint: Checkpoint,
+    options: Options,
+    progress: Progress | None = None,
+    measurer: Measurer | None = None,
+) -> Report:
+    """Return the report on an opened checkpoint, called `file`, its tensors measured by `measurer` or by threads."""
     chosen = [weight for weight in checkpoint.weights if options.chooses(weight.name)]
     left_out = len(checkpoint.weights) - len(chosen)
     notes = (f"{left_out} tensors were left out by include and exclude",) if left_out else ()
@@ -98,7 +117,7 @@ def report_on(file: str, checkpoint: Checkpoint, options: Options, progress: Pro
     with one_blas_thread(jobs) if jobs > 1 else nullcontext():
         graph = checkpoint.graph if options.network else None
         count = _Count(progress, len(chosen), len(graph.nodes) if graph else 0)
-        measured = parallel(lambda weight: measure(weight, settings), chosen, jobs, count.tensors)
+        measured = (measurer or partial(_in_threads, jobs))(chosen, settings, count.tensors)
         rows = tuple(row for row, _ in measured)
         pairs = zip(chosen, rows, strict=True)
         whole = report_network(graph, pairs, settings, partial(_bounded, jobs, count)) if graph else None
@@ -116,19 +135,32 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
     """Return what to call a checkpoint in a report, and the checkpoint."""
     if isinstance(model_or_path, str | PathLike):
         require(bool(fspath(model_or_path)), "model_or_path", "must be the path of a file, not empty", model_or_path)
-        return fspath(model_or_path), open_checkpoint(Path(model_or_path))
+        path = fspath(model_or_path)
+        return shown(path), open_checkpoint(path)
+    if isinstance(model_or_path, Mapping):
+        return "state_dict", read_table(model_or_path)
+    if hasattr(model_or_path, "named_modules") and not hasattr(model_or_path, "built"):
+        # By name: only a module that exists has imported PyTorch.
+        return type(model_or_path).__name__, import_module("opnorm.torch.live").read_module(model_or_path)
     if not hasattr(model_or_path, "built"):
-        raise TypeError(f"Argument `model_or_path` must be a path or a Keras model. Received: {model_or_path!r}")
+        must = "must be a path, a Keras model, a PyTorch module or a state dict"
+        raise TypeError(f"Argument `model_or_path` {must}. Received: {model_or_path!r}")
     from opnorm.keras.live import read_model  # only a model that exists has imported Keras
 
     return str(model_or_path.name), read_model(model_or_path)
 
 
-def path_of(model_or_path: Any) -> str:
-    """Return the path of a file for another process, which no model reaches."""
+def path_of(argument: str, model_or_path: Any) -> str:
+    """Return the path of a file for another process, which no model reaches; `argument` asked for that."""
     if not isinstance(model_or_path, str | PathLike):
-        raise TypeError(f"Argument `sandbox` needs the path of a file. Received: {model_or_path!r}")
+        raise TypeError(f"Argument `{argument}` needs the path of a file. Received: {model_or_path!r}")
     return str(fspath(model_or_path))
+
+
+def _in_threads(
+    jobs: int, weights: Sequence[Weight], settings: Settings, done: Callable[[int], object]
+) -> list[Measured]:
+    return parallel(lambda weight: measure(weight, settings), weights, jobs, done)
 
 
 def _bounded(jobs: int, count: _Count, function: Callable[[Node], Any], nodes: Sequence[Node]) -> list[Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from opnorm.auditing.changes import summarized
 from opnorm.auditing.ordering import DiffSort, View
 from opnorm.auditing.prompt import prompt_html, prompt_text
 from opnorm.auditing.report import SCHEMA, finite
@@ -31,6 +32,9 @@ class DiffRow(NamedTuple):
     relative: float | None = None  # upper end of the difference / lower end of the base
     reason: str = ""
     geometry: str = ""  # what the layer does with the weight, and where that is assumed
+    adapter: str = ""  # the name of the adapter, where its file names it
+    rank: int | None = None  # of what a low-rank adapter adds, at most
+    subspaces: Mapping[str, Any] | None = None  # see `auditing.subspaces`; only when asked for
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +54,9 @@ class Difference:
             return ""
         if self.common or not self.rows:
             return "nothing to compare: no tensor was chosen"
+        failed = next((row for row in self.rows if "adapter" in row.reason), None)
+        if failed is not None:
+            return f"nothing to compare: {self.tuned!r} has {failed.name!r}: {failed.reason}"
         first, last = self.rows[0].name, self.rows[-1].name  # the base's come first
         return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; they have {first!r} and {last!r}"
 
@@ -58,7 +65,7 @@ class Difference:
         rows = [row._asdict() | {key: _ends(row._asdict()[key]) for key in BRACKETS} for row in self.rows]
         tool = f"opnorm {version('opnorm')}"
         names = {"base": self.base, "tuned": self.tuned, "notes": self.notes, "common": self.common}
-        return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows}))
+        return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows, "summary": summarized(rows)}))
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Difference":

@@ -19,7 +19,8 @@ class Form(NamedTuple):
     needs: Callable[[Shapes], bool]  # whether these tensors are one
     product: Callable[[Parts], Product]  # the update, (outputs, inputs * taps)
     shape: Callable[[Shapes], Shape]  # (outputs, inputs, *spatial); the taps may be in the inputs
-    ranked: tuple[str, ...]  # the tensors whose first axis is the rank, the first that is there
+    ranked: tuple[str, ...]  # the tensors that have an axis of the rank's length, the first that is there
+    rank_axis: int = 0  # which
 
 
 def _low_rank(parts: Parts) -> Product:
@@ -39,6 +40,14 @@ def pair(parts: Parts) -> tuple[Array, Array]:
 
 def _low_rank_shape(shapes: Shapes) -> Shape:
     return (shapes["up"][0], shapes["down"][1], *shapes.get("mid", shapes["down"])[2:])
+
+
+def _by_expert(parts: Parts) -> Product:
+    """Return the product of each expert, (experts, outputs * inputs)."""
+    B, A = parts["mlx_b"], parts["mlx_a"]
+    if B.ndim != 3 or A.ndim != 3 or len(B) != len(A) or B.shape[2] != A.shape[1]:
+        raise ValueError(f"the shapes {B.shape} and {A.shape} are no low-rank pairs")
+    return (Product(B) @ Product(A)).reshape(len(B), -1)
 
 
 def _hadamard(parts: Parts) -> Product:
@@ -107,8 +116,17 @@ def _flat(array: Array) -> Product:
     return Product(array.reshape(len(array), -1))
 
 
+BY_EXPERT = Form(
+    "LoRA of experts",
+    lambda s: {"mlx_a", "mlx_b"} <= set(s),
+    _by_expert,
+    lambda s: (s["mlx_b"][0], s["mlx_b"][1], s["mlx_a"][2]),
+    ("mlx_a",),
+    rank_axis=1,
+)
 FORMS = (
     Form("LoRA", lambda s: {"up", "down"} <= set(s), _low_rank, _low_rank_shape, ("down",)),
+    BY_EXPERT,
     Form(
         "LoHa",
         lambda s: {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= set(s),

@@ -7,7 +7,14 @@ import numpy as np
 from scipy.linalg import blas
 from scipy.sparse.linalg import LinearOperator
 
-from opnorm.bounds.brackets import CONVOLUTION_TOLERANCE, MATRIX, MATRIX_TOLERANCE, bracket, is_written_out
+from opnorm.bounds.brackets import (
+    CONVOLUTION_TOLERANCE,
+    MATRIX,
+    MATRIX_TOLERANCE,
+    bracket,
+    bracket_each,
+    is_written_out,
+)
 from opnorm.bounds.certificates import up
 from opnorm.bounds.convolutions import overlap
 from opnorm.bounds.deadlines import Deadline
@@ -33,6 +40,7 @@ class Norms(NamedTuple):
     ratio: float = 1.0  # inputs / outputs
     limited: bool = False  # wider than asked for, for want of time
     crowded: bool = False  # likewise, for want of memory
+    blocks: tuple[tuple[float, float], ...] = ()  # the bracket of each, where the operator is several
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -62,14 +70,17 @@ def norms(
     inner = operator.operator if isinstance(operator, Adjoint) else operator
     if isinstance(inner, Convolution):
         return _convolution(inner, tolerance, deadline, memory, adjoint=isinstance(operator, Adjoint))
-    lower, upper = bracket(operator, tolerance, deadline, memory)
+    several = operator.blocks if isinstance(operator, BlockDiagonal) else ()
+    blocks = tuple(bracket_each(several or (operator,), tolerance, deadline, memory))
+    lower, upper = max(low for low, _ in blocks), max(high for _, high in blocks)
     wide = upper > lower * (1 + 2 * (tolerance or MATRIX_TOLERANCE))
     limited, crowded = wide and time_limit is not None and not memory.refused, wide and memory.refused
     limits = _limits(limited, crowded)
     rows, columns = operator.shape
     usable = upper <= lower * (1 + _USABLE)
     method = f"Frobenius or row and column sums ({limits[0]})" if limits else _method(operator)
-    return Norms(lower, upper, method, (lower, upper) if usable else None, columns / rows, limited, crowded)
+    matrix = (lower, upper) if usable else None
+    return Norms(lower, upper, method, matrix, columns / rows, limited, crowded, blocks if several else ())
 
 
 def _limits(limited: bool, crowded: bool) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from opnorm.auditing.ordering import Sort, View
+from opnorm.auditing.parts import Part, told
 from opnorm.auditing.prompt import prompt_html, prompt_text
 from opnorm.auditing.screen import Drawing, Sheet
 from opnorm.auditing.sheets import of_report
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     constraint: Mapping[str, Any] | None = None  # name, operator, value, and met: "yes", "no" or "unknown"
     seconds: float = 0.0
     readings: tuple[Reading, ...] = ()  # where the geometry is assumed: what else the layer may do with the tensor
+    parts: tuple[Part, ...] = ()  # experts of a stack, projections and heads that share a matrix: each by itself
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,6 +179,8 @@ def _cell(value: Any) -> str | float:
         return value
     if isinstance(value, dict):
         value = json.dumps(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = told(value)  # the JSON has all
     if isinstance(value, list):
         value = json.dumps(value) if any(isinstance(item, list) for item in value) else " ".join(map(str, value))
     text = str(value)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -27,13 +28,29 @@ _PROGRAM = (  # with this process's path of modules, and not the folder that it 
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from opnorm.auditing.child import main; main()"
 )
 _TICK = 0.25  # seconds between looks at the clock
+_PYTHON = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt", ".jit", ".npz")  # endings of other archives
 _NATIVE = (".h5", ".hdf5", ".keras", ".weights.json", ".onnx")  # endings of what libhdf5 and onnx read
+_STORES = ("manifest.ocdbt", ".zarray", "zarr.json")  # in folders that TensorStore reads, at most three levels down
 PATIENCE = 60.0  # seconds for a reader, and one more for every 20 MB
 
 
 def is_native(path: str) -> bool:
-    """Return whether code in C++ reads a file of that name, which no exception stops."""
-    return path.lower().endswith(_NATIVE)
+    """Return whether code in C++ reads a file, or one in a folder, which no exception stops."""
+    if os.path.isdir(path):
+        return any(name.lower().endswith(_NATIVE) for name in os.listdir(path)) or _is_store(Path(path))
+    return path.lower().endswith(_NATIVE) or (not path.lower().endswith(_PYTHON) and _starts_native(path))
+
+
+def _starts_native(path: str) -> bool:
+    """Return whether a file whose name tells nothing is HDF5, or an archive, in which HDF5 may be."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(4) in (b"\x89HDF", b"PK\3\4")
+    return False
+
+
+def _is_store(folder: Path) -> bool:
+    levels = ("", "*/", "*/*/", "*/*/*/")
+    return any(any(folder.glob(f"{above}{name}")) for name in _STORES for above in levels)
 
 
 def audit_in_child(

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opnorm.auditing.changes import told, turned_cells
 from opnorm.auditing.ordering import View, arranged
+from opnorm.auditing.parts import brief
 from opnorm.auditing.screen import Column, Legend, Line, Sheet, folded
 from opnorm.auditing.text import cells, diff_cells, diff_status, how, notes, summary, top_line
 from opnorm.tables import number, printable
@@ -13,12 +15,13 @@ Row = Mapping[str, Any]
 _STYLES = {"bounded": "", "skipped": "dim", "failed": "bold red"}
 _COLUMNS = (
     Column("tensor"),
-    Column("shape", spared=1),
+    Column("shape", spared=2),
     Column("lower", right=True),
     Column("upper", right=True),
-    Column("matrix\nnorm", right=True, spared=2),
-    Column("stable\nrank", right=True, spared=3),
+    Column("matrix\nnorm", right=True, spared=3),
+    Column("stable\nrank", right=True, spared=4),
     Column("or\nelse", right=True),
+    Column("parts,\nmedian", right=True, spared=1),
     Column("how"),
 )
 _DIFF_COLUMNS = (
@@ -28,6 +31,9 @@ _DIFF_COLUMNS = (
     Column("tuned\n<=", right=True),
     Column("differ-\nence <=", right=True),
     Column("rela-\ntive", right=True, spared=1),
+    Column("eff.\nrank", right=True),
+    Column("over-\nlap", right=True),
+    Column("in-\ntruders", right=True),
     Column("how"),
 )
 _OTHERWISE = "or else", Line("the norm of what else the layer may do with the tensor; the JSON has each reading", "dim")
@@ -57,7 +63,8 @@ def _differs(row: Row) -> bool:
 def _cells(row: Row, with_matrix: bool, legend: Legend) -> list[str]:
     name, shape, _, lower, upper, matrix, rank, _ = cells(row)
     mark = legend.mark(printable(how(row)), _STYLES[row["status"]])
-    return [name, shape, lower, upper, matrix if with_matrix else "", rank, _otherwise(row), mark]
+    numbers = [lower, upper, matrix if with_matrix else "", rank, _otherwise(row)]
+    return [name, shape, *numbers, brief(row["parts"]), mark]
 
 
 def _otherwise(row: Row) -> str:
@@ -75,7 +82,8 @@ def of_diff(document: Mapping[str, Any], view: View) -> Sheet:
     hidden = Counter(_why_quiet(row) for row in document["rows"] if not view.all_rows and row["status"] in _QUIET)
     shown, legend = arranged(rows, view.sort)[: view.top], Legend()
     lines = [(_diff_cells(row, legend), _STYLES.get(row["status"], "")) for row in shown]
-    below = [*map(Line, top_line(len(rows), view)), *folded(hidden), *map(Line, notes(document))]
+    changes = Line(printable(told(document["summary"])))
+    below = [*map(Line, top_line(len(rows), view)), *folded(hidden), changes, *map(Line, notes(document))]
     return Sheet(_DIFF_COLUMNS, lines, legend.entries(), below)
 
 
@@ -86,4 +94,5 @@ def _why_quiet(row: Row) -> str:
 def _diff_cells(row: Row, legend: Legend) -> Sequence[str]:
     *uppers, _, _ = diff_cells(row)
     status, relative = printable(diff_status(row)), number(row["relative"], 3)
-    return [*uppers, relative, "" if status == _AS_IT_SHOULD else legend.mark(status, _STYLES.get(row["status"], ""))]
+    mark = "" if status == _AS_IT_SHOULD else legend.mark(status, _STYLES.get(row["status"], ""))
+    return [*uppers, relative, *turned_cells(row), mark]

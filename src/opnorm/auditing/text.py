@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opnorm.auditing.changes import told as told_changes
+from opnorm.auditing.changes import turned
 from opnorm.auditing.ordering import View, arranged
+from opnorm.auditing.parts import told
 from opnorm.tables import aligned
 from opnorm.tables import number as number
 from opnorm.tables import printable as printable
@@ -24,7 +27,13 @@ def shape_of(row: Mapping[str, Any]) -> str:
 def cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row of the JSON; what a terminal would act on is escaped."""
     numbers = [number(row[key]) for key in ("lower", "upper", "matrix_norm", "stable_rank")]
-    texts = (row["name"], shape_of(row), row["dtype"], *numbers, "; ".join([how(row), *other_readings(row)]))
+    texts = (
+        row["name"],
+        shape_of(row),
+        row["dtype"],
+        *numbers,
+        "; ".join([how(row), *own_parts(row), *other_readings(row)]),
+    )
     return [printable(text) for text in texts]
 
 
@@ -39,6 +48,11 @@ def how(row: Mapping[str, Any]) -> str:
     if row["constraint"]:
         parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
     return "; ".join(parts)
+
+
+def own_parts(row: Mapping[str, Any]) -> list[str]:
+    """Return what is told of the experts, projections or heads in the tensor, nothing where there are none."""
+    return [told(row["parts"])] if row["parts"] else []
 
 
 def other_readings(row: Mapping[str, Any]) -> list[str]:
@@ -95,17 +109,18 @@ def _network(network: Mapping[str, Any] | None) -> str:
 def plain_diff(document: Mapping[str, Any], view: View = _ALL) -> str:
     """Return a comparison as text, one line a tensor."""
     rows, folded = shown(document, view)
-    lines = [*folded, *notes(document)]
+    lines = [*folded, printable(told_changes(document["summary"])), *notes(document)]
     return aligned(DIFF_HEADINGS, [diff_cells(row) for row in rows], NUMBERS) + "".join(f"{line}\n" for line in lines)
 
 
 def diff_cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row of a comparison: of each bracket the upper end."""
     uppers = [number(row[key] and row[key]["upper"]) for key in ("base", "tuned", "difference")]
-    texts = (row["name"], shape_of(row), *uppers, number(row["relative"]), diff_status(row))
+    texts = (row["name"], shape_of(row), *uppers, number(row["relative"]), diff_status(row) + turned(row))
     return [printable(text) for text in texts]
 
 
 def diff_status(row: Mapping[str, Any]) -> str:
-    """Return what was done with the tensor, and the reason where there is one."""
-    return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
+    """Return what was done with the tensor, by which adapter, and the reason where there is one."""
+    status = f"{row['status']} of {row['adapter']!r}" if row["adapter"] else str(row["status"])
+    return f"{status}: {row['reason']}" if row["reason"] else status

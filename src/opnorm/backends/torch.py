@@ -131,13 +131,30 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def images(matrix: Tensor, vectors: Tensor) -> Tensor:
     """Return `matrix @ u` for each of the `vectors`, `(count, columns)`: `(count, rows)`."""
-    # The kernel first: of the forms of this product the one that does not transpose it.
+    if _is_sharded(matrix):
+        return _of_shards(vectors, matrix.T)
+    # Of the forms of this product the one that does not transpose the kernel where it lies: the other is far slower.
+    if matrix.stride(0) < matrix.stride(1):  # as of `torch.nn.Linear`, whose outputs come first
+        return vectors @ matrix.T
     return (matrix @ vectors.T).T
 
 
 def preimages(matrix: Tensor, vectors: Tensor) -> Tensor:
     """Return `v @ matrix` for each of the `vectors`, `(count, rows)`: `(count, columns)`."""
-    return vectors @ matrix
+    return _of_shards(vectors, matrix) if _is_sharded(matrix) else vectors @ matrix
+
+
+def _is_sharded(x: Tensor) -> bool:
+    return hasattr(x, "device_mesh")
+
+
+def _of_shards(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """Return `vectors @ matrix` of a DTensor's shards: what travels is the product, never the matrix."""
+    from torch.distributed.tensor import Replicate
+
+    mesh = matrix.device_mesh
+    whole = type(matrix).from_local(vectors, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return (whole @ matrix).full_tensor()
 
 
 def repeat_while(moves: Callable[[Any], Tensor], step: Callable[[Any], Any], state: Any, most: int) -> Any:

@@ -1,5 +1,6 @@
 """The norm of a weight as an interval that contains it."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import singledispatch
 from math import inf, prod
@@ -10,9 +11,11 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.bounds.convolutions import bracket_convolution
 from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
-from opnorm.bounds.matrices import bracket_matrix
+from opnorm.bounds.matrices import SMALL, bracket_matrix
 from opnorm.bounds.memory import Memory
+from opnorm.bounds.parallel import parallel
 from opnorm.bounds.products import can_be_written_out, norm_by_products, written_out
+from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array, check_tolerance, real_array, require, to_axes, to_axis
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.layouts import kernel_axes, require_layout
@@ -23,14 +26,29 @@ MATRIX_TOLERANCE = 1e-6  # reached at the price of one Cholesky factorization, w
 CONVOLUTION_TOLERANCE = 1e-2  # cells of frequencies, and so time, grow with its inverse
 _EXPLICIT_SIDE = 2048  # of a convolution's matrix: half a second for its Gram matrix and the proof
 _EXPLICIT_WORK = 1e12  # multiplications that write it out: a minute
+_PROOF = 2**28  # bytes, more than the proof of a matrix of `SMALL` entries takes beside it
 MATRIX = type(aslinearoperator(np.zeros((1, 1))))  # SciPy gives the class of its matrix operators no public name
 
 
-class Bounds(NamedTuple):
-    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded."""
-
+class _Ends(NamedTuple):
     lower: float
     upper: float
+
+
+class Bounds(_Ends):
+    """An interval that contains the truth: `lower <= norm <= upper`. An upper end of `inf` says: not bounded.
+
+    Raises:
+        ValueError: When `lower` is above `upper`, or either is no number: no norm lies between them.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, lower: float, upper: float) -> "Bounds":
+        """Return the interval."""
+        if not lower <= upper:  # true of a NaN as well
+            raise ValueError(f"Argument `lower` must be at most `upper`. Received: lower={lower}, upper={upper}")
+        return super().__new__(cls, lower, upper)
 
 
 def spectral_norm(
@@ -155,8 +173,30 @@ def _(
 def _(
     operator: BlockDiagonal, tolerance: float | None, deadline: Deadline = NEVER, memory: Memory | None = None
 ) -> tuple[float, float]:
-    brackets = [bracket(block, tolerance, deadline, memory) for block in operator.blocks]
+    brackets = bracket_each(operator.blocks, tolerance, deadline, memory)
     return max(low for low, _ in brackets), max(high for _, high in brackets)
+
+
+def bracket_each(
+    operators: Sequence[LinearOperator], tolerance: float | None, deadline: Deadline, memory: Memory | None = None
+) -> list[tuple[float, float]]:
+    """Return the bracket of each of several operators: of small ones, which one thread of BLAS serves best, in threads.
+
+    Args:
+        operators: Any, each with arrays of its own.
+        tolerance: As for one.
+        deadline: Of all together.
+        memory: Of all together, beside their own arrays.
+    """
+    memory = memory or Memory()
+    if any(prod(operator.shape) > SMALL for operator in operators):
+        return [bracket(operator, tolerance, deadline, memory) for operator in operators]
+    with one_blas_thread() as threads:
+        jobs = int(max(1, min(threads, len(operators), memory.limit / _PROOF)))
+        share = Memory(memory.limit / jobs)
+        found = parallel(lambda operator: bracket(operator, tolerance, deadline, share), operators, jobs)
+    memory.refused = memory.refused or share.refused
+    return found
 
 
 @bracket.register

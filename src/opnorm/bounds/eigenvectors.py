@@ -40,7 +40,7 @@ def top_eigenvector(M: Array, accuracy: float, deadline: Deadline = NEVER) -> Ar
 
     def product(v: Array) -> Array:
         deadline.check()
-        return lapack.times(M, v.ravel())
+        return np.asarray(lapack.times(M, v.ravel()), np.float64)
 
     operator: Any = LinearOperator((n, n), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)

@@ -16,6 +16,7 @@ from scipy.linalg import cython_blas, cython_lapack
 from opnorm.bounds.forks import blas_section
 
 Matrices = NDArray[np.float64] | NDArray[np.complex128]
+Real = NDArray[np.float64] | NDArray[np.float32]
 
 
 def gram(columns: Matrices) -> Matrices:
@@ -51,14 +52,30 @@ def is_positive_definite(matrix: Matrices) -> bool:
     return info.value == 0
 
 
-def times(matrix: Matrices, vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return `matrix @ vector` of a real symmetric matrix in Fortran order, of which the lower triangle is read."""
-    result, n = np.zeros(len(matrix)), _int(_order(matrix))
-    vector = np.ascontiguousarray(vector, dtype=np.float64)
-    multiply = _routine(cython_blas, "dsymv", 10)
+def times(matrix: Real, vector: Real) -> Real:
+    """Return `matrix @ vector` of a real symmetric matrix in Fortran order, of which the lower triangle is read.
+
+    Args:
+        matrix: (n, n), float64 or float32.
+        vector: (n,), taken to the matrix's dtype.
+    """
+    n, single = _int(_order(matrix)), matrix.dtype == np.float32
+    dtype: Any = np.float32 if single else np.float64
+    entries, result = np.ascontiguousarray(vector, dtype), np.zeros(len(matrix), dtype)
+    multiply = _routine(cython_blas, "ssymv" if single else "dsymv", 10)
+    one, zero = (_single(1), _single(0)) if single else (_real(1), _real(0))
     with blas_section():
-        multiply(b"L", n, _real(1), _data(matrix), n, _data(vector), _int(1), _real(0), _data(result), _int(1))
+        multiply(b"L", n, one, _data(matrix), n, _data(entries), _int(1), zero, _data(result), _int(1))
     return result
+
+
+def add_squares(matrix: NDArray[np.float64], factor: float, columns: NDArray[np.float64]) -> None:
+    """Add `factor * columns @ columns.T` to the lower triangle of `matrix`, (n, n) in Fortran order, where it lies."""
+    n, count = _int(_order(matrix)), _int(columns.shape[1])
+    entries = np.asfortranarray(columns)
+    update = _routine(cython_blas, "dsyrk", 10)
+    with blas_section():
+        update(b"L", b"N", n, count, _real(factor), _data(entries), n, _real(1), _data(matrix), n)
 
 
 @cache
@@ -72,7 +89,7 @@ def _routine(module: Any, name: str, arguments: int) -> Any:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
-def _order(matrix: Matrices) -> int:
+def _order(matrix: Matrices | Real) -> int:
     """Return the side of a square matrix; a pointer to any other would be read past its end."""
     n = len(matrix)
     if matrix.shape != (n, n) or not matrix.flags.f_contiguous:
@@ -88,7 +105,11 @@ def _real(value: float) -> Any:
     return ctypes.byref(ctypes.c_double(value))
 
 
-def _data(array: Matrices) -> int:
-    if array.dtype not in (np.float64, np.complex128):
-        raise TypeError(f"float64 or complex128 is needed. Received: dtype={array.dtype}")
+def _single(value: float) -> Any:
+    return ctypes.byref(ctypes.c_float(value))
+
+
+def _data(array: Matrices | Real) -> int:
+    if array.dtype not in (np.float64, np.complex128, np.float32):
+        raise TypeError(f"float64, complex128 or float32 is needed. Received: dtype={array.dtype}")
     return array.ctypes.data

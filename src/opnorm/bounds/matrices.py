@@ -13,11 +13,12 @@ from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.eigenvectors import top_eigenvector
 from opnorm.bounds.forks import blas_section
 from opnorm.bounds.memory import Memory
+from opnorm.bounds.singles import LEAST, bracket_in_single
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 
 _HARMLESS = 32  # binary digits by which a largest entry may miss 1: squares and shifts are then far from subnormal
-_SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
+SMALL = 2**22  # entries up to which a second thread of BLAS gains little, and costs much where processors are busy
 _STEPS = 8  # power iterations of a lower end that has no time for more
 _BLOCK = 2**20  # entries whose magnitudes are written out at once
 
@@ -99,17 +100,27 @@ def _bracket_scaled(A: Array, tolerance: float, deadline: Deadline, memory: Memo
     fits = memory.holds(8.0 * (2 * short**2 + 32 * short) + (0 if _is_contiguous(A) else A.nbytes))
     # The Gram matrix; Cholesky and Lanczos, generously.
     possible = fits and deadline.affords(A.size * short / 2 + short**3)
-    with one_blas_thread() if A.size <= _SMALL else nullcontext():
+    with one_blas_thread() if A.size <= SMALL else nullcontext():
         if not possible:
             return _bracket_roughly(A, deadline)
         try:
-            return _bracket_by_proof(A, tolerance, deadline)
+            return _bracket_by_vectors(A, tolerance, deadline, memory) or _bracket_by_proof(A, tolerance, deadline)
         except OutOfTimeError:  # Lanczos steps that do not end
             return _bracket_roughly(A, deadline)
 
 
 def _is_contiguous(A: Array) -> bool:
     return bool(A.flags.c_contiguous or A.flags.f_contiguous)
+
+
+def _bracket_by_vectors(A: Array, tolerance: float, deadline: Deadline, memory: Memory) -> tuple[float, float] | None:
+    """Return a bracket of a large matrix at two thirds of the price, where few singular values are near the largest."""
+    short = min(A.shape)
+    # The Gram matrix in float32, and in float64; Lanczos's vectors, and rows and columns at work.
+    if short < LEAST or 12.0 * short**2 + 16384.0 * short > memory.limit:
+        return None
+    tall = A if A.shape[0] >= A.shape[1] else A.T
+    return bracket_in_single(tall, tolerance, frobenius_above(A), deadline)
 
 
 def _bracket_by_proof(A: Array, tolerance: float, deadline: Deadline) -> tuple[float, float]:

@@ -7,19 +7,31 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile, ZipInfo
 
 from opnorm.checkpoints.files import check_growth, is_plain, require
 from opnorm.checkpoints.records import CheckpointError
 
+ARCHIVE = b"PK\3\4"  # how an archive begins
 _LOCAL_HEADER = 30  # bytes before the name and the extra field of a member
 
 
-def members(path: Path) -> dict[str, ZipInfo]:
+class Part(NamedTuple):
+    """A part of a file that is an archive of its own."""
+
+    path: Path
+    start: int  # in bytes
+    size: int
+
+
+Archive = Path | Part
+
+
+def members(path: Archive) -> dict[str, ZipInfo]:
     """Return the members of an archive by name; one that could trick an unpacker spoils the whole archive."""
     try:
-        with ZipFile(path) as archive:
+        with _window(path, 0, _size(path)) as file, ZipFile(file) as archive:
             found = archive.infolist()
     except BadZipFile as error:
         raise CheckpointError(f"it is no intact zip archive ({error})") from error
@@ -33,7 +45,7 @@ def members(path: Path) -> dict[str, ZipInfo]:
     return {info.filename: info for info in found}
 
 
-def read_member(path: Path, info: ZipInfo, limit: int) -> bytes:
+def read_member(path: Archive, info: ZipInfo, limit: int) -> bytes:
     """Return the bytes of a member of at most `limit`; what it unpacks to beyond its declared size is not unpacked."""
     require(info.file_size <= limit, f"the member {info.filename!r} is larger than {limit >> 20} MiB")
     with open_member(path, info) as member:
@@ -42,9 +54,9 @@ def read_member(path: Path, info: ZipInfo, limit: int) -> bytes:
     return data
 
 
-def open_member(path: Path, info: ZipInfo) -> BinaryIO:
+def open_member(path: Archive, info: ZipInfo) -> BinaryIO:
     """Return a member as a file that is read from its start, without reading the archive's directory again."""
-    window: Any = Window(path, _data_offset(path, info), info.compress_size)
+    window: Any = _window(path, _data_offset(path, info), info.compress_size)
     return ZipExtFile(window, "r", info, None, True)  # type: ignore[return-value]
 
 
@@ -93,21 +105,31 @@ class Window(io.RawIOBase):
         super().close()
 
 
-def searchable(path: Path, info: ZipInfo) -> Callable[[], BinaryIO]:
+def _size(path: Archive) -> int:
+    return path.size if isinstance(path, Part) else path.stat().st_size
+
+
+def _window(path: Archive, start: int, size: int) -> BinaryIO:
+    """Return a part of an archive as a file."""
+    whole = path if isinstance(path, Part) else Part(path, 0, size)
+    return Window(whole.path, whole.start + start, size)  # type: ignore[return-value]
+
+
+def searchable(path: Archive, info: ZipInfo) -> Callable[[], BinaryIO]:
     """Return an opener of the member as a file with `seek`: a window on the archive where it is stored as it is."""
     if info.compress_type != ZIP_STORED:
         return _Unpacked(path, info).open
     start = _data_offset(path, info)
     require(info.compress_size == info.file_size, f"the sizes of the member {info.filename!r} do not agree")
-    require(start + info.file_size <= path.stat().st_size, f"the member {info.filename!r} is cut off")
-    return lambda: Window(path, start, info.file_size)  # type: ignore[return-value]
+    require(start + info.file_size <= _size(path), f"the member {info.filename!r} is cut off")
+    return lambda: _window(path, start, info.file_size)
 
 
-def _data_offset(path: Path, info: ZipInfo) -> int:
-    with path.open("rb") as file:
+def _data_offset(path: Archive, info: ZipInfo) -> int:
+    with _window(path, 0, _size(path)) as file:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)
-    require(len(header) == _LOCAL_HEADER and header[:4] == b"PK\3\4", f"the member {info.filename!r} has no header")
+    require(len(header) == _LOCAL_HEADER and header[:4] == ARCHIVE, f"the member {info.filename!r} has no header")
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     return info.header_offset + _LOCAL_HEADER + lengths
 
@@ -115,7 +137,7 @@ def _data_offset(path: Path, info: ZipInfo) -> int:
 class _Unpacked:
     """A compressed member, unpacked into a temporary file that goes away with this object."""
 
-    def __init__(self, path: Path, info: ZipInfo):
+    def __init__(self, path: Archive, info: ZipInfo):
         check_growth(info.filename, info.file_size, info.compress_size)
         handle, self.name = tempfile.mkstemp(prefix="opnorm-")
         weakref.finalize(self, os.unlink, self.name)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,17 +17,14 @@ from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.records import Checkpoint
 
 _HEADER_BYTES = 2**16
+_SHOWN = 3  # names in a note
 
 
 def read_npy(path: Path) -> Checkpoint:
     """Return the checkpoint of one array."""
     size = path.stat().st_size
-    found = _tensor(path, path.stem, size, lambda: path.open("rb"))
-    with path.open("rb") as file:
-        shape, _, dtype = _header(file)
-        more = 0 if dtype.hasobject else size - file.tell() - byte_size(shape, dtype.itemsize)
-    notes = (f"{more} bytes follow the array, and were not read: another array, perhaps",) if more > 0 else ()
-    return Checkpoint("npz", flat_weights(path, [found]), notes=notes)
+    found, more = _tensor(path, path.stem, size, lambda: path.open("rb"))
+    return Checkpoint("npz", flat_weights(path, [found]), notes=_notes({found.named.name: more}))
 
 
 def read_npz(path: Path) -> Checkpoint:
@@ -38,24 +35,38 @@ def read_npz(path: Path) -> Checkpoint:
     require(not strange, f"the archive holds {strange[:3]}, which are no arrays")
     for name, info in found.items():
         check_growth(name, info.file_size, info.compress_size)
-    entries = [
+    tensors = [
         _tensor(path, name.removesuffix(".npy"), info.file_size, partial(open_member, path, info))
         for name, info in found.items()
     ]
-    return Checkpoint("npz", flat_weights(path, entries))
+    more = {entry.named.name: count for entry, count in tensors}
+    return Checkpoint("npz", flat_weights(path, [entry for entry, _ in tensors]), notes=_notes(more))
 
 
-def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO]) -> Entry:
+def _notes(more: Mapping[str, int]) -> tuple[str, ...]:
+    """Return a note on what follows arrays, which no reader of NumPy's would show."""
+    longer = [name for name, count in more.items() if count > 0]
+    shown = ", ".join(map(repr, longer[:_SHOWN])) + (" and others" if len(longer) > _SHOWN else "")
+    count = sum(more[name] for name in longer)
+    text = f"{count} bytes follow the array, and were not read: another array, perhaps, behind {shown}"
+    return (text,) if longer else ()
+
+
+def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO]) -> tuple[Entry, int]:
+    """Return an array, and how many bytes follow it."""
     with open_file() as file:
         shape, _, dtype = _header(file)
+        begin = file.tell()
     if dtype.kind not in "biufc":
         what = "Python objects" if dtype.hasobject else str(dtype)
         reason = f"it holds {what}, which are no numbers"
         found = unread(path, name, shape, str(dtype)[:40], reason)
-        return found._replace(reason="") if dtype.kind in "SUmM" else found  # texts and dates are no kernels
+        found = found._replace(reason="") if dtype.kind in "SUmM" else found  # texts and dates are no kernels
+        return found, 0 if dtype.hasobject else room - begin - byte_size(shape, dtype.itemsize)
     size = byte_size(shape, dtype.itemsize)
     require(size <= room, f"{name!r} takes {size} bytes of {room}")
-    return Entry(Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file)))
+    entry = Entry(Named(name, shape, str(dtype.newbyteorder("=")), guarded(path, _read, open_file)))
+    return entry, room - begin - size
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -18,6 +18,7 @@ JSON_BYTES = 64 * 2**20  # a table of contents: the largest real ones are a few 
 _FREE = 256 * 2**20  # what a tensor may take in memory whatever the file stores of it: all zeros compress to nothing
 _RATIO = 100  # weights hardly compress; deflate's best is 1032
 _TENSORS = 2**16  # of a file: each takes 3 KiB and 50 us before it is read; shards of 2026 have a few thousand
+_CANNOT = "Cannot read "
 DEPTH = 100  # of groups in groups: real models stay under 20
 
 
@@ -38,8 +39,9 @@ def border(path: Path) -> Iterator[None]:
 
 def _one_line(path: Path, error: Any) -> str:
     text = " ".join(str(error).split())
-    start = f"Cannot read {str(path)!r}: "
-    return text if text.startswith(start) else start + (text if len(text) < 400 else text[:400] + " ...")
+    if text.startswith(_CANNOT):  # of this file, or of one in this folder
+        return text
+    return f"{_CANNOT}{str(path)!r}: {text if len(text) < 400 else text[:400] + ' ...'}"
 
 
 def guarded(path: Path, read: Callable[..., T], *arguments: Any) -> Callable[[], T]:
@@ -58,15 +60,15 @@ def require(condition: bool, message: str) -> None:
         raise CheckpointError(message)
 
 
-def extra(module: str) -> ModuleType:
-    """Return the imported module; the error for a missing one says what to install."""
+def extra(module: str, group: str = "audit") -> ModuleType:
+    """Return the imported module; the error for a missing one says which extra of opnorm's to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
         # Of an installed opnorm pip adds the extra's packages without looking for opnorm anywhere.
         raise CheckpointError(
-            f"reading it needs {package}: pip install 'opnorm[audit]' adds it to the opnorm installed here"
+            f"reading it needs {package}: pip install 'opnorm[{group}]' adds it to the opnorm installed here"
         ) from error
 
 
@@ -106,10 +108,16 @@ def byte_size(shape: Sequence[Any], itemsize: int) -> int:
 def inside(folder: Path, name: str) -> Path:
     """Return the file of that name in `folder`, or raise when it leads out of it."""
     require(is_plain(name), f"it names the file {name!r}, which lies outside its folder")
-    found = (folder / name).resolve()
-    require(found.is_relative_to(folder.resolve()), f"it names the file {name!r}, which lies outside its folder")
+    found, home = (folder / name).resolve(), folder.resolve()
+    within = found.is_relative_to(home) or any(map(found.is_relative_to, _cached(home)))
+    require(within, f"it names the file {name!r}, which lies outside its folder")
     require(found.is_file(), f"it names the file {name!r}, which is missing")
     return found
+
+
+def _cached(folder: Path) -> list[Path]:
+    """Return where the links of a folder in Hugging Face's cache lead: `snapshots/<commit>/...` to `blobs`."""
+    return [up.parent.parent / "blobs" for up in (folder, *folder.parents) if up.parent.name == "snapshots"]
 
 
 def is_plain(name: str) -> bool:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.config import read_config
 from opnorm.checkpoints.files import guarded, require
 from opnorm.checkpoints.guesses import Named, channels_of, guess, unique
 from opnorm.checkpoints.made import File
 from opnorm.checkpoints.quantized import find_quantized
 from opnorm.checkpoints.records import Weight
 from opnorm.checkpoints.reparametrized import find_reparametrized
+from opnorm.checkpoints.settled import settler
 
 _NAME = 1000  # characters: patterns are searched in every name
 
@@ -31,17 +33,21 @@ def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:
     """Return the weights of a file's tensors, in their order: one for each.
 
     Where several tensors make the weight of a layer, one of them stands for it, with the values that the layer applies;
-    the others are parts of it. A tensor that cannot be read, or is not understood, is unknown, and says why.
+    the others are parts of it. A tensor that cannot be read, or is not understood, is unknown, and says why. What the
+    `config.json` beside the file settles is not assumed; of a quantized model that is what its codes stand for.
     """
     for entry in entries:
         require(len(entry.named.name) <= _NAME, f"a tensor of it has a name of {len(entry.named.name)} characters")
     tensors = {entry.named.name: entry.named for entry in entries if not entry.reason}
-    file = File(path, tensors, channels_of(tensors.values()))
+    config = read_config(path)
+    settle = settler(config, tensors)
+    file = File(path, tensors, channels_of(tensors.values()), settle)
     made = find_quantized(file) | find_reparametrized(file)
     weights, taken = [], {entry.named.name for entry in entries}
     for tensor, reason in entries:
         known = made.get(tensor.name)
-        geometry = known.geometry if known else guess(tensor, tensors, file.channels)
+        guessed = guess(tensor, tensors, file.channels)
+        geometry = known.geometry if known else guessed if config.quantization else settle(tensor, guessed)
         weight = Weight(*tensor, g.unknown("unknown", reason) if reason else geometry)
         if known and known.weight:
             name = tensor.name if known.weight.name == tensor.name else unique(known.weight.name, taken)

@@ -1,12 +1,12 @@
 """Builders of geometries: from a kernel's layout and a layer's settings to the operator that the layer applies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from opnorm.checkpoints.records import Geometry
+from opnorm.checkpoints.records import Geometry, Part
 from opnorm.checks import Array, positive_integers, real_array
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.equations import einsum_axes, einsum_operator
@@ -143,13 +143,21 @@ def batch_variance(kind: str, epsilon: float) -> Geometry:
     return diagonal(kind, f"diagonal 1 / sqrt(variance + {epsilon:g})", lambda v: 1 / np.sqrt(v + epsilon))
 
 
-def stacked(kind: str, text: str, blocks: Callable[[Array], Array] = np.asarray, *, assumed: bool = False) -> Geometry:
+def stacked(
+    kind: str,
+    text: str,
+    blocks: Callable[[Array], Array] = np.asarray,
+    *,
+    each: str = "",
+    assumed: bool = False,
+) -> Geometry:
     """Return the geometry of matrices, each applied to its own input: a recurrence's directions, experts.
 
     Args:
         kind: The layer.
         text: What it does.
         blocks: Returns the matrices (count, out, in) of a kernel.
+        each: What one is called, which makes each a part of its own.
         assumed: Whether it is a guess.
     """
 
@@ -159,7 +167,10 @@ def stacked(kind: str, text: str, blocks: Callable[[Array], Array] = np.asarray,
             raise ValueError(f"{len(found)} matrices side by side, more than {_BLOCKS}")
         return BlockDiagonal([aslinearoperator(one) for one in found])
 
-    return Geometry(kind, text, operator, assumed=assumed)
+    def parts(kernel: Array) -> Iterator[Part]:
+        return (Part(f"{each} {i}", aslinearoperator(one)) for i, one in enumerate(blocks(kernel)))
+
+    return Geometry(kind, text, operator, assumed=assumed, parts=parts if each else None)
 
 
 def scaled(geometry: Geometry, factor: Callable[[Array], Array], text: str) -> Geometry:
@@ -168,8 +179,13 @@ def scaled(geometry: Geometry, factor: Callable[[Array], Array], text: str) -> G
     if operator is None:
         return geometry
     readings = tuple(scaled(one, factor, text) for one in geometry.readings)
-    text = f"{geometry.text}, {text}"
-    return geometry._replace(text=text, operator=lambda array: operator(factor(array)), readings=readings)
+    parts = geometry.parts
+    return geometry._replace(
+        text=f"{geometry.text}, {text}",
+        operator=lambda array: operator(factor(array)),
+        readings=readings,
+        parts=None if parts is None else lambda array: parts(factor(array)),
+    )
 
 
 def _slid(

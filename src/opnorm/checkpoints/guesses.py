@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.fused import with_known_parts
 from opnorm.checkpoints.kernels import guess_kernel, is_convolution, with_taps
 from opnorm.checkpoints.records import Geometry
 
@@ -33,9 +34,13 @@ _LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lam
 _INDEX = re.compile(r"(^|_)(ids|index|indices|idx|masks?|positions?|offsets?|lengths?|shape)$")
 _TABLE = ("int64", "uint64")  # in which no library packs codes
 _RANDOM = re.compile(r"rng|random|seed", re.IGNORECASE)
+_STATISTICS = re.compile(r"(^|[./])batch_stats([./])")  # flax's, of a batch normalization whose scale is in "params"
 _SMALL = ("float4", "float6", "float8")
 _LORA = re.compile(r"lora_(A|B|embedding_A|embedding_B|down|up)\b|lora_[AB]\.", re.IGNORECASE)
 _CONV1D = re.compile(r"(^|[./])(c_attn|c_proj|c_fc|q_attn)[./]weight$")  # GPT-2's Conv1D is stored (in, out)
+_JOINED_EXPERTS = re.compile(  # of MegaBlocks, as in DBRX, and of Megatron
+    r"(^|[._/])experts[._/](mlp[._/](w1|v1|w2)|weight[12])$"
+)
 _SCALE = re.compile(r"(scale|gamma|weight|norm\w*)(:0)?$", re.IGNORECASE)
 _LAST_IS_OUT = re.compile(r"(^|[._/:])(kernel|recurrent_kernel|depthwise_kernel|pointwise_kernel)(:0)?$")
 
@@ -78,7 +83,7 @@ def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] 
     if len(tensor.shape) == 1:
         return _vector(tensor, others)
     if len(tensor.shape) == 2:
-        return _matrix(tensor, others)
+        return with_known_parts(_matrix(tensor, others), tensor.name, tensor.shape)
     return guess_kernel(tensor.name, tensor.shape, channels, keras=_LAST_IS_OUT.search(tensor.name) is not None)
 
 
@@ -100,9 +105,9 @@ def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
         return g.nothing("unknown", g.SCALAR, assumed=True)
     if _is_bias(tensor, last, others):
         return g.nothing("unknown", g.BIAS, assumed=True)
-    if last in ("running_mean", "moving_mean"):
+    if last in ("running_mean", "moving_mean") or (last == "mean" and _is_statistic(tensor, others)):
         return g.nothing("unknown", g.MEAN, assumed=True)
-    if last in ("running_var", "moving_variance"):
+    if last in ("running_var", "moving_variance") or (last == "var" and _is_statistic(tensor, others)):
         return _variance(tensor, others)
     added = _POSITION.search(tensor.name) and len(tensor.shape) > 2 and tensor.shape[0] == 1
     return g.nothing("unknown", "a table that is added, not multiplied", assumed=True) if added else None
@@ -124,6 +129,9 @@ def _is_bias(tensor: Named, last: str, others: Mapping[str, Named]) -> bool:
         return False
     if sum(count != 1 for count in tensor.shape) <= 1:
         return True
+    stack = others.get(tensor.name.removesuffix("_bias")) or others.get(f"{tensor.name.removesuffix('bias')}blocks")
+    if stack not in (None, tensor) and len(stack.shape) > 2 and tensor.shape[0] == stack.shape[0]:
+        return len(tensor.shape) == 2  # of experts, a bias for each
     beside = others.get(re.sub(r"bias(:0)?$", r"kernel\1", tensor.name), tensor)
     return (
         last == "bias" and len(beside.shape) > len(tensor.shape) and beside.shape[-len(tensor.shape) :] == tensor.shape
@@ -155,11 +163,21 @@ def _codes(tensor: Named) -> Geometry:
 
 def _variance(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return the map of a batch normalization without a scale; with one the scale has it."""
-    parent = re.sub(r"(running_var|moving_variance)$", "", tensor.name)
-    if tensor.name not in others or any(parent + name in others for name in ("weight", "gamma")):
+    parent = re.sub(r"(running_var|moving_variance|var)$", "", tensor.name)
+    beside = {parent + name for name in ("weight", "gamma", "scale")} | {
+        _STATISTICS.sub(r"\1params\2", parent) + "scale"
+    }
+    if tensor.name not in others or any(name in others for name in beside):
         return g.nothing("unknown", "part of the map of the scale beside it", assumed=True)
     first, *rest = (g.batch_variance("BatchNorm", epsilon) for epsilon in EPSILONS)
     return _assumed_epsilon(first, rest)
+
+
+def _is_statistic(tensor: Named, others: Mapping[str, Named]) -> bool:
+    """Return whether a mean or a variance is one of flax's batch normalization: in batch_stats, or of all it has."""
+    parent = re.sub(r"(mean|var)$", "", tensor.name)
+    together = all(f"{parent}{name}" in others for name in ("mean", "var", "scale"))
+    return together or _STATISTICS.search(tensor.name) is not None
 
 
 def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
@@ -168,9 +186,10 @@ def _assumed_epsilon(first: Geometry, rest: list[Geometry]) -> Geometry:
 
 
 def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
-    parent = re.sub(r"(weight|gamma)$", "", tensor.name)
-    for name in ("running_var", "moving_variance"):
-        variance = others.get(parent + name)
+    parent = re.sub(r"(weight|gamma|scale)$", "", tensor.name)
+    flax = re.sub(r"(^|[./])params([./])", r"\1batch_stats\2", parent)
+    for name in (f"{parent}running_var", f"{parent}moving_variance", f"{flax}var"):
+        variance = others.get(name)
         if variance is not None and parent != tensor.name and variance.shape == tensor.shape:
             first, *rest = (g.batch_normalization("BatchNorm", variance.read, epsilon) for epsilon in EPSILONS)
             return _assumed_epsilon(first, rest)
@@ -183,6 +202,8 @@ def _vector(tensor: Named, others: Mapping[str, Named]) -> Geometry:
 
 
 def _matrix(tensor: Named, others: Mapping[str, Named]) -> Geometry:
+    if _JOINED_EXPERTS.search(tensor.name):
+        return g.unknown("experts", "experts joined in one matrix: how many there are is not known", assumed=True)
     if _LORA.search(tensor.name):
         return g.rows("LoRA", "factor of a low-rank update, (out, in)", assumed=True)
     if _EMBEDDING.search(tensor.name):

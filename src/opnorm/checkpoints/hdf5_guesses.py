@@ -22,6 +22,8 @@ def plain_guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     if found.operator is None or len(tensor.shape) < 3:
         return found
     other = guess(as_kernel(tensor), others)
+    if other.text == found.text:  # its name says already that it is Keras's
+        return found
     texts = {one.text for one in found.readings if one.kind == "unknown"}  # these do not depend on the layout
     more = (one for one in other.readings if one.text not in texts)
     return found._replace(readings=(*found.readings, other._replace(readings=()), *more))

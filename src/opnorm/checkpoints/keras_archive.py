@@ -72,12 +72,12 @@ def model_checkpoint(form: str, model: Layer | None, found: Sequence[Place]) -> 
     """Return the checkpoint of places that hold weights; without a config what a weight does is assumed."""
     taken: set[str] = set()
     weights = [(place.path, place_weights(place, taken)) for place in found]
-    graph, notes = _graph(model, weights) if model else (None, ())
+    graph, notes = graph_of(model, weights) if model else (None, ())
     every = tuple(weight for _, by_role in weights for weight in by_role.values())
-    return Checkpoint(form, every, graph, (*(_notes(model) if model else ()), *notes))
+    return Checkpoint(form, every, graph, (*(notes_of(model) if model else ()), *notes))
 
 
-def _graph(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...]]:
+def graph_of(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...]]:
     """Return the graph, or why there is none where its config makes no sense."""
     try:
         return keras_graph(model, weights), ()
@@ -87,7 +87,7 @@ def _graph(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...
         return None, (f"how its layers are joined is not understood: {type(error).__name__}: {error}",)
 
 
-def _notes(model: Layer) -> Iterator[str]:
+def notes_of(model: Layer) -> Iterator[str]:
     """Yield a line for each layer of the config whose code would be needed to know what it does."""
     for layer in all_layers(model):
         if layer.kind == "Lambda":

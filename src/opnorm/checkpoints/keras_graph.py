@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
-from opnorm.checkpoints.keras_shapes import input_shape, output_shape
+from opnorm.checkpoints.keras_shapes import Shape, input_shape, output_shape
 from opnorm.checkpoints.records import CheckpointError, Graph, Node, Weight
 
 Weights = Sequence[tuple[tuple[str, ...], Mapping[str, Weight]]]  # by the path of their layer
@@ -25,7 +25,6 @@ class _Call(NamedTuple):
     tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
     arguments: Mapping[str, Any]  # what else it was called with
     repeats: int = 0  # how many calls of the layer came before
-    shapes: tuple[Any, ...] = ()  # of `tensors`, batch first; None where the config does not say
 
 
 class _NoGraphError(Exception):
@@ -65,6 +64,7 @@ class _Builder:
 
     def __init__(self, weights: Weights):
         self.weights = weights
+        self.shapes: dict[str, Shape | None] = {}  # of values, by the name of the node or input
 
     def model(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str = "") -> Part:
         """Return a model's nodes; `given` names what it is called with, None for the outermost."""
@@ -76,19 +76,16 @@ class _Builder:
 
     def sequential(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
         layers = list(sublayers({"layers": model.config.get("layers")}))
-        shape = None  # of the value between two layers
+        fed = input_shape(layers[0]) if layers else None
         if layers and layers[0].kind == "InputLayer":
             first, *layers = layers
-            shape = input_shape(first.config)
-            given = given if given is not None else ["/".join((*path, first.name))]
-        inputs = list(given) if given is not None else ["input"]
+            given = self.fed("/".join((*path, first.name)), fed) if given is None else given
+        inputs = list(given) if given is not None else self.fed("input", fed)
         nodes: list[Node] = []
         current = inputs
         for layer in layers:
-            shapes = () if shape is None else (shape,)
-            more, current = self.call(_Call(layer, 0, (), {}, shapes=shapes), path, current, call)
+            more, current = self.call(_Call(layer, 0, (), {}), path, current, call)
             nodes += more
-            shape = output_shape(layer, shape)
         return nodes, inputs, current
 
     def functional(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
@@ -96,6 +93,9 @@ class _Builder:
         require(len({(one.layer.name, one.number) for one in calls}) == len(calls), "two of its layers share a name")
         entries = _references(model.config["input_layers"])
         names = ["/".join((*path, name)) for name, _ in entries] if given is None else list(given)
+        if given is None:
+            fed = {layer.name: input_shape(layer) for layer in sublayers({"layers": model.config.get("layers")})}
+            self.shapes.update(zip(names, (fed.get(name) for name, _ in entries), strict=True))
         if len(names) != len(entries):
             raise _NoGraphError
         results: dict[tuple[str, int], list[str]] = {entry: [name] for entry, name in zip(entries, names, strict=True)}
@@ -116,10 +116,16 @@ class _Builder:
             return nodes, outputs
         name = "/".join(inner) + mark
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
-        if one.shapes:
-            options["input_shapes"] = one.shapes
+        shapes = [self.shapes.get(feed) for feed in feeds]
+        options["input_shapes"] = tuple(shapes)
+        self.shapes[name] = output_shape(one.layer, shapes)
         weights = self.roles(inner)
         return [Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)], [name]
+
+    def fed(self, name: str, shape: Shape | None) -> list[str]:
+        """Return the name of the one input of a model, whose shape is noted."""
+        self.shapes[name] = shape
+        return [name]
 
     def roles(self, path: tuple[str, ...]) -> dict[str, Weight]:
         """Return the weights of a layer and of the layers inside it, by role."""
@@ -175,7 +181,7 @@ def _calls(config: Mapping[str, Any]) -> Iterator[_Call]:
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
                 number = index + (isinstance(node, list) and _has_input(layer))
-                yield _Call(layer, number, tuple(_tensors(node)), _arguments(node), index, tuple(_shapes(node)))
+                yield _Call(layer, number, tuple(_tensors(node)), _arguments(node), index)
 
 
 def _has_input(layer: Layer) -> bool:
@@ -198,17 +204,6 @@ def _tensors(node: Any) -> Iterator[tuple[str, int]]:
             yield from _tensors(node[3] if len(node) > 3 else [])
         else:
             yield from (found for value in node for found in _tensors(value))
-
-
-def _shapes(node: Any) -> Iterator[Any]:
-    """Yield the shapes of the tensors that a call takes, in the order of `_tensors`; Keras 3 alone writes them."""
-    if isinstance(node, Mapping):
-        if node.get("class_name") == "__keras_tensor__":
-            yield node.get("config", {}).get("shape")
-        else:
-            yield from (found for value in node.values() for found in _shapes(value))
-    elif isinstance(node, list) and not _is_reference(node):
-        yield from (found for value in node for found in _shapes(value))
 
 
 def _is_reference(node: Any) -> bool:

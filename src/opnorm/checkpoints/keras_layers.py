@@ -26,6 +26,7 @@ CELLS = {"SimpleRNNCell", "LSTMCell", "GRUCell"}
 RECURRENT = {"SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU"}
 CONV_RECURRENT = {"ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 CONV_CELLS = {f"{kind}Cell" for kind in CONV_RECURRENT} | {"ConvLSTMCell"}
+HEADS = "axis of the heads"  # of a projection's kernel: no key of Keras's
 ATTENTION = {"MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"}
 MODELS = {"Functional", "Sequential", "Model"}
 WRAPPERS = {"TimeDistributed", "Bidirectional", "SpectralNormalization", "opnorm>SpectralNormalization"}
@@ -85,6 +86,15 @@ def class_of(entry: Mapping[str, Any]) -> str:
     return str(name)  # files of Keras 1 and 2 name no module
 
 
+def function_of(entry: Mapping[str, Any]) -> str:
+    """Return the name of a function in a config; one of another module keeps that, so it is never taken for Keras's."""
+    name, registered, module = entry.get("config"), entry.get("registered_name"), entry.get("module")
+    if isinstance(registered, str) and ">" in registered:
+        return registered
+    own = module is None or module == "builtins" or (isinstance(module, str) and re.match(r"(tf_)?keras\b", module))
+    return str(name) if own else f"{module}>{name}"
+
+
 def guessed_layer(key: str, name: str) -> Layer | None:
     """Return the layer that a group's key ("conv2d_1") or name speaks of, or None."""
     for text in (key, name):
@@ -140,7 +150,8 @@ def _projection(layer: Layer, key: str) -> Layer:
     names = ("kernel_constraint", "bias_constraint", "use_bias", "dtype")
     config = {name: layer.config[name] for name in names if name in layer.config}
     name = "attention_output" if key.startswith("output") else key.removesuffix("_dense")
-    return Layer("EinsumDense", name, {**config, "equation": equation}, layer.assumed)
+    config |= {"equation": equation, HEADS: 0 if key.startswith("output") else 1}
+    return Layer("EinsumDense", name, config, layer.assumed)
 
 
 def sublayers(config: Mapping[str, Any]) -> Iterator[Layer]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.fused import by_head
 from opnorm.checkpoints.hdf5 import Tensor
 from opnorm.checkpoints.keras_layers import (
     ATTENTION,
@@ -14,6 +15,7 @@ from opnorm.checkpoints.keras_layers import (
     CONV_RECURRENT,
     CONVOLUTIONS,
     DEPTHWISE,
+    HEADS,
     MODELS,
     RECURRENT,
     SEPARABLE,
@@ -138,7 +140,8 @@ def _convolution(layer: Layer, role: str, tensors: Tensors) -> Geometry:
 def _dense(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     kernel = tensors[role]
     if layer.kind == "EinsumDense":
-        return g.einsum(layer.kind, layer.config.get("equation"), len(kernel.shape))
+        found = g.einsum(layer.kind, layer.config.get("equation"), len(kernel.shape))
+        return by_head(found, layer.config[HEADS]) if HEADS in layer.config else found
     if _is_int8(layer, role, tensors):
         return g.scaled_columns(layer.kind, tensors[f"{role}_scale"].read, 0 if layer.kind == "Dense" else 1)
     return _matrix(layer, kernel)

@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from opnorm.checkpoints.keras_layers import function_of
+from opnorm.checkpoints.records import of_file
+
 Version = tuple[int, int]
 UNKNOWN: Version = (0, 0)
 
@@ -68,7 +71,8 @@ def of_version(entry: Any, version: Version) -> Any:
 
 
 def _translate(entry: dict[str, Any], version: Version) -> None:
-    kind, config = entry["class_name"], entry["config"]
+    kind = entry["class_name"]
+    config = entry["config"] = of_file(entry["config"])
     for key in _ACTIVATIONS:
         if key in config:
             config[key] = _activation(config[key], version)
@@ -91,7 +95,7 @@ def _raised(epsilon: Any) -> list[float]:
 
 def _activation(value: Any, version: Version) -> Any:
     """Return an activation with the version that defines it, where versions differ."""
-    name = value.get("config") if isinstance(value, dict) and value.get("class_name") == "function" else value
+    name = function_of(value) if isinstance(value, dict) and value.get("class_name") == "function" else value
     return {"class_name": name, "config": {"keras": version[0]}} if name in _CHANGED else value
 
 

@@ -16,7 +16,7 @@ _CONVOLUTION = re.compile(
     re.IGNORECASE,
 )
 _DEPTHWISE = re.compile(r"(^|[^a-z])(depthwise|(dw_?conv\d?|conv_?dw\d?|dw)([^a-z]|$))", re.IGNORECASE)
-_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe)([^a-z]|$)", re.IGNORECASE)
+_EXPERTS = re.compile(r"(^|[^a-z])(experts?|moe|switch_mlp)([^a-z]|$)", re.IGNORECASE)
 _ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 
@@ -63,7 +63,7 @@ def _experts(shape: tuple[int, ...]) -> Geometry:
     if len(shape) != 3:
         return g.unknown("experts", f"experts with {len(shape)} axes of an unknown layout", assumed=True)
     text = "a matrix for each expert, (out, in) or its transpose: the largest of their norms"
-    return g.stacked("experts", text, assumed=True)._replace(oriented=False)
+    return g.stacked("experts", text, each="expert", assumed=True)._replace(oriented=False)
 
 
 def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
@@ -96,7 +96,7 @@ def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bo
     Strides leave outputs away, groups leave products away, a dilation only moves frequencies; the transposed
     convolution has the same norm. The smallest norm is that of windows that do not overlap, with the most groups.
     """
-    groups = _groups(shape, channels, keras=keras)
+    groups = most_groups(shape, channels, keras=keras)
     if keras and depthwise:
         found = g.depthwise("Conv", shape, g.Sliding(), assumed=True)
         text = "depthwise convolution (*spatial, channels, multiplier), strides 1 and zero padding assumed"
@@ -112,7 +112,7 @@ def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bo
     return found._replace(text=text, oriented=False, readings=() if single else (least,))
 
 
-def _groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
+def most_groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
     """Return the most groups that a kernel may have: one for each output, or by the channels that the file has."""
     inputs, outputs = (shape[-2], shape[-1]) if keras else (shape[1], shape[0])
     if inputs == 1:

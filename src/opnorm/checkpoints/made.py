@@ -9,6 +9,7 @@ import numpy as np
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.guesses import Named, guess
 from opnorm.checkpoints.records import Geometry
+from opnorm.checkpoints.settled import Settle
 
 Read = Callable[[], np.ndarray]
 
@@ -27,6 +28,7 @@ class File(NamedTuple):
     path: Path
     tensors: Mapping[str, Named]
     channels: Collection[int]
+    settle: Settle  # what its configuration settles of a tensor's geometry
 
 
 def layer(file: File, tensor: Named, name: str, read: Read, how: str) -> Made:
@@ -39,7 +41,8 @@ def layer(file: File, tensor: Named, name: str, read: Read, how: str) -> Made:
         read: Returns the values that the layer applies.
         how: What is done to the stored values, for people.
     """
-    found = guess(Named(name, tensor.shape, "float64", read), file.tensors, file.channels)
+    whole = Named(name, tensor.shape, "float64", read)
+    found = file.settle(whole, guess(whole, file.tensors, file.channels))
     return Made(found._replace(text=f"{found.text}; {how}"), read)
 
 

@@ -15,7 +15,7 @@ from opnorm.checkpoints.onnx_steering import without_shape_arithmetic
 from opnorm.checkpoints.onnx_unfold import Op, Unfolded
 from opnorm.checkpoints.onnx_uses import Met, Uses
 from opnorm.checkpoints.onnx_wire import skeleton
-from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph, Node, Weight
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph, Node, Weight, of_file
 
 
 def read_onnx(path: Path) -> Checkpoint:
@@ -32,7 +32,8 @@ def read_onnx(path: Path) -> Checkpoint:
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
-    for part in Runtime(unfolded.ops, unfolded.links, {name: v.shape for name, v in uses.values.items()}).parts():
+    constants = {name: value.shape for name, value in uses.values.items()}
+    for part in Runtime(unfolded.ops, unfolded.links, constants, shapes).parts():
         uses.compute(part)
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
     fixed = {name for name, value in uses.values.items() if not value.moving}
@@ -82,6 +83,8 @@ def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mappin
     inputs = [value for i, value in enumerate(op.inputs) if value and i not in met.weights]
     by_role = {role(op.kind, i): weight for i, weight in met.weights.items()}
     found = [shapes.get(value) for value in inputs]
-    options = {**op.options, "input_shapes": tuple(found)} if inputs and None not in found else op.options
+    options = of_file(op.options)
+    if inputs and None not in found:
+        options["input_shapes"] = tuple(found)
     kind = f"{op.kind} of a constant" if met.hands_on else op.kind
     return Node(name, kind, tuple(makers.get(value, value) for value in inputs), options, by_role)

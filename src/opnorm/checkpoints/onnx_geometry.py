@@ -141,7 +141,7 @@ def _gemm(use: Use, tensor: Named) -> Geometry:
 
 def _matmul(use: Use, tensor: Named) -> Geometry:
     if use.kind == "MatMulInteger":
-        return g.nothing(use.kind, _INTEGER)
+        return g.unknown(use.kind, _INTEGER) if use.position < 2 else g.nothing(use.kind, SCALE_OF_INTEGERS)
     if use.position not in (0, 1, 3):
         return _other(use, tensor)
     if len(tensor.shape) < 2:

@@ -3,11 +3,14 @@
 A constant that meets a value of the run has no norm as a weight: what the run makes of the two is not in the file.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from math import prod
 from typing import NamedTuple
 
+from opnorm.checkpoints.onnx_axes import Sides, before, is_spread, operand
+from opnorm.checkpoints.onnx_shapes import Shape
 from opnorm.checkpoints.onnx_unfold import Op
 
 _FIXED = {  # operators whose inputs at these places are weights, whatever else they compute
@@ -22,9 +25,10 @@ _PRODUCTS = {  # operators that multiply two of their inputs with each other: th
 }
 _MOVED = {  # operators whose further inputs only steer
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Slice", "Split", "Gather", "Dropout",
-    "GatherElements", "GatherND", "Resize", "Upsample", "TopK", "Compress", "Trilu", "CumSum", "OneHot",
+    "GatherElements", "GatherND", "Resize", "Upsample", "TopK", "Compress", "Trilu", "CumSum",
 }  # fmt: skip
 _SIZES = {"Shape", "Size"}
+_WAYS = 4  # by which the axes of one value are followed into products
 
 
 class Reach(IntEnum):
@@ -36,7 +40,15 @@ class Reach(IntEnum):
     CERTAIN = 3  # it stands where only weights stand
 
 
-Wanted = Mapping[Reach, list[tuple[str, Op]]]  # values that are weights or go into them, and who reads the weight
+class Want(NamedTuple):
+    """A value that is a weight of the run, or goes into one."""
+
+    value: str
+    user: Op  # the operator that reads the weight
+    sides: Sides = None  # what its axes are in the product
+
+
+Wanted = Mapping[Reach, list[Want]]
 
 
 class Part(NamedTuple):
@@ -54,10 +66,17 @@ class Runtime:
         ops: Each after those that it reads.
         links: What the values of control flow come from, beside their operators.
         shapes: Those of the constants, by name.
+        values: The shapes of all values, as far as they are known.
     """
 
-    def __init__(self, ops: list[Op], links: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, ...]]):
-        self.ops, self.links, self.shapes = ops, links, shapes
+    def __init__(
+        self,
+        ops: list[Op],
+        links: Mapping[str, list[str]],
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, Shape],
+    ):
+        self.ops, self.links, self.shapes, self.values = ops, links, shapes, values
         self.makers = {value: op for op in ops for value in op.outputs if value}
         self.layered: set[str] = set()  # values that a layer with weights in the file computed
         for op in ops:
@@ -77,29 +96,33 @@ class Runtime:
             places = [i for i in _weights(op) if op.inputs[i] not in self.shapes]
             if op.kind in _FIXED or len(places) > 1:
                 reach = Reach.CERTAIN if op.kind in _FIXED else Reach.FACTOR if op.kind == "Mul" else Reach.NEAR
-                wanted[reach] += [(op.inputs[i], op) for i in places]
+                wanted[reach] += [Want(op.inputs[i], op, operand(op, self.values.get(op.inputs[i]))) for i in places]
             if places and op.kind == "BatchNormalization":
                 yield from (Part(op, i, op) for i in _weights(op) if i not in places)
-        seen: set[str] = set()
+        seen: dict[str, set[Sides]] = defaultdict(set)
         for reach in sorted(Reach, reverse=True):
             while wanted[reach]:
-                value, user = wanted[reach].pop()
-                if value not in seen:
-                    seen.add(value)
-                    wanted[reach] += [(source, user) for source in self.links.get(value, ())]
-                    yield from self.followed(value, user, reach, wanted)
+                want = wanted[reach].pop()
+                met = seen[want.value]
+                if not met or (want.sides is not None and want.sides not in met and len(met) < _WAYS):
+                    met.add(want.sides)
+                    wanted[reach] += [Want(source, want.user) for source in self.links.get(want.value, ())]
+                    yield from self.followed(want, reach, wanted)
 
-    def followed(self, value: str, user: Op, reach: Reach, wanted: Wanted) -> Iterator[Part]:
+    def followed(self, want: Want, reach: Reach, wanted: Wanted) -> Iterator[Part]:
         """Yield the constants that a value's operator puts into it, and note its other inputs as wanted."""
-        op = self.makers.get(value)
+        op = self.makers.get(want.value)
         if op is None or self.ends(op, reach):
             return
         further = Reach.FAR if reach == Reach.NEAR and self.is_layer(op) else reach
         for i in _carried(op):
-            if self.counts(op, i, further):
-                yield Part(op, i, user)
-            elif op.inputs[i] not in self.shapes:
-                wanted[further].append((op.inputs[i], user))
+            constant = self.shapes.get(op.inputs[i])
+            spread = constant is not None and i not in _weights(op) and is_spread(op, constant, want.sides)
+            if spread or self.counts(op, i, further):
+                yield Part(op, i, want.user)
+            elif constant is None:
+                sides = None if self.is_layer(op) else before(op, i, want.sides, self.values)
+                wanted[further].append(Want(op.inputs[i], want.user, sides))
 
     def ends(self, op: Op, reach: Reach) -> bool:
         """Return whether nothing of an operator's inputs is in its result; a softmax is as large whatever was added."""
@@ -111,6 +134,8 @@ class Runtime:
         shape = self.shapes.get(op.inputs[position])
         if shape is None or (reach != Reach.CERTAIN and self.is_layer(op)):
             return False
+        if op.kind == "OneHot":  # any of its entries may be any of the two numbers
+            return True
         layered, matrix = not self.layered.isdisjoint(op.inputs), sum(n != 1 for n in shape) > 1
         if reach <= Reach.FAR:
             return (matrix if reach == Reach.FAR else prod(shape) != 1) and not layered
@@ -127,6 +152,6 @@ def _weights(op: Op) -> list[int]:
 
 def _carried(op: Op) -> list[int]:
     """Return the places of the inputs whose numbers go into an operator's results."""
-    places = {"Where": (1, 2), "Pad": (0, 2)}.get(op.kind, tuple(range(len(op.inputs))))
+    places = {"Where": (1, 2), "Pad": (0, 2), "OneHot": (0, 2)}.get(op.kind, tuple(range(len(op.inputs))))
     places = (0,) if op.kind in _MOVED or op.kind.startswith("Reduce") else places
     return [i for i in places if i < len(op.inputs) and op.inputs[i]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import border, guarded, require
-from opnorm.checkpoints.guesses import Named
+from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.onnx_bodies import Names
 from opnorm.checkpoints.onnx_folding import Given, Result, Shape, data, planned
 from opnorm.checkpoints.onnx_geometry import RECURRENT, SCALE_OF_INTEGERS, TOGETHER, Use, use_geometry
@@ -26,6 +26,7 @@ _HANDED = {  # operators whose first input, when a constant, is what comes out, 
     "Identity", "Cast", "DequantizeLinear", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile",
     "Slice", "Split", "Gather", "QuantizeLinear", "Dropout", "Pad",
 }  # fmt: skip
+_NO_NUMBERS = ("bool", "string")
 _TABLE = 2  # axes of a constant that Gather looks rows up in: an embedding
 _STEERING = 64  # integers that say how a constant is moved: axes, sizes
 _ENTRIES = 2**22  # of a computed constant, unless what it is made of has half as many
@@ -100,7 +101,7 @@ class Uses:
         present = {i for i, name in enumerate(op.inputs) if name}
         alone = op.plain and set(held) == present and bool(op.outputs) and not any(v.moving for v in held.values())
         handed = held.get(0) if op.kind in _HANDED else held.get(1) if op.kind == "ConstantOfShape" else None
-        if not alone and (handed is None or (op.kind == "Gather" and len(handed.shape) == _TABLE)):
+        if not alone and (handed is None or (op.kind == "Gather" and _may_be_table(handed))):
             return []
         if op.kind == "Identity":
             return [held[0]]
@@ -108,10 +109,11 @@ class Uses:
             require(alone, "it depends on the network's input")
             return self.folded(op, held)
         except (LookupError, ValueError, TypeError, ArithmeticError):
-            most = max(held.values(), key=lambda value: prod(value.shape)) if alone or handed is None else handed
+            most = max(held.values(), key=_weight) if alone or handed is None else handed
             digest = _digest(op, [len(op.outputs), *(value.digest for value in held.values())])
             ways = (*most.ways, op.kind)[-3:]
-            return [most._replace(make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
+            dtype = "float32" if most.dtype in _NO_NUMBERS else most.dtype  # which may have been made numbers of
+            return [most._replace(dtype=dtype, make=None, ways=ways, digest=digest, moving=not alone)] * len(op.outputs)
 
     def folded(self, op: Op, held: Mapping[int, Value]) -> list[Value]:
         """Return what an operator computes from constants alone; raise when that is not worked out."""
@@ -193,7 +195,7 @@ class Uses:
     def compute(self, part: Part) -> None:
         """Note of a constant that it is in a weight that the network computes while it runs."""
         value = self.values[part.op.inputs[part.position]]
-        if value.dtype in ("string", "bool"):
+        if value.dtype in _NO_NUMBERS:
             return
         reason = f"it goes, through {part.op.kind}, into a weight of {part.user.kind} that the network's input changes"
         known, key = self.found[value.tensor], self.places.get((part.op.outputs[0], part.position), "computed")
@@ -222,6 +224,16 @@ class Uses:
 
 _UNUSED = g.nothing("unused", "no operator of the file uses it")
 _EMPTY = g.nothing("unknown", "an empty tensor")
+
+
+def _may_be_table(value: Value) -> bool:
+    """Return whether Gather may look rows up in a constant; of one that is not worked out the shape is not known."""
+    return len(value.shape) == _TABLE or value.make is None
+
+
+def _weight(value: Value) -> tuple[bool, bool, int]:
+    """Return by what the constant is found that tells of what is made of several: it holds numbers, and the most."""
+    return value.dtype not in _NO_NUMBERS, value.dtype in FLOATS, prod(value.shape)
 
 
 def _tells(geometry: Geometry) -> bool:

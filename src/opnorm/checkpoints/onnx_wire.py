@@ -1,15 +1,13 @@
 """An ONNX file without its numbers: the message is copied, and each large tensor becomes a note of where it lies."""
 
 from pathlib import Path
-from typing import BinaryIO
 
 from opnorm.checkpoints.files import DEPTH, require
+from opnorm.checkpoints.wire import LARGEST, Window, header, varint
 
 SELF = ""  # the `location` of a tensor that lies in the model's own file
 
 _LARGE = 1024  # bytes; smaller numbers stay where they are
-_WINDOW = 2**16  # bytes read at a time
-_LARGEST = 2**30  # bytes of a message without its numbers; protocol buffers end at twice that
 _MODEL, _TRAINING, _FUNCTION, _GRAPH, _NODE, _ATTRIBUTE, _SPARSE, _TENSOR = range(8)
 _FIELDS = {  # of onnx.proto: which fields lead to tensors, by number
     _MODEL: {7: _GRAPH, 20: _TRAINING, 25: _FUNCTION},
@@ -28,92 +26,42 @@ _EXTERNAL, _LOCATION = 13, 14  # TensorProto.external_data, and whether it is us
 def skeleton(path: Path) -> bytes:
     """Return the model's message with every tensor of more than 1 KiB as "external data" in `SELF`."""
     with path.open("rb") as file:
-        data = _Window(file, path.stat().st_size)
+        data = Window(file, path.stat().st_size)
         return bytes(_message(data, 0, data.size, _MODEL, 0))
 
 
-class _Window:
-    """A file's bytes by their place: read, not mapped, so that one that becomes shorter is an error and no signal."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size = file, size
-        self.start, self.bytes = 0, b""
-
-    def __getitem__(self, at: int) -> int:
-        place = at - self.start
-        if not 0 <= place < len(self.bytes):
-            self.bytes = self.read(at, min(at + _WINDOW, self.size))
-            self.start, place = at, 0
-        return self.bytes[place]
-
-    def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`."""
-        if self.start <= start and end <= self.start + len(self.bytes):
-            return self.bytes[start - self.start : end - self.start]
-        require(end - start <= _LARGEST, "it holds more than numbers alone explain")
-        self.file.seek(start)
-        found = self.file.read(end - start)
-        require(len(found) == end - start, "it became shorter while it was read")
-        return found
-
-
-def _message(data: _Window, at: int, end: int, kind: int, depth: int) -> bytearray:
+def _message(data: Window, at: int, end: int, kind: int, depth: int) -> bytearray:
     require(depth < DEPTH, "its graphs are nested too deeply")
     if kind == _TENSOR:
         return _tensor(data, at, end)
     result, fields = bytearray(), _FIELDS[kind]
     while at < end:
         start = at
-        field, wire, at, size = _header(data, at, end)
+        field, wire, at, size = header(data, at, end)
         if wire == 2 and field in fields:
             result += _field(field, _message(data, at, at + size, fields[field], depth + 1))
         else:
             result += data.read(start, at + size)
         at += size
-        require(len(result) <= _LARGEST, "it holds more than numbers alone explain")
+        require(len(result) <= LARGEST, "it holds more than numbers alone explain")
     return result
 
 
-def _tensor(data: _Window, at: int, end: int) -> bytearray:
+def _tensor(data: Window, at: int, end: int) -> bytearray:
     """Return a tensor's message; where its numbers are large a note of their place, which is its last word."""
     result, places, notes, external = bytearray(), bytearray(), bytearray(), 0
     while at < end:
         start = at
-        field, wire, at, size = _header(data, at, end)
+        field, wire, at, size = header(data, at, end)
         if wire == 2 and field in _NUMBERS and size > _LARGE:
             notes += _note(at, size)
         elif field in (_EXTERNAL, _LOCATION):
             places += data.read(start, at + size)
-            external = _varint(data, at, end)[0] if field == _LOCATION and wire == 0 else external
+            external = varint(data, at, end)[0] if field == _LOCATION and wire == 0 else external
         else:
             result += data.read(start, at + size)
         at += size
     return result + (places if external == 1 or not notes else notes)  # numbers beside external data do not count
-
-
-def _header(data: _Window, at: int, end: int) -> tuple[int, int, int, int]:
-    """Return a field's number, how it is stored, where its value begins, and how many bytes that takes."""
-    tag, at = _varint(data, at, end)
-    field, wire = tag >> 3, tag & 7
-    require(wire in (0, 1, 2, 5), "it is no protocol buffer")
-    size = {1: 8, 5: 4}.get(wire, 0)
-    if wire == 0:
-        size = _varint(data, at, end)[1] - at
-    elif wire == 2:
-        size, at = _varint(data, at, end)
-    require(at + size <= end, "a field of it reaches beyond its end")
-    return field, wire, at, size
-
-
-def _varint(data: _Window, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        require(at < end and shift < 70, "it is no protocol buffer, or cut off")
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
 
 
 def _encoded(value: int) -> bytes:

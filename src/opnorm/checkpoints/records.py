@@ -1,6 +1,6 @@
 """What a checkpoint holds, whatever its format: weights read on demand, what they do, and the network's graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,13 @@ from opnorm.checks import Array
 
 class CheckpointError(ValueError):
     """A file that cannot be read as what it claims to be; the message is one line and names the file."""
+
+
+class Part(NamedTuple):
+    """An expert of a stack, or one of the projections or heads that are stored in one matrix."""
+
+    name: str  # "expert 3", "query"
+    operator: LinearOperator
 
 
 class Geometry(NamedTuple):
@@ -24,6 +31,7 @@ class Geometry(NamedTuple):
     unknown: bool = False  # with no operator: there may be a norm, which is not known, and a check must not pass
     readings: tuple["Geometry", ...] = ()  # where it is assumed: what else the layer may do with the weight
     oriented: bool = True  # it is known which axis is the input's, and how many inputs an output has
+    parts: Callable[[Array], Iterable["Part"]] | None = None  # of the values: what the model uses by itself, in order
 
 
 class Weight(NamedTuple):
@@ -35,6 +43,17 @@ class Weight(NamedTuple):
     read: Callable[[], np.ndarray]  # what the layer applies, of a dtype of NumPy's or ml_dtypes'; nothing is kept
     geometry: Geometry
     constraint: Mapping[str, Any] | None = None  # the Keras config of the constraint declared for it
+
+
+OWN_OPTIONS = (  # that readers and foldings give to nodes and layers; a file's own of these names are dropped
+    "arguments", "input_shapes", "joined", "kernel_layout", "keras", "normalized", "other_epsilons", "reason",
+    "rounding",
+)  # fmt: skip
+
+
+def of_file(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a file may give to a node or layer."""
+    return {key: value for key, value in options.items() if key not in OWN_OPTIONS}
 
 
 class Node(NamedTuple):

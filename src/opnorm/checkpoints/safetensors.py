@@ -1,4 +1,4 @@
-"""`.safetensors` files, alone or in shards: the header is checked first, then tensors are read one at a time."""
+"""`.safetensors` files: the header is checked first, then tensors are read one at a time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from opnorm.checkpoints.files import JSON_BYTES, byte_size, check_count, extra, guarded, inside, parse_json, require
+from opnorm.checkpoints.files import JSON_BYTES, byte_size, check_count, extra, guarded, parse_json, require
 from opnorm.checkpoints.flat import Entry, flat_weights, unread
-from opnorm.checkpoints.guesses import Named, unique
+from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.records import Checkpoint
 
+FORMAT = "safetensors"
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
@@ -18,38 +19,15 @@ _DTYPES = {
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
 _PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits of numbers of which several share a byte
-_IN_ALL = 2**18  # tensors of all shards: Kimi K2 has 140,000, with their scales
 _LENGTH = 8  # bytes that say how long the header is
 
 
 def read_safetensors(path: Path) -> Checkpoint:
     """Return the checkpoint of one `.safetensors` file."""
-    return Checkpoint("safetensors", flat_weights(path, list(_tensors(path).values())))
+    return Checkpoint(FORMAT, flat_weights(path, list(tensors_of(path).values())))
 
 
-def read_shards(path: Path) -> Checkpoint:
-    """Return the checkpoint of the shards that an index names; each must lie in the index's folder.
-
-    What a shard holds and the index does not name has its row too, and a note.
-    """
-    index = parse_json(path.read_bytes() if path.stat().st_size <= JSON_BYTES else b"", "the index")
-    require(isinstance(index, Mapping) and isinstance(index.get("weight_map"), Mapping), "it has no `weight_map`")
-    places = {name: str(shard) for name, shard in index["weight_map"].items()}
-    files = {name: inside(path.parent, name) for name in sorted(set(places.values()))}
-    shards = {name: _tensors(file) for name, file in files.items()}
-    count = sum(map(len, shards.values()))
-    require(count <= _IN_ALL, f"its shards have {count} tensors, more than {_IN_ALL}")
-    for name, shard in places.items():
-        require(name in shards[shard], f"the tensor {name!r} is not in {shard!r}")
-    others = [(n, entry) for shard, held in shards.items() for n, entry in held.items() if places.get(n) != shard]
-    taken = set(places)
-    unnamed = [entry._replace(named=entry.named._replace(name=unique(name, taken))) for name, entry in others]
-    notes = (f"{len(unnamed)} tensors of the shards are not named in the index",) if unnamed else ()
-    entries = [shards[shard][name] for name, shard in places.items()] + unnamed
-    return Checkpoint("safetensors", flat_weights(path, entries), None, notes)
-
-
-def _tensors(path: Path) -> dict[str, Entry]:
+def tensors_of(path: Path) -> dict[str, Entry]:
     """Return the tensors of a file, which fill it from the end of its header to its own, one after another."""
     header, start = _header(path)
     notes = header.pop("__metadata__", {})
@@ -62,6 +40,12 @@ def _tensors(path: Path) -> dict[str, Entry]:
     room = path.stat().st_size - start
     require(at == room, f"its tensors fill {at} of {room} bytes")
     return {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the texts that a file holds beside its tensors."""
+    notes = _header(path)[0].get("__metadata__", {})
+    return {key: text for key, text in notes.items() if _is_text(text)} if isinstance(notes, dict) else {}
 
 
 def _is_text(value: Any) -> bool:

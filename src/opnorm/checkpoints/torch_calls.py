@@ -25,12 +25,19 @@ _DTYPES = ("float", "bfloat", "int", "uint", "double", "half", "long", "short", 
 _BUILTINS = ("builtins", "__builtin__")  # the latter is what protocol 2 writes
 _PLAIN = ("int", "long", "float", "complex", "str", "unicode", "bool")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+_RECORDS = (  # of distributed checkpoints
+    "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING",
+    "MEM_FORMAT_ENCODING", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+)  # fmt: skip
 _OPAQUE = {
     *(f"{module}.{name}" for module in _BUILTINS for name in _PLAIN),
     "torch.device", "torch.Generator", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
     "torch.nn.parameter.UninitializedParameter", "numpy.ndarray", "torch.per_tensor_affine",
     "torch.per_channel_affine", "torch.per_channel_affine_float_qparams",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in _RECORDS),
+    *(f"torch.distributed._shard.sharded_tensor.metadata.{name}" for name in _RECORDS),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
 }  # fmt: skip
 
 

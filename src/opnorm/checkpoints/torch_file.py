@@ -7,14 +7,15 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipInfo
 
 from opnorm.checkpoints import torch_pickle
-from opnorm.checkpoints.archives import members, read_member, searchable
+from opnorm.checkpoints.archives import ARCHIVE, Archive, members, read_member, searchable
 from opnorm.checkpoints.files import DEPTH, JSON_BYTES, check_count, require
-from opnorm.checkpoints.flat import flat_weights
+from opnorm.checkpoints.flat import Entry, flat_weights
 from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.records import Checkpoint, CheckpointError
 from opnorm.checkpoints.torch_records import TENSORS, Global, Opaque, Storage, Table, Tensor
 from opnorm.checkpoints.torch_tensors import Find, Run, dtype_of, entry
 
+FORMAT = "torch"
 _MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
 _NAME = 1000  # characters of a key
 _KEYS = 16  # items of a key that is a tuple
@@ -22,6 +23,14 @@ _KEYS = 16  # items of a key that is a tuple
 
 def read_torch(path: Path) -> Checkpoint:
     """Return the checkpoint of a zip archive of PyTorch's, or of TorchScript's, whose code is not run."""
+    return _checkpoint(path, *held_tensors(path))
+
+
+Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
+
+
+def held_tensors(path: Archive) -> tuple[list[Held], tuple[str, ...]]:
+    """Return the tensors of a zip archive of PyTorch's, and notes on it."""
     found = members(path)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     require(len(pickles) == 1, "the archive holds no data.pkl, so it is none of PyTorch's")
@@ -32,14 +41,11 @@ def read_torch(path: Path) -> Checkpoint:
     held += list(_members(path, found, prefix, "constants", ("constants",))) if constants else []
     scripted = any(name.startswith(f"{prefix}code/") for name in found)
     notes = ("the archive holds TorchScript code, which was not run",) if scripted else ()
-    return _checkpoint(path, held, notes)
-
-
-Held = tuple[str, Tensor, Find]  # a tensor, its name, and where its storages are
+    return held, notes
 
 
 def _members(
-    path: Path, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
+    path: Archive, found: Mapping[str, ZipInfo], prefix: str, part: str, names: tuple[str, ...]
 ) -> Iterator[Held]:
     """Yield the tensors of one pickle of an archive; their storages lie in a folder of its name."""
     value = torch_pickle.load(io.BytesIO(read_member(path, found[f"{prefix}{part}.pkl"], JSON_BYTES)))
@@ -47,11 +53,11 @@ def _members(
         yield name, tensor, lambda storage: _member(path, found, f"{prefix}{part}/{storage.key}")
 
 
-def _order(path: Path, info: ZipInfo | None) -> bytes:
+def _order(path: Archive, info: ZipInfo | None) -> bytes:
     return b"little" if info is None else read_member(path, info, 64).strip()
 
 
-def _member(path: Path, found: Mapping[str, ZipInfo], name: str) -> Run:
+def _member(path: Archive, found: Mapping[str, ZipInfo], name: str) -> Run:
     info = found.get(name)
     if info is None:
         raise CheckpointError(f"the archive holds no {name!r}")
@@ -61,6 +67,11 @@ def _member(path: Path, found: Mapping[str, ZipInfo], name: str) -> Run:
 
 def read_old_torch(path: Path) -> Checkpoint:
     """Return the checkpoint of a file from before PyTorch 1.6: five pickles, then the storages one after another."""
+    return _checkpoint(path, _from_pickles(path), ())
+
+
+def _from_pickles(path: Path) -> list[Held]:
+    """Return what a file of five pickles holds, behind which the storages stand."""
     with path.open("rb") as file:
         start = io.BytesIO(file.read(JSON_BYTES))
         require(torch_pickle.load(start) == _MAGIC, "it is a pickle, but none of PyTorch's; nothing of it was run")
@@ -70,7 +81,7 @@ def read_old_torch(path: Path) -> Checkpoint:
     require(isinstance(system, Table) and system.get("little_endian") is True, "its numbers are big-endian")
     tensors = list(_tensors(value, ()))
     runs = dict(_runs(path, start.tell(), keys, storages))
-    return _checkpoint(path, [(*held, lambda storage: _known(runs, storage.key)) for held in tensors], ())
+    return [(*held, lambda storage: _known(runs, storage.key)) for held in tensors]
 
 
 def _known(runs: Mapping[str, Run], key: str) -> Run:
@@ -92,10 +103,20 @@ def _runs(path: Path, at: int, keys: Any, storages: Mapping[str, Storage]) -> It
     require(at <= path.stat().st_size, "its storages are cut off")
 
 
+def tensors_of(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a file of either kind, by name."""
+    with path.open("rb") as file:
+        held = held_tensors(path)[0] if file.read(4) == ARCHIVE else _from_pickles(path)
+    return {found.named.name: found for found in _entries(path, held)}
+
+
 def _checkpoint(path: Path, held: list[Held], notes: tuple[str, ...]) -> Checkpoint:
+    return Checkpoint(FORMAT, flat_weights(path, _entries(path, held)), None, notes)
+
+
+def _entries(path: Path, held: list[Held]) -> list[Entry]:
     taken: set[str] = set()
-    entries = [entry(path, unique(name, taken), tensor, find) for name, tensor, find in held]
-    return Checkpoint("torch", flat_weights(path, entries), None, notes)
+    return [entry(path, unique(name, taken), tensor, find) for name, tensor, find in held]
 
 
 def _tensors(value: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -20,20 +20,24 @@ _CHARACTERS = 32  # of a text, that count as an item
 _MEMO = 2**32  # entries are numbered from 0
 
 
-def load(file: BinaryIO) -> Any:
+def load(file: BinaryIO, operations: int = _OPERATIONS) -> Any:
     """Return the value of one pickle: Tables, lists, tuples, numbers, texts, tensors and Opaques.
+
+    Args:
+        file: A file that stands at the pickle's beginning.
+        operations: How many it may have.
 
     Raises:
         CheckpointError: When the pickle names a class or function that is not one of a fixed few, is broken, or asks
             for more work than a table of contents does.
     """
-    return load_with_storages(file)[0]
+    return load_with_storages(file, operations)[0]
 
 
-def load_with_storages(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+def load_with_storages(file: BinaryIO, operations: int = _OPERATIONS) -> tuple[Any, dict[str, Storage]]:
     """Return the value of one pickle, and every storage that it refers to, by its key."""
     machine = _Machine()
-    return machine.run(pickletools.genops(file)), machine.storages
+    return machine.run(pickletools.genops(file), operations), machine.storages
 
 
 class _Mark:
@@ -49,8 +53,8 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self.copied = 0
 
-    def run(self, operations: Iterator[tuple[Any, Any, Any]]) -> Any:
-        for opcode, argument, _ in islice(operations, _OPERATIONS):
+    def run(self, operations: Iterator[tuple[Any, Any, Any]], limit: int) -> Any:
+        for opcode, argument, _ in islice(operations, limit):
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in _PUSHES:
@@ -61,7 +65,7 @@ class _Machine:
                 method = getattr(self, f"do_{opcode.name.lower()}", None)
                 require(method is not None, f"its pickle uses {opcode.name}, which no tensor needs")
                 method(argument)  # type: ignore[misc]
-        raise CheckpointError(f"its pickle has no end within {_OPERATIONS} operations")
+        raise CheckpointError(f"its pickle has no end within {limit} operations")
 
     def popped(self) -> list[Any]:
         """Return what was pushed since the last mark."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opnorm.cli import frameworks as backends
-from opnorm.cli.options import File, Jobs, Json, Measuring, Sandbox, Showing, ShowingDiff, reads_apart, spread
+from opnorm.cli.options import Cluster, File, Jobs, Json, Measuring, Sandbox, Showing, ShowingDiff, reads_apart, spread
 from opnorm.cli.output import STDOUT, check_outputs, emit, fail, one_line_errors, progress_bar, show
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def run_audit(
     html: Annotated[str | None, typer.Option(help="Write a page of plots and a table.", metavar="OUT")] = None,
     jobs: Jobs = 1,
     sandbox: Sandbox = None,
+    cluster: Cluster = None,
 ) -> None:
     """Show a certified bracket of the norm of every tensor in a checkpoint, or why there is none."""
     outputs = [output for output in (json, csv, html) if output is not None]
@@ -38,7 +39,7 @@ def run_audit(
             backends.require(["jinja2"], extra="audit")
         with progress_bar("auditing") as progress:
             options = measuring._asdict() | {"jobs": jobs, "spectra": html is not None}
-            report = audited(file, sandbox, progress, **options)
+            report = audited(file, sandbox, progress, cluster, **options)
         forms = ((json, report.to_json), (csv, report.to_csv), (html, report.to_html))
         for output, form in forms:
             if output is not None:
@@ -47,15 +48,17 @@ def run_audit(
             show(partial(report.to_text, **showing._asdict()), partial(report.drawn, **showing._asdict()))
 
 
-def audited(file: str, sandbox: bool | None, progress: Progress | None, **options: Any) -> Report:
-    """Return the report on a file, from a process of its own where that is wanted; `options` as for `audit`."""
-    if reads_apart(sandbox, file):
+def audited(
+    file: str, sandbox: bool | None, progress: Progress | None, cluster: str | None = None, **options: Any
+) -> Report:
+    """Return the report on a file, from other processes where that is wanted; `options` as for `audit`."""
+    if cluster is None and reads_apart(sandbox, file):
         from opnorm.auditing.sandbox import audit_in_child
 
         return audit_in_child(file, options, progress)
     from opnorm.auditing.audits import audit
 
-    return audit(file, progress=progress, **options)
+    return audit(file, progress=progress, cluster=cluster, sandbox=bool(sandbox), **options)
 
 
 @spread
@@ -66,12 +69,15 @@ def run_diff(
     showing: ShowingDiff,
     json: Json = None,
     sandbox: Sandbox = None,
+    subspaces: Annotated[
+        bool, typer.Option("--subspaces", help="Show effective ranks, overlaps, intruder dimensions.")
+    ] = False,
 ) -> None:
     """Show the norms of two checkpoints and of their difference, tensor by tensor; adapters are multiplied out."""
     with one_line_errors(Exception):  # a file that nobody vouches for may cause any
         check_outputs([json], [base, tuned])
         with progress_bar("comparing") as progress:
-            found = _compared(base, tuned, sandbox, progress, measuring._asdict())
+            found = _compared(base, tuned, sandbox, progress, measuring._asdict() | {"subspaces": subspaces})
         if found.nothing_common:
             fail(found.nothing_common)
         if json is not None:

@@ -22,7 +22,9 @@ def to_bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-File = Annotated[str, typer.Argument(help="A checkpoint: .keras .h5 .safetensors .onnx .npz .pt ...", metavar="FILE")]
+File = Annotated[
+    str, typer.Argument(help="A checkpoint: .keras .safetensors .onnx .pt ..., or a folder.", metavar="PATH")
+]
 Include = Annotated[list[str] | None, typer.Option(help="Only tensors whose name matches this glob; repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="No tensor whose name matches this glob; repeatable.")]
 Json = Annotated[str | None, typer.Option("--json", help='Write JSON to this file; "-" is stdout.', metavar="OUT")]
@@ -41,6 +43,14 @@ Sandbox = Annotated[
         "--sandbox/--no-sandbox",
         help="Read in a process of its own, with limits. Default: where C++ reads, .h5 .keras .onnx.",
         show_default=False,
+    ),
+]
+
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help='Measure on a dask.distributed scheduler\'s workers; "local": one a processor.', metavar="ADDRESS"
     ),
 ]
 

@@ -18,7 +18,7 @@ BAD_INPUT = 2  # Click's own exit status for it
 STDOUT = "-"
 _DEVICES = ("/dev/", "/proc/")  # names of what is open already, and of no file that could be replaced
 _INDEXES = (".index.json", ".weights.json")  # endings of text that belongs to a checkpoint
-_READ_TOO = ("config.json", "adapter_config.json")  # what readers look for beside a file
+_READ_TOO = ("config.json", "adapter_config.json", "model_index.json", "modules.json")  # beside a file, in a folder
 
 
 def fail(message: object) -> NoReturn:
@@ -56,7 +56,8 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
     for place, output in enumerate(files):
         if not output.resolve().parent.is_dir():
             fail(f"no such folder: {output.resolve().parent}")
-        if any(_is_one_file(output, other) for other in read):
+        in_folder = output.name in _READ_TOO and any(_is_in(output, name) for name in inputs)
+        if in_folder or any(_is_one_file(output, other) for other in read):
             fail(f"the output {str(output)!r} is a file that is read; it would be lost")
         if any(_is_one_file(output, other) for other in files[:place]):
             fail(f"two outputs have one name: {str(output)!r}")
@@ -80,6 +81,11 @@ def _is_utf8(start: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_in(output: Path, folder: str) -> bool:
+    """Return whether a file lies in a folder, or would."""
+    return Path(folder).is_dir() and output.resolve().is_relative_to(Path(folder).resolve())
 
 
 def _is_one_file(one: Path, other: Path) -> bool:

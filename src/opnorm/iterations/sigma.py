@@ -25,10 +25,13 @@ def bilinear_form(maps: Maps, estimate: Estimate) -> Tensor:
     return xp.dot(xp.detach(estimate.image), maps.times(xp.detach(estimate.vectors[:1])))
 
 
-def matrix_norm(matrix: Tensor, iterate: Iterate, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norm of each block of a matrix, (groups,), differentiable, and the next vectors."""
+def matrix_norm(matrix: Tensor, iterate: Iterate, vectors: Tensor, alone: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the norm of each block of a matrix, (groups,), differentiable, and the next vectors.
+
+    Unless `alone`, only the largest of them is found; what is known of the others is that they are no larger.
+    """
     xp = of(matrix)
-    found = iterate(matrix_maps(xp.detach(matrix)), xp.detach(vectors))
+    found = iterate(matrix_maps(xp.detach(matrix), alone), xp.detach(vectors))
     return xp.reshape(bilinear_form(matrix_maps(matrix), found), (-1,)), xp.detach(found.vectors)
 
 

@@ -9,9 +9,9 @@ import keras
 from opnorm.checks import require
 from opnorm.keras.attachments import Attachment, Attachments, describe
 from opnorm.keras.base import OperatorConstraint
-from opnorm.keras.selection import Selection, choose
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels, walk
 from opnorm.keras.slots import optimizers_of
+from opnorm.selection import Selection, choose
 
 # Layers that make several kernels with the one constraint of their configuration.
 _FORGETFUL = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)

@@ -1,11 +1,10 @@
 """What `constrain` did to a model, kernel by kernel, as a table that prints itself."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any, NamedTuple, overload
 
 from opnorm.keras.base import OperatorConstraint
-from opnorm.keras.showing import written
+from opnorm.showing import html_table, table, written
 
 
 class Attachment(NamedTuple):
@@ -45,14 +44,10 @@ class Attachments(Sequence[Attachment]):
         return len(self._rows)
 
     def __repr__(self) -> str:
-        lines = [_HEADINGS, *map(_cells, self._rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return table(_HEADINGS, map(_cells, self._rows))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{heading}</th>" for heading in _HEADINGS)
-        body = ("".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) for row in self._rows)
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+        return html_table(_HEADINGS, map(_cells, self._rows))
 
 
 _HEADINGS = Attachment._fields

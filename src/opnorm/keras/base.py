@@ -17,8 +17,8 @@ from keras import ops
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
-from opnorm.keras.showing import written
 from opnorm.rules import Rule, updated
+from opnorm.showing import written
 
 
 class Update(Protocol):

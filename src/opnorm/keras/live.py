@@ -1,8 +1,10 @@
 """A live Keras model as a checkpoint: the same tree of variables that Keras would write, read from memory."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,40 @@ def _config(model: Any) -> Layer | None:
     import keras
 
     entry = json.loads(json.dumps(_entry(model), default=str))
+    entry = _with_functions(entry, dict(_foreign_functions(model)))
     return serialized_layer(of_version(entry, version_of(keras.__version__)))
+
+
+def _foreign_functions(layer: Any) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the activations that are no functions of Keras's or TensorFlow's: by layer and name, their modules.
+
+    Keras writes a function by its bare name wherever it has one of that name itself.
+    """
+    for function in vars(layer).values():
+        if isinstance(function, FunctionType) and not _is_known(function):
+            yield (str(layer.name), function.__name__), function.__module__
+    for _, part in _parts(layer):
+        yield from _foreign_functions(part)
+
+
+def _is_known(function: FunctionType) -> bool:
+    home = sys.modules.get(function.__module__)
+    known = function.__module__.split(".")[0] in ("keras", "tensorflow")
+    return known and getattr(home, function.__name__, None) is function
+
+
+def _with_functions(entry: Any, foreign: Mapping[tuple[str, str], str]) -> Any:
+    """Return a config in which the functions of a layer that are none of Keras's have their modules."""
+    if isinstance(entry, list):
+        return [_with_functions(one, foreign) for one in entry]
+    if not isinstance(entry, dict):
+        return entry
+    keys = {key: (str(entry.get("name")), value) for key, value in entry.items() if isinstance(value, str)}
+    named = {key: foreign[at] for key, at in keys.items() if key.endswith("activation") and at in foreign}
+    functions = {
+        key: {"class_name": "function", "module": module, "config": entry[key]} for key, module in named.items()
+    }
+    return {**{key: _with_functions(value, foreign) for key, value in entry.items()}, **functions}
 
 
 def _entry(layer: Any) -> Mapping[str, Any]:

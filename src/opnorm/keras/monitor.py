@@ -1,7 +1,6 @@
 """The Keras callback that watches every kernel's spectral norm during training."""
 
 import warnings
-from html import escape
 from math import isnan, nan
 from threading import get_ident
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import keras
 
 from opnorm.checks import require, to_count, to_operator
-from opnorm.keras.selection import Selection, to_selection
-from opnorm.keras.showing import written
 from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
+from opnorm.selection import Selection, to_selection
+from opnorm.showing import html_table, table, written
 
 _SLACK = 1e-2  # over a ball: constraints hold 1e-3, the rounding of a half-precision kernel and a spike may add some
 _FEW = 8  # kernels that a progress line and a table of logs have room for, one by one
@@ -130,15 +129,11 @@ class SpectralMonitor(keras.callbacks.Callback):
         return written(self)
 
     def __str__(self) -> str:
-        rows = [_HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return table(_HEADER, self._rows())
 
     def _repr_html_(self) -> str:
         """Return the table that notebooks show."""
-        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
-        header = "".join(f"<th>{cell}</th>" for cell in _HEADER)
-        return f"<table><tr>{header}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        return html_table(_HEADER, self._rows())
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []

@@ -11,8 +11,8 @@ from opnorm.checks import require, to_axis, to_count, to_counts, to_not_negative
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
 from opnorm.keras.base import is_empty, real_tensor
-from opnorm.keras.showing import written
 from opnorm.rules import Normalizer
+from opnorm.showing import written
 
 
 @keras.saving.register_keras_serializable("opnorm")

@@ -35,6 +35,18 @@ class Kernel(NamedTuple):
         """The variable; None before the layer is built."""
         return getattr(self.layer, self.geometry.name) if self.layer.built else None
 
+    @property
+    def names(self) -> Iterator[str]:
+        """The kernel's path in the model and Keras's, and the paths of the layers on the way to it."""
+        for path in {self.path, self.variable.path if self.variable is not None else self.path}:
+            parts = path.split("/")
+            yield from ("/".join(parts[: end + 1]) for end in range(len(parts)))
+
+    @property
+    def place(self) -> tuple[keras.Layer, str]:
+        """The layer, and the attribute that holds the kernel."""
+        return self.layer, self.geometry.name
+
 
 class PassedOver(NamedTuple):
     """A weight that may be a kernel but is not known as one, or a layer of such weights; and the reason.

@@ -11,26 +11,26 @@ from keras import ops
 from scipy.sparse.linalg import aslinearoperator
 
 from opnorm.backends import Tensor, of
-from opnorm.bounds.brackets import Bounds, spectral_norm
+from opnorm.bounds.brackets import spectral_norm
 from opnorm.iterations.matrices import to_matrix
 from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint, is_empty
-from opnorm.keras.selection import Selection, choose
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels
 from opnorm.keras.wrappers import SpectralNormalization
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal
 from opnorm.rules import Operator, Question, find_norms, first_vectors
+from opnorm.selection import Selection, choose
 
 # The constraints' own defaults: from the last vectors one iteration, more while sigma moves, sigma within 1e-2.
 _SEARCH = Search(steps=1, extra_steps=100, tolerance=1e-4, perturbation=1e-3)
 
 
-def proved(meaning: Operator, kernel: Tensor) -> Bounds:
+def proved(meaning: Operator, kernel: Tensor) -> tuple[float, float]:
     """Return the norm between two proved numbers; both are nan for a kernel that is not finite."""
     array = _host(kernel)
     if not np.all(np.isfinite(array)):
-        return Bounds(nan, nan)
+        return nan, nan
     if meaning.operator == "convolution":
         slides = array.reshape(meaning.slides(array.shape))
         return spectral_norm(Convolution(slides, strides=meaning.strides, groups=meaning.groups))
@@ -69,7 +69,7 @@ class Watched:
         """Return sigma, from below, by power iteration from the vectors of the last call; nan if not finite."""
         return float(estimates([self])[0])
 
-    def proved(self) -> Bounds:
+    def proved(self) -> tuple[float, float]:
         """Return the norm between two proved numbers."""
         return proved(self.meaning, self.value)
 

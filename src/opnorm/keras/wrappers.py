@@ -14,10 +14,10 @@ from opnorm.backends import Tensor
 from opnorm.checks import require, to_count, to_flag, to_fraction, to_operator, to_positive
 from opnorm.keras.base import is_empty, real_tensor
 from opnorm.keras.geometry import KernelGeometry, kernels
-from opnorm.keras.showing import written
 from opnorm.keras.sites import normalizes_its_kernel, unlike, walk
 from opnorm.operators.linear import linear_operator, linear_operators
 from opnorm.rules import Normalizer
+from opnorm.showing import written
 
 
 class _Kernel(NamedTuple):

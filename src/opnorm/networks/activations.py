@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from opnorm.checkpoints.keras_layers import class_of
+from opnorm.checkpoints.keras_layers import class_of, function_of
 from opnorm.networks.effects import Effect, Unbounded
 
 Options = Mapping[str, Any]
@@ -89,7 +89,7 @@ _WITH_OPTIONS: dict[str, Callable[[Options], tuple[float, float]]] = {
     "ReLU": _relu,
     "ELU": lambda options: _hull(0.0, 1.0, float(options.get("alpha", 1.0))),
     "Elu": lambda options: _hull(0.0, 1.0, float(options.get("alpha", 1.0))),
-    "LeakyReLU": lambda options: _hull(float(options.get("negative_slope", options.get("alpha", 0.3))), 1.0),
+    "LeakyReLU": lambda options: _hull(float(options.get("alpha", options.get("negative_slope", 0.3))), 1.0),
     "LeakyRelu": lambda options: _hull(float(options.get("negative_slope", options.get("alpha", 0.01))), 1.0),
     "Selu": _selu,
     "HardSigmoid": _hard_sigmoid,
@@ -139,6 +139,6 @@ def parse(specification: Any) -> tuple[str, Options]:
     if isinstance(specification, Mapping):
         inner = specification.get("config")
         if specification.get("class_name") == "function" or not isinstance(inner, Mapping):
-            return str(inner), {}
+            return function_of(specification), {}
         return class_of({"class_name": None, **specification}), inner
     return str(getattr(specification, "__name__", specification)), {}

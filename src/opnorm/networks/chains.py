@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import product
+from itertools import pairwise, product
 from math import inf, prod
 from typing import NamedTuple
 
@@ -98,6 +98,8 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightenin
             return None
         if link.is_matrix and (matrix := _matrix(link.node)) is not None:
             matrices.append(matrix)
+    if any(b.shape[1] != a.shape[0] for a, b in pairwise(matrices)):  # no network that could run
+        return None
     # A factorization is a third of a product's multiplications, and each matrix of the chain takes a few of them.
     if not deadline.affords(sum(2.0 * sum(W.shape) ** 3 for W in matrices)):
         return None

@@ -55,13 +55,9 @@ Shape = tuple[int | str | None, ...]  # a size that only a run knows is None (Ke
 def input_shapes(node: Node) -> list[Shape] | None:
     """Return the shapes of a node's inputs, batch included, None when nothing tells them.
 
-    They are looked for under `input_shapes` (one shape for each input) and in Keras's `build_config`.
+    The readers put them under `input_shapes`, one shape for each input, None where they could not work it out.
     """
     shapes = node.options.get("input_shapes")
-    if shapes is None:
-        shapes = (node.options.get("build_config") or {}).get("input_shape")
-        if shapes and not isinstance(shapes[0], (list, tuple)):
-            shapes = [shapes]
     if not shapes or len(shapes) != len(node.inputs) or any(shape is None for shape in shapes):
         return None
     return [tuple(shape) for shape in shapes]

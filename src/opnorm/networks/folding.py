@@ -11,7 +11,7 @@ from typing import Any
 
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.keras_layers import class_of
-from opnorm.checkpoints.records import Graph, Node
+from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
 from opnorm.networks.effects import constants
 from opnorm.networks.gates import gate_node
@@ -80,7 +80,7 @@ def _unwrap(node: Node) -> Node:
         return node
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
-    return _unwrap(Node(node.name, class_of(inner), node.inputs, inner["config"], weights))
+    return _unwrap(Node(node.name, class_of(inner), node.inputs, of_file(inner["config"]), weights))
 
 
 def _parts(node: Node) -> list[Node]:

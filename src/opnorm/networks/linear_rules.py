@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from opnorm.bounds.brackets import Bounds, spectral_norm
+from opnorm.bounds.brackets import Bounds, bracket
 from opnorm.bounds.certificates import up
+from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
@@ -20,11 +21,12 @@ _PAIRS = 2048  # rows of an embedding whose distances are all computed: 4 millio
 _WORK = 2**29  # numbers in all these differences: a second
 
 
-def bound_weight(weight: Weight) -> Bounds:
-    """Return the proved bracket of the norm of what `weight` does."""
+def bound_weight(weight: Weight, time_limit: float | None = None) -> Bounds:
+    """Return the proved bracket of the norm of what `weight` does: after `time_limit` seconds a wider one."""
     if weight.geometry.operator is None:
         raise Unbounded(weight.geometry.reason or f"what {weight.name} does is not known")
-    return spectral_norm(weight.geometry.operator(real_array(weight.read(), weight.name)))
+    operator = weight.geometry.operator(real_array(weight.read(), weight.name))
+    return Bounds(*bracket(operator, None, Deadline.after(time_limit)))
 
 
 def kernel_of(node: Node) -> Weight:

@@ -222,9 +222,22 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
         return Effect(1.0, "adds constants around its input")
     if mode not in ("edge", "reflect") or not amounts:
         raise Unbounded(f"no bound is known for padding of mode {mode!r} and unknown width")
-    pairs = list(zip(amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :], strict=True))
-    most = [1 + (max(a, 0) + max(b, 0) if mode == "edge" else (a > 0) + (b > 0)) for a, b in pairs]
+    pairs = [(max(a, 0), max(b, 0)) for a, b in zip(*np.split(np.array(amounts), 2), strict=True)]
+    shapes = input_shapes(node)
+    sizes = shapes[0] if shapes and len(shapes[0]) == len(pairs) and "3" not in node.weights else [None] * len(pairs)
+    most = [1 + _copies(pair, size if mode == "reflect" else None) for pair, size in zip(pairs, sizes, strict=True)]
     return Effect(up(sqrt(prod(most))), f"one pixel occurs at most {prod(most)} times")
+
+
+def _copies(pair: tuple[int, int], size: Any) -> int:
+    """Return how many of the pixels that are added around a row may be copies of one: all, unless it is mirrored once.
+
+    Args:
+        pair: How many are added before and behind it.
+        size: The pixels of a row that is mirrored, None where that is not known.
+    """
+    once = isinstance(size, int) and max(pair) < size  # else it is mirrored again, as NumPy does
+    return sum(count > 0 for count in pair) if once else sum(pair)
 
 
 @rule("Add", "Subtract", "Sub", "Sum", "Average", "Mean")

@@ -36,9 +36,9 @@ def reduced(node: Node) -> int | None:
     shapes, steered = node.options.get("input_shapes"), find(node.weights, "1")
     axes = node.options.get("axes", (node.options.get("arguments") or {}).get("axis"))
     axes = axes if steered is None else steered.ravel().astype(int).tolist()
-    if not shapes or len(shapes) != 1 or len(node.inputs) != 1 or set(node.weights) - {"1"} or axes is None:
+    shape = shapes[0] if shapes and len(shapes) == len(node.inputs) == 1 else None
+    if shape is None or axes is None or set(node.weights) - {"1"}:
         return None
-    shape = shapes[0]
     sizes = [shape[index(axis)] for axis in ([axes] if isinstance(axes, int) else axes)]
     return prod(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None
 

@@ -1,17 +1,22 @@
 """Weights as linear operators: which matrix a layer multiplies its input with.
 
 `linear_operator(layer)` is open: `linear_operator.register(MyLayer)` teaches it a new layer. This module imports no
-deep-learning framework; `opnorm.keras.layers` registers Keras's layers as soon as Keras is imported.
+deep-learning framework; `opnorm.keras.layers` registers Keras's layers as soon as Keras is imported, and
+`opnorm.torch.operators` PyTorch's modules when the first one is handed over.
 """
 
 from collections.abc import Iterable, Sequence
 from functools import singledispatch
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from opnorm.checks import Array, real_array, require
+
+_HOMES = {("torch", "Module"): "torch"}  # base classes, by package and name, whose operators stand in a front end
 
 
 class BlockDiagonal(LinearOperator):
@@ -88,15 +93,22 @@ def linear_operator(layer: Any) -> LinearOperator:
     """Return the operator `A` of a built layer: `layer(x)` is `A @ x`, plus a bias, for one flattened input.
 
     A layer that acts on each position of its input (Dense, Embedding, BatchNormalization) gives the matrix of one
-    position; a convolution built for an input of known size gives the matrix of the whole image, channels last.
+    position; a convolution built for an input of known size gives the matrix of the whole image, channels last. A
+    convolution of PyTorch's gives the operator for every image size.
 
     Args:
-        layer: A built layer with exactly one linear map; see `linear_operators` for those with several.
+        layer: A built layer of Keras, or a module of PyTorch, with exactly one linear map; see `linear_operators` for
+            those with several.
 
     Raises:
         ValueError: When the layer is not built, has several linear maps, or its weights are not its map (quantized).
         TypeError: When nothing is registered for the layer's type.
     """
+    if has_own(type(layer)):  # it was registered just now
+        return linear_operator(layer)
+    if home := _home(type(layer)):
+        found: LinearOperator = home.the_map_of(layer)
+        return found
     raise TypeError(
         "Argument `layer` must be of a type that was registered: "
         f"opnorm does not know the linear operator of {type(layer).__module__}.{type(layer).__qualname__}. Register a "
@@ -118,9 +130,27 @@ def linear_operators(layer: Any, *, gates: bool = False) -> dict[str, LinearOper
         layer: A built layer.
         gates: Split the kernels of LSTM and GRU into one map for each gate, named `kernel/0`, `kernel/1`, ...
     """
+    if home := _home(type(layer)):
+        found: dict[str, LinearOperator] = home.maps_of(layer, gates=gates)
+        return found
     return {"kernel": linear_operator(layer)}
 
 
 def is_registered(layer: Any) -> bool:
-    """Return whether `linear_operator` knows the type of `layer`."""
-    return linear_operator.dispatch(type(layer)) is not linear_operator.dispatch(object)
+    """Return whether `linear_operator` knows the type of `layer`, or says why it does not, as of PyTorch's modules."""
+    return has_own(type(layer)) or _home(type(layer)) is not None
+
+
+def has_own(kind: type) -> bool:
+    """Return whether an operator is registered for a type itself."""
+    _home(kind)  # which registers its own
+    return linear_operator.dispatch(kind) is not linear_operator.dispatch(object)
+
+
+def _home(kind: type) -> ModuleType | None:
+    """Return the module of a front end that knows a type, whose framework is there already; None for other types."""
+    bases = [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
+    if ("keras", "Layer") in bases:  # on PyTorch a module, too
+        return None
+    front = next((_HOMES[base] for base in bases if base in _HOMES), None)
+    return None if front is None else import_module(f"opnorm.{front}.operators")

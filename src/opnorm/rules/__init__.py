@@ -5,6 +5,7 @@ module: a front end says where the state lives and when the rule is called.
 """
 
 from opnorm.rules.clipping import Clip
+from opnorm.rules.constraints import Constraint, MaxSpectralNorm, Orthogonal, SpectralClip, SpectralNorm
 from opnorm.rules.normalizing import Normalizer
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.orthogonal import Orthogonalize
@@ -13,12 +14,17 @@ from opnorm.rules.together import Rule, find, overwrite, updated
 
 __all__ = [
     "Clip",
+    "Constraint",
+    "MaxSpectralNorm",
     "Normalizer",
     "Operator",
+    "Orthogonal",
     "Orthogonalize",
     "Question",
     "Rule",
     "Scale",
+    "SpectralClip",
+    "SpectralNorm",
     "find",
     "find_norms",
     "first_vectors",

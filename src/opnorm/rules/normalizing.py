@@ -7,7 +7,7 @@ import numpy as np
 
 from opnorm.backends import TINY, Tensor, of
 from opnorm.iterations.frequencies import Strides, sliding
-from opnorm.iterations.matrices import Axis, to_matrix
+from opnorm.iterations.matrices import Axis, spread, to_matrix
 from opnorm.iterations.power import Search, settled_power_iteration
 from opnorm.iterations.sigma import convolution_norm, matrix_norm
 from opnorm.iterations.subspace import settled_subspace_iteration
@@ -29,6 +29,7 @@ class Normalizer(NamedTuple):
     strides: Strides = 1
     groups: int = 1
     climbs: int = 4  # between the grid's frequencies: the gradient needs the peak itself
+    blockwise: bool = False  # whether each block of a matrix is divided by its own norm
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
         """Return the first vectors for a kernel of `shape`: `(count, *columns)`, isotropic, unit length, float32."""
@@ -53,12 +54,14 @@ class Normalizer(NamedTuple):
         if self.operator == "matrix":
             matrix = to_matrix(kernel, self.axis, self.groups)
             start = xp.reshape(vectors, (vectors.shape[0], self.groups, -1))
-            norms, found = matrix_norm(matrix, partial(settled_subspace_iteration, search=self._search), start)
+            iterate = partial(settled_subspace_iteration, search=self._search)
+            norms, found = matrix_norm(matrix, iterate, start, self.blockwise)
         else:
             slides = sliding(xp.reshape(kernel, self._operator.slides(xp.shape(kernel))), self.strides, self.groups)
             iterate = partial(settled_power_iteration, search=self._search)
             norms, found = convolution_norm(slides, iterate, vectors, self.climbs)
-        return xp.reshape(xp.largest(norms, (0,)), ()), xp.reshape(found, xp.shape(vectors))
+        norms = norms if self.blockwise else xp.reshape(xp.largest(norms, (0,)), ())
+        return norms, xp.reshape(found, xp.shape(vectors))
 
     @property
     def _operator(self) -> Operator:
@@ -75,9 +78,11 @@ def _norm(normalizer: Normalizer, tensors: tuple[Tensor, Tensor]) -> tuple[Tenso
 
 def _factor(normalizer: Normalizer, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     # In units of sigma itself: with kernels of 1e-30 or 1e+30, sigma**2 in the derivative would leave the range.
+    kernel, _ = tensors
     sigma, vectors = normalizer._norm(*tensors)
     xp = of(sigma)
     size = xp.detach(sigma)
     acts = size > normalizer.value * (1.0 if normalizer.cap else TINY)
     unit = xp.where(acts, size, 1.0)
-    return xp.where(acts, normalizer.value / unit, 1.0) / xp.where(acts, sigma / unit, 1.0), vectors
+    factor = xp.where(acts, normalizer.value / unit, 1.0) / xp.where(acts, sigma / unit, 1.0)
+    return (spread(factor, xp.shape(kernel), normalizer.axis) if normalizer.blockwise else factor), vectors

@@ -1,5 +1,7 @@
-"""Objects shown as one would write them: the type, and the arguments that are not the defaults."""
+"""Objects shown as one would write them, the type and the arguments that are not the defaults, and tables of them."""
 
+from collections.abc import Iterable, Sequence
+from html import escape
 from inspect import Parameter, signature
 from typing import Any
 
@@ -27,3 +29,17 @@ def _argument(parameter: Parameter, value: Any) -> str:
     if parameter.default is Parameter.empty:
         return repr(value)
     return "" if value == parameter.default else f"{parameter.name}={value!r}"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows as lines of text with aligned columns."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows as the HTML table that notebooks show."""
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"

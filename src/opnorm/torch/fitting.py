@@ -1,0 +1,79 @@
+"""A constraint fitted to a kernel: the rule, and the kernel as the rule reads it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnorm.backends import Tensor as AnyTensor
+from opnorm.checks import require
+from opnorm.rules import Constraint, MaxSpectralNorm, Rule, SpectralNorm, find, overwrite
+from opnorm.torch.geometry import KernelGeometry
+from opnorm.torch.sites import Kernel
+
+
+class Fitted(NamedTuple):
+    """A constraint with a kernel's geometry."""
+
+    constraint: Constraint
+    geometry: KernelGeometry
+    rule: Rule
+    start: np.ndarray | None  # the rule's first state
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """Return the parameter as the rule reads it, in the same memory."""
+        return self.geometry.view(parameter, self.constraint.operator)
+
+    def state(self, held: AnyTensor, parameter: Tensor) -> Tensor | None:
+        """Return the state `held`, in float32 beside the parameter; the first one if that does not fit the rule."""
+        if self.start is None:
+            return None
+        if isinstance(held, Tensor) and tuple(held.shape) == self.start.shape:
+            return held.to(parameter.device, torch.float32)
+        return torch.tensor(self.start, device=parameter.device)
+
+
+def fit(constraint: Constraint, kernel: Kernel, index: int = 0) -> Fitted:
+    """Return the constraint with the kernel's geometry; kernels with different indices get different first vectors.
+
+    Raises:
+        ValueError: When the kernel does not fit its geometry.
+    """
+    geometry = kernel.geometry.asked(constraint.blockwise)
+    _require_matrix(kernel, geometry, constraint)
+    own = constraint.of(geometry.operator(constraint.operator), geometry.blockwise)
+    start = own.initial_state(geometry.view(kernel.tensor, constraint.operator), index)
+    return Fitted(own, geometry, own.rule, start)
+
+
+def _require_matrix(kernel: Kernel, geometry: KernelGeometry, constraint: Constraint) -> None:
+    """Raise for what cannot be done on the shards of a DTensor, as FSDP2 has them."""
+    slides = constraint.operator == "convolution" and geometry.strides is not None
+    scales = isinstance(constraint, SpectralNorm | MaxSpectralNorm)
+    must = "must be SpectralNorm or MaxSpectralNorm, of kernels that are one matrix, where these are sharded"
+    one = scales and not slides and geometry.groups == 1
+    require(one or not hasattr(kernel.tensor, "device_mesh"), "rule", must, f"{constraint} for {kernel.path}")
+
+
+def overwrite_all(
+    rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Change all kernels in place, as their rules say, those of one device together, and return the next states."""
+    following = list(states)
+    for places in by_device(kernels):
+        found, after = find([rules[i] for i in places], [kernels[i] for i in places], [states[i] for i in places])
+        for i, what, state in zip(places, found, after, strict=True):
+            overwrite(rules[i], kernels[i], what)
+            following[i] = state
+    return following
+
+
+def by_device(kernels: Sequence[Tensor]) -> list[list[int]]:
+    """Return the places of the kernels on each device: the layers of a model may be spread over several."""
+    places = defaultdict(list)
+    for place, kernel in enumerate(kernels):
+        places[kernel.device].append(place)
+    return list(places.values())

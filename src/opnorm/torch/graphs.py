@@ -1,0 +1,102 @@
+"""A module's Lipschitz constant: from above by the graph that PyTorch traces of it, from below by its Jacobian."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from opnorm.checkpoints.onnx_file import read_onnx
+from opnorm.checkpoints.records import Checkpoint
+
+_STEPS = 12  # power iterations at each point, as of a Keras model
+
+
+@contextmanager
+def traced(module: nn.Module, data: Tensor) -> Iterator[Checkpoint]:
+    """Give the graph that a module makes of one example, at inference, as its ONNX export has it.
+
+    Raises:
+        ValueError: When PyTorch cannot export the module, or numbers decide which way its code goes.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "module.onnx"
+        try:
+            _export(plain(module), data[:1], path)
+        except Exception as error:  # whatever the exporter meets
+            raise ValueError(
+                "Argument `model` must be a module that `torch.onnx.export(..., dynamo=False)` exports; it says: "
+                f"{str(error).strip().partition(chr(10))[0]}. Received: {type(module).__name__}"
+            ) from error
+        yield read_onnx(path)
+
+
+def points_of(module: nn.Module, data: Any) -> Tensor:
+    """Return the points to differentiate at, where the module is and in its dtype.
+
+    Raises:
+        ValueError: When they are no batch of floating-point numbers.
+    """
+    given = data if isinstance(data, Tensor) else torch.as_tensor(data) if hasattr(data, "shape") else None
+    if given is None or given.ndim < 2 or not given.numel() or not given.is_floating_point():
+        raise ValueError(
+            "Argument `data` must hold at least one point of floating-point numbers, batch first: the graph of a "
+            f"PyTorch module is traced with the first of them. Received: data={data!r:.100}"
+        )
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
+    return given.detach().to(like.device, like.dtype)
+
+
+def largest_jacobian(module: nn.Module, points: Tensor) -> float:
+    """Return a lower bound of the largest norm of the module's Jacobian over the points, at inference."""
+    whole = plain(module)
+    return max(_at(whole, point[None]) for point in points)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """Return a copy of a module, in evaluation, whose parametrized kernels are plain parameters."""
+    made = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in list(made.modules()):
+        if parametrize.is_parametrized(part):
+            _unparametrize(part)
+    return made
+
+
+def _unparametrize(module: Any) -> None:
+    # Not by `remove_parametrizations`, which takes the attribute off a class that the module's copies share.
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def _at(module: nn.Module, point: Tensor) -> float:
+    """Return |J^T u| / |u| at a point, after a few power iterations."""
+    output, backward = torch.func.vjp(module, point)
+    u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    largest = 0.0
+    for _ in range(_STEPS):
+        (v,) = backward(u / u.norm())
+        largest = max(largest, float(v.norm()))
+        if not largest:
+            return largest
+        _, u = torch.func.jvp(module, (point,), (v / v.norm(),))
+    return largest
+
+
+def _export(module: nn.Module, example: Tensor, path: Path) -> None:
+    # The exporter prints graphs that it cannot translate.
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's newer exporter needs packages of its own
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
+        options = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": {"input": {0: "batch"}}}
+        torch.onnx.export(module, (example,), str(path), dynamo=False, **options)

@@ -1,0 +1,49 @@
+"""Two processes train as one: kernels and vectors stay equal, bit for bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from modules import norm
+from replicas_torch import train
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory):
+    """Return what each of two processes ends with."""
+    folder = tmp_path_factory.mktemp("replicas")
+    script = Path(__file__).with_name("replicas_torch.py")
+    command = [sys.executable, "-W", "ignore", str(script)]
+    started = [subprocess.Popen([*command, str(rank), "2", str(folder)]) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["constrained", "normalized"])
+def test_two_processes_hold_what_one_does_at_the_same_batch(kind, replicas):
+    first, second = (one[kind] for one in replicas)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    alone = [one.detach() for one in train(kind)]
+    for kernel, wanted in zip(first[:3], alone[:3], strict=True):
+        torch.testing.assert_close(kernel, wanted, rtol=1e-5, atol=1e-5)
+    for vectors, wanted in zip(first[3:], alone[3:], strict=True):  # the leading one: others amplify rounding
+        torch.testing.assert_close(vectors[0], wanted[0], rtol=1e-3, atol=1e-4)
+    if kind == "constrained":
+        assert [norm(one) for one in first[:3]] == pytest.approx([1.0] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kernels_in_shards_are_held_without_ever_being_gathered(axis, replicas):
+    first, second = (one[f"shards {axis}"] for one in replicas)
+    alone = [one.detach() for one in train("constrained")[:3]]
+    for kernel, other, wanted in zip(first["kernels"], second["kernels"], alone, strict=True):
+        assert torch.equal(kernel, other)
+        assert norm(kernel) == pytest.approx(1.0, rel=1e-3)
+        torch.testing.assert_close(kernel, wanted.detach(), rtol=1e-4, atol=1e-5)
+    assert first["sizes"] == second["sizes"]
+    assert 0 < max(first["sizes"]) <= 2 * 24  # two vectors of the longest side; the kernels have 96 to 576 entries
+    lower, upper = (first["norms"][f"spectral_{end}/2.weight"] for end in ("lower", "upper"))
+    assert lower <= norm(first["kernels"][1]) <= upper
+    assert "where these are sharded" in first["said"]

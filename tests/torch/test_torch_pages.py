@@ -1,0 +1,40 @@
+"""The Python of the pages on PyTorch runs, and the example prints what is true."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "docs" / "torch.md", ROOT / "docs" / "migration-torch.md"]
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_python_of_the_page_runs(page, capsys):
+    text = page.read_text(encoding="utf-8")
+    namespace = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(compile(block, str(page), "exec"), namespace)
+    for shown in re.findall(r"^```\n(path .*?)^```", text, re.DOTALL | re.MULTILINE):
+        assert shown in capsys.readouterr().out
+
+
+def test_the_lines_of_the_readme_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(import torch\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+    namespace = {"critic": torch.nn.Linear(3, 2)}
+    exec(compile(block, "README.md", "exec"), namespace)
+    namespace["critic"](torch.ones(1, 3)).sum().backward()
+    namespace["optimizer"].step()
+    assert torch.linalg.matrix_norm(namespace["critic"].weight, 2).item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_constrained_critic_never_finds_more_than_the_distance(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = import_module("wgan_torch")
+    result = example.trained(example.VARIANTS["opnorm.torch.SpectralNorm"], 15, 0)
+    assert result.lipschitz <= 1.01
+    assert 0 < result.found <= result.after
