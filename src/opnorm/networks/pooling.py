@@ -41,8 +41,13 @@ class Window(NamedTuple):
         return ceil(self.size * gcd(self.stride, self.dilation) / self.stride)
 
     def fits(self, n: int) -> bool:
-        """Return whether n pixels and the zeros around them hold a window."""
-        return isinstance(self.pads, str) or n + sum(self.pads) >= self.extent
+        """Return whether n pixels and the zeros around them hold a window, and those on one side no more than one."""
+        return isinstance(self.pads, str) or (n + sum(self.pads) >= self.extent and not self.is_wide)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether there are more zeros on one side than a window spans, as no runtime takes them."""
+        return not isinstance(self.pads, str) and max(self.pads) > self.extent
 
     def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """Return where the windows on n pixels start, and the zeros around the pixels."""
@@ -108,6 +113,8 @@ def _average_axis(window: Window, counts: str) -> float:
     Raises:
         Unbounded: When the window is too wide for that, and counts only what lies inside the image.
     """
+    if window.is_wide:
+        raise Unbounded(f"the pads {window.pads} are wider than the window")
     longest = 4 * window.extent + 2 * window.stride
     if longest**2 > _ROWS * window.stride or longest**3 > _ENTRIES * window.stride:
         inside = window.pads == (0, 0) and not window.ceil_mode

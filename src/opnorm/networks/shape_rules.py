@@ -130,8 +130,6 @@ def _onnx_windows(options: Any) -> list[Window]:
     _require(automatic, ("NOTSET", "SAME_UPPER", "VALID"))
     if len(pads) != 2 * rank or min(pads) < 0 or (automatic == "VALID" and any(pads)):
         raise Unbounded(f"the pads {pads} of {rank} axes")
-    if any(pad > (sizes[i % rank] - 1) * dilations[i % rank] for i, pad in enumerate(pads)):
-        raise Unbounded(f"pads {pads} that hold whole windows")
     ceil_mode = bool(options.get("ceil_mode", 0))
     return [
         Window(
