@@ -7,7 +7,7 @@ from test_network_onnx import OPEN, call, check, saved
 from opnorm.networks.lipschitz import lipschitz_bound
 
 PROOF = 1e-5  # of the proofs, and of matrices by differences
-NAMED = "the upper end holds for inputs of the size that the model names: at others it may be larger"
+NAMED = "the upper end holds for inputs of the size that the model names or was traced with: at others it may be larger"
 EVERY = "the upper end holds for inputs of every size"
 LINEAR = [
     ("Conv", "x K", {"pads": [2, 2, 2, 2]}),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf
 from typing import Any, NamedTuple
 
+import opnorm.networks.reduction_rules  # noqa: F401 - its rules are registered
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.networks.chains import Chain, Effects, find_chains
@@ -131,7 +132,8 @@ def _sizes(effects: Iterable[Effect | Unbounded]) -> tuple[str, ...]:
     """Return the note that says for which sizes of images the upper end holds; none where there are no images."""
     sized = {effect.sized for effect in effects if isinstance(effect, Effect)}
     if True in sized:
-        return ("the upper end holds for inputs of the size that the model names: at others it may be larger",)
+        named = "the upper end holds for inputs of the size that the model names or was traced with"
+        return (f"{named}: at others it may be larger",)
     return ("the upper end holds for inputs of every size",) if False in sized else ()
 
 

@@ -11,7 +11,7 @@ from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
 from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
-from opnorm.networks.sizes import image_size, reduced
+from opnorm.networks.sizes import image_size
 
 SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
@@ -150,40 +150,6 @@ def _require(value: Any, known: tuple[str, ...]) -> None:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@rule("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GlobalMaxPool", "ReduceMax")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "the maximum moves no more than the entry that moves most")
-
-
-@rule("GlobalAveragePooling1D")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
-
-
-@rule("ReduceMean")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    count = reduced(node)
-    if count is None:
-        return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
-    return Effect(up(1 / sqrt(count)), f"mean over {count} entries", sized=True)
-
-
-@rule("ReduceSum")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    count = reduced(node)
-    if count is None:
-        raise Unbounded("sums over an unknown number of entries")
-    return Effect(up(sqrt(count)), f"sum over {count} entries", sized=True)
-
-
-@rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    pixels = image_size(node)
-    if pixels is None:
-        return Effect(1.0, "mean over an unknown number of pixels, at least one", sized=False)
-    return Effect(up(1 / sqrt(prod(pixels))), f"mean over {prod(pixels)} pixels", sized=True)
 
 
 @rule("UpSampling1D", "UpSampling2D", "UpSampling3D")

@@ -1,7 +1,5 @@
 """The sizes of images inside a network, where the model fixes them, and its convolutions at that size."""
 
-from math import prod
-from operator import index
 from typing import Any
 
 from scipy.sparse.linalg import LinearOperator
@@ -10,7 +8,6 @@ from opnorm.bounds.brackets import is_written_out
 from opnorm.bounds.memory import Memory
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
-from opnorm.networks.effects import find
 from opnorm.operators.convolution import Convolution
 
 _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
@@ -29,18 +26,6 @@ def image_size(node: Node) -> tuple[int, ...] | None:
     first = node.kind in _FIRST or node.options.get("data_format") == "channels_first"
     sizes = tuple(shapes[0][2:] if first else shapes[0][1:-1])
     return sizes if sizes and all(type(size) is int and size > 0 for size in sizes) else None
-
-
-def reduced(node: Node) -> int | None:
-    """Return the number of entries that a reduction makes one of in every run, None where that is open."""
-    shapes, steered = node.options.get("input_shapes"), find(node.weights, "1")
-    axes = node.options.get("axes", (node.options.get("arguments") or {}).get("axis"))
-    axes = axes if steered is None else steered.ravel().astype(int).tolist()
-    shape = shapes[0] if shapes and len(shapes) == len(node.inputs) == 1 else None
-    if shape is None or axes is None or set(node.weights) - {"1"}:
-        return None
-    sizes = [shape[index(axis)] for axis in ([axes] if isinstance(axes, int) else axes)]
-    return prod(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None
 
 
 def at_size(node: Node, weight: Weight) -> Weight | None:
