@@ -104,7 +104,7 @@ def linearize(model: keras.Model, points: Any) -> Linearization:
     dtype = keras.backend.floatx()
     x = keras.ops.convert_to_tensor(points, dtype=dtype)
     maker = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
-    output_shape, forward, backward = maker(lambda inputs: model(inputs, training=False), x)
+    output_shape, forward, backward = maker(lambda inputs: _one_output(model(inputs, training=False)), x)
 
     def outside(map_: Callable[[Any], Any]) -> Callable[[Array], Array]:
         def apply(v: Array) -> Array:
@@ -114,6 +114,15 @@ def linearize(model: keras.Model, points: Any) -> Linearization:
         return apply
 
     return Linearization(outside(forward), outside(backward), output_shape)
+
+
+def _one_output(result: Any) -> Any:
+    if not keras.ops.is_tensor(result):
+        raise ValueError(
+            "Argument `data` needs a model with one output: without it, several outputs are bounded as one vector. "
+            f"Received: a model that returns a {type(result).__name__} of {len(result)}"
+        )
+    return result
 
 
 Maps = tuple[tuple[int, ...], Callable[[Any], Any], Callable[[Any], Any]]

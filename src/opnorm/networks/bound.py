@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf, log
 from typing import Any, NamedTuple
 
+import opnorm.networks.reduction_rules  # noqa: F401 - its rules are registered
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.networks.chains import Chain, Effects, find_chains
@@ -146,11 +147,21 @@ def bound_joined(
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
-    notes = () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
+    notes = _sizes(effects.values()) if upper is not None else ()
+    notes += () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
     used = [chain for chain in chains.values() if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
     method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
+
+
+def _sizes(effects: Iterable[Effect | Unbounded]) -> tuple[str, ...]:
+    """Return the note that says for which sizes of images the upper end holds; none where there are no images."""
+    sized = {effect.sized for effect in effects if isinstance(effect, Effect)}
+    if True in sized:
+        named = "the upper end holds for inputs of the size that the model names or was traced with"
+        return (f"{named}: at others it may be larger",)
+    return ("the upper end holds for inputs of every size",) if False in sized else ()
 
 
 def _readers(graph: Graph) -> Readers:
