@@ -34,7 +34,7 @@ def test_a_shape_that_is_computed_is_passed_by(tmp_path, rng):
         call("Gemm", "flat W", "y", transB=1),
     ]
     bound, _ = check(saved(tmp_path / "model.onnx", nodes, {"K": K, "W": W, **TARGET}))
-    assert [step.name for step in bound.steps] == ["conv", "relu", "flat", "y"]
+    assert [step.name for step in bound.steps if step.kind != "chain"] == ["conv", "relu", "flat", "y"]
 
 
 def test_a_shape_that_is_computed_stops_no_joining(tmp_path, rng):

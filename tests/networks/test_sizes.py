@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from explicit import explicit_matrix
 from test_network_onnx import OPEN, call, check, saved
 
 from opnorm.networks.lipschitz import lipschitz_bound
+from opnorm.networks.sector_bounds import bound_chain
 
 PROOF = 1e-5  # of the proofs, and of matrices by differences
 NAMED = "the upper end holds for inputs of the size that the model names or was traced with: at others it may be larger"
@@ -92,3 +94,36 @@ def test_a_kernel_that_was_joined_with_a_scale_is_bounded_at_its_size(tmp_path, 
 
 def test_a_network_of_matrices_has_no_note_on_sizes(tmp_path, rng):
     assert lipschitz_bound(saved(tmp_path / "model.onnx", [call("MatMul", "x W", "y")], {"W": np.eye(6)})).notes == ()
+
+
+@pytest.mark.parametrize("attributes", [{"pads": [1, 1, 1, 1]}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}])
+def test_a_convolution_and_a_dense_layer_are_bounded_as_one(tmp_path, rng, attributes):
+    """The chain of their explicit matrices, whose rows and columns meet in the order of ONNX, channels first."""
+    size = 6 if "pads" in attributes else 3
+    K, W = rng.standard_normal((3, 2, 3, 3)), rng.standard_normal((2, 3 * size**2))
+    nodes = [
+        call("Conv", "x K", "c", **attributes),
+        call("Relu", "c", "z"),
+        call("Flatten", "z", "f"),
+        call("Gemm", "f W", "y", transB=1),
+    ]
+    bound, _ = check(saved(tmp_path / "model.onnx", nodes, {"K": K, "W": W}))
+    columns = explicit_matrix(K.transpose(2, 3, 1, 0), (6, 6), attributes.get("strides", (1, 1)), "same", (1, 1), 1)
+    rows = columns.reshape(size, size, 3, -1).transpose(2, 0, 1, 3).reshape(3 * size**2, -1)
+    exact = bound_chain([rows, W], [(0.0, 1.0)])
+    assert bound.upper == pytest.approx(exact, rel=1e-4)
+    assert bound.upper < 0.9 * np.linalg.norm(rows, 2) * np.linalg.norm(W, 2)
+
+
+def test_dense_layers_of_each_position_and_of_all_are_no_one_chain(tmp_path, rng):
+    V, W, U = rng.standard_normal((6, 5)), rng.standard_normal((5, 6)), rng.standard_normal((3, 72))
+    nodes = [
+        call("MatMul", "x V", "a"),
+        call("Relu", "a", "b"),
+        call("MatMul", "b W", "c"),
+        call("Flatten", "c", "f"),
+        call("Gemm", "f U", "y", transB=1),
+    ]
+    bound, _ = check(saved(tmp_path / "model.onnx", nodes, {"V": V, "W": W, "U": U}))
+    chain = bound_chain([V.T, W.T], [(0.0, 1.0)])
+    assert bound.upper == pytest.approx(chain * np.linalg.norm(U, 2), rel=1e-5)

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from opnorm.bounds.brackets import is_written_out
 from opnorm.bounds.memory import Memory
+from opnorm.bounds.products import written_out
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.operators.convolution import Convolution
 
 _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
 _SHORT = 8  # kernels on an axis beyond which the borders no longer show: about a percent of the norm
+_WRITTEN = 1536  # numbers of an image, before and after a convolution, up to which its matrix joins a chain
 _SIDE = 1536  # of the matrix of one size: a quarter of a second for its proof
 
 
@@ -46,6 +49,27 @@ def at_size(node: Node, weight: Weight) -> Weight | None:
 
     text = f"{weight.geometry.text}, at {'x'.join(map(str, sizes))}"
     return weight._replace(geometry=weight.geometry._replace(text=text, operator=make))
+
+
+def matrix_at_size(node: Node, weight: Weight) -> Array | None:
+    """Return the matrix of a convolution on images of the model's size, None where there is none, or a large one.
+
+    Rows and columns are the numbers of an image in the order in which the node's framework stores them. Its entries are
+    the kernel's own, with no rounding.
+    """
+    sizes = image_size(node)
+    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+        return None
+    sized = _sized(weight.geometry.operator(real_array(weight.read(), weight.name)), sizes)
+    if sized is None or max(sized.shape) > _WRITTEN:
+        return None
+    inputs, outputs = sized.channels
+    rows, columns = np.arange(sized.shape[0]).reshape(-1, outputs), np.arange(sized.shape[1]).reshape(-1, inputs)
+    if node.kind in _FIRST or node.options.get("data_format") == "channels_first":
+        rows, columns = rows.T, columns.T
+    matrix = written_out(sized)
+    matrix = matrix.T if sized.shape[0] < sized.shape[1] else matrix
+    return np.asarray(matrix[np.ix_(rows.ravel(), columns.ravel())])
 
 
 def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | None:
