@@ -4,11 +4,11 @@ Training with Keras 3: the constraints `SpectralNorm`, `MaxSpectralNorm`, `Spect
 layers `SpectralNormalization`; the penalty `SpectralRegularizer`; the callback `SpectralMonitor`; for whole models
 `constrain`, `project`, `bake`, and `kernels`, which says what a layer makes of its weights.
 
-Plain PyTorch: `opnorm.torch`. TF1-style code, graph mode and tf_keras: `opnorm.tf1`.
+Plain PyTorch: `opnorm.torch`. Plain JAX, with optax: `opnorm.jax`. TF1-style code, graph mode, tf_keras: `opnorm.tf1`.
 
 Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
 `Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
-files of weights.
+files of weights; `certify` says how far an input may move before a model's answer can change.
 
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from opnorm import _registration
 
 if TYPE_CHECKING:
+    from opnorm import jax as jax
     from opnorm import tf1 as tf1
     from opnorm import torch as torch
     from opnorm.auditing.audits import audit
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from opnorm.keras.regularizers import SpectralRegularizer
     from opnorm.keras.wrappers import SpectralNormalization
     from opnorm.networks.bound import NetworkBound
+    from opnorm.networks.certificate import Certificate
+    from opnorm.networks.certify import certify
     from opnorm.networks.lipschitz import lipschitz_bound
     from opnorm.operators.convolution import Convolution
     from opnorm.operators.linear import BlockDiagonal, Diagonal, linear_operator, linear_operators
@@ -48,6 +51,7 @@ __version__ = version("opnorm")
 __all__ = [
     "BlockDiagonal",
     "Bounds",
+    "Certificate",
     "Convolution",
     "Diagonal",
     "KernelGeometry",
@@ -62,6 +66,7 @@ __all__ = [
     "SpectralRegularizer",
     "audit",
     "bake",
+    "certify",
     "constrain",
     "kernels",
     "linear_operator",
@@ -74,6 +79,7 @@ __all__ = [
 _HOMES = {
     "BlockDiagonal": "operators.linear",
     "Bounds": "bounds.brackets",
+    "Certificate": "networks.certificate",
     "Convolution": "operators.convolution",
     "Diagonal": "operators.linear",
     "KernelGeometry": "keras.geometry",
@@ -88,6 +94,7 @@ _HOMES = {
     "SpectralRegularizer": "keras.regularizers",
     "audit": "auditing.audits",
     "bake": "keras.baking",
+    "certify": "networks.certify",
     "constrain": "keras.attach",
     "kernels": "keras.geometry",
     "linear_operator": "operators.linear",

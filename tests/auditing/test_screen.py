@@ -206,7 +206,7 @@ def test_a_bound_of_a_network_says_at_a_prompt_what_is_unknown():
         repr(known)
         == "NetworkBound(lower=1, upper=2.5, by product of the layers' norms; 1 steps: .to_text() lists them)"
     )
-    assert known.to_text().splitlines()[1].split() == ["d", "Dense", "2.5", "norm"]
+    assert known.to_text().splitlines()[1].split() == ["d", "Dense", "2.5", "100%", "norm"]
 
 
 def test_data_frames_hold_the_numbers_and_nan_where_there_are_none():

@@ -30,6 +30,7 @@ WINGS = {
     "auditing": {"bounds", "operators", "networks", "checkpoints", "tables"},
     "keras": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints", "showing", "selection"},
     "torch": {"backends", "iterations", "rules", "operators", "bounds", "checkpoints", "showing", "selection"},
+    "jax": {"backends", "iterations", "rules", "operators", "showing", "selection"},
     "tf1": {"iterations", "rules"},
     "demo": {"keras"},
     "cli": {"auditing", "demo", "tables"},
@@ -41,6 +42,7 @@ LATE = {
     "backends": {"backends"},
     "networks": {"keras", "torch"},
     "auditing": {"keras", "torch"},
+    "jax": {"jax"},  # the layers of flax and equinox, once these are imported
     "_registration": {"keras"},
     "cli": {"demo"},
 }
@@ -48,6 +50,7 @@ MAY_NAME = {
     "backends": {"tensorflow", "jax", "torch"},
     "keras": {"keras", "tensorflow", "jax", "torch"},
     "torch": {"torch"},
+    "jax": {"jax"},
     "tf1": {"tensorflow", "tf_keras"},
     "cli": {"keras", "tensorflow"},
     "demo": {"keras"},

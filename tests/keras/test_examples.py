@@ -135,3 +135,13 @@ def test_sngp_prints_finite_figures_of_every_output_layer(sngp, name):
     figures = row(sngp[0], name)
     assert len(figures) == 5
     assert all(isfinite(figure) for figure in figures)
+
+
+def test_the_certified_digits_are_a_table_and_a_picture(folder):
+    lines, files = run("certified_digits", folder / "certified")
+    assert files == {"certified.png"}
+    assert is_picture(folder / "certified" / "certified.png")
+    accuracy, bound, *certified, whole, product = row(lines, "norm 1, logits x 10")
+    assert bound < 10 * 1.03  # the scale, and what an update may leave of two norms
+    assert certified == sorted(certified, reverse=True)
+    assert product <= whole <= certified[1] <= accuracy

@@ -234,7 +234,63 @@ def test_a_subclassed_model_is_unknown_and_says_why():
     model(np.zeros((1, 4), "float32"))
     bound = lipschitz_bound(model)
     assert bound.upper is None
-    assert "not known" in bound.notes[0]
+    (step,) = bound.unknown
+    assert step.name == model.name
+    assert "not known" in step.rule
+
+
+def test_a_custom_layer_is_named_and_the_rest_is_kept():
+    class Custom(L.Layer):
+        def call(self, inputs):
+            return inputs
+
+    bound = lipschitz_bound(model_of([L.Dense(3), Custom(name="own"), L.Dense(2)], (4,)))
+    assert bound.upper is None
+    assert [step.name for step in bound.unknown] == ["own"]
+    assert [step.kind for step in bound.steps if step.constant is not None] == ["Dense", "Dense"]
+
+
+@pytest.mark.parametrize("make", [lambda a, b: {"a": a, "b": b}, lambda a, b: [a, b]])
+def test_several_outputs_are_bounded_as_one_vector_and_not_differentiated(make):
+    inputs = keras.Input((4,))
+    a, b = L.Dense(2), L.Dense(3)
+    model = randomized(keras.Model(inputs, make(a(inputs), b(inputs))))
+    both = np.concatenate([keras.ops.convert_to_numpy(layer.kernel) for layer in (a, b)], axis=1)
+    bound = lipschitz_bound(model)
+    assert np.linalg.norm(both, 2) <= bound.upper * (1 + SINGLE)
+    with pytest.raises(ValueError, match="one output"):
+        lipschitz_bound(model, np.zeros((2, 4), "float32"))
+
+
+SIZED = [
+    ([L.GlobalAveragePooling2D()], (5, 5, 1)),
+    ([L.AveragePooling2D(3, padding="same")], (6, 6, 1)),
+    ([L.AveragePooling2D(2, strides=1), L.Conv2D(2, 3)], (6, 5, 1)),
+    ([L.Conv2D(3, 5, padding="same", data_format="channels_last")], (6, 7, 2)),
+    ([L.Conv2D(3, 3, strides=2, padding="same"), L.ZeroPadding2D(((0, 1), (2, 0))), L.Conv2D(2, 3)], (7, 8, 1)),
+    ([L.Conv1D(2, 3, padding="causal", dilation_rate=2), L.Cropping1D((1, 0)), L.AveragePooling1D(2)], (8, 2)),
+    ([L.DepthwiseConv2D(3, depth_multiplier=2), L.UpSampling2D(2), L.Conv2D(2, 3)], (5, 6, 2)),
+    ([L.MaxPooling2D(3, 2), L.BatchNormalization(), L.ReLU(), L.Conv2D(2, 3, padding="same")], (8, 8, 2)),
+]
+
+
+@pytest.mark.parametrize(("layers", "shape"), SIZED)
+def test_a_size_that_the_model_fixes_makes_a_smaller_bound(layers, shape):
+    model = model_of(layers, shape)
+    bound, truth = check(model)
+    every = [keras.Input((None,) * (len(shape) - 1) + shape[-1:]), *layers]
+    at_all = lipschitz_bound(keras.Sequential(every))
+    assert bound.upper < at_all.upper
+    assert ("size that the model names" in bound.notes[0], "every size" in at_all.notes[0]) == (True, True)
+    if len(layers) == 1:
+        assert bound.upper <= truth * (1 + SINGLE)
+
+
+def test_a_file_keeps_the_size_of_its_model(tmp_path):
+    model = model_of([L.Conv2D(3, 5, padding="same"), L.GlobalAveragePooling2D()], (6, 7, 2))
+    model.save(tmp_path / "model.keras")
+    found = lipschitz_bound(tmp_path / "model.keras")
+    assert (found.upper, found.notes) == (lipschitz_bound(model).upper, lipschitz_bound(model).notes)
 
 
 def test_a_file_is_not_differentiated(tmp_path):

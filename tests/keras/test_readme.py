@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-OTHERS = {"tf1.md", "torch.md", "migration-torch.md"}  # tests/tf1 and tests/torch run these
+OTHERS = {"tf1.md", "torch.md", "migration-torch.md", "jax.md", "migration-jax.md"}  # run by the tests of these wings
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -13,6 +13,7 @@ NEAR = 2e-3  # the steepest point may lie inside a step of the grid: h times the
 NUMBERS = {
     "half": 0.5, "one": 1.0, "two": 2.0, "three": 3.0, "six": 6.0, "zero": 0.0, "minus": -2.5,
     "root": np.sqrt(2.0), "inverse": np.sqrt(0.5), "quick": 1.702,
+    "slope": np.sqrt(2 / np.pi), "cube": 0.044715,
 }  # fmt: skip
 FORMS = {
     "silu": [("Sigmoid", "x", "g"), ("Mul", "x g", "y")],
@@ -25,6 +26,18 @@ FORMS = {
     "gelu, halved first": [
         ("Mul", "x half", "h"), ("Mul", "x inverse", "z"), ("Erf", "z", "e"), ("Add", "one e", "g"),
         ("Mul", "h g", "y"),
+    ],
+    "gelu's tanh form, a product of three": [
+        ("Mul", "x x", "s"), ("Mul", "x s", "t"), ("Mul", "cube t", "u"), ("Add", "x u", "v"), ("Mul", "slope v", "z"),
+        ("Tanh", "z", "e"), ("Add", "one e", "g"), ("Mul", "x g", "p"), ("Mul", "half p", "y"),
+    ],
+    "gelu's tanh form, a power": [
+        ("Mul", "x half", "h"), ("Pow", "x three", "t"), ("Mul", "t cube", "u"), ("Add", "x u", "v"),
+        ("Mul", "v slope", "z"), ("Tanh", "z", "e"), ("Add", "e one", "g"), ("Mul", "h g", "y"),
+    ],
+    "gelu's tanh form, factored": [
+        ("Mul", "x half", "h"), ("Mul", "x slope", "k"), ("Mul", "x cube", "t"), ("Mul", "t x", "u"),
+        ("Add", "u one", "v"), ("Mul", "k v", "z"), ("Tanh", "z", "e"), ("Add", "e one", "g"), ("Mul", "g h", "y"),
     ],
     "gelu of a negative scale": [
         ("Div", "x minus", "z"), ("Erf", "z", "e"), ("Sub", "three e", "g"), ("Mul", "x g", "y"),
@@ -78,6 +91,20 @@ def test_a_product_or_quotient_without_a_known_constant_is_unknown(tmp_path, for
     assert [step.name for step in bound.unknown] == ["y"]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        [("Pow", "x three", "t"), ("Add", "x t", "z"), ("Tanh", "z", "g"), ("Mul", "x g", "y")],  # steeper than GELU's
+        [("Mul", "x x", "t"), ("Add", "x t", "z"), ("Tanh", "z", "g"), ("Mul", "x g", "y")],
+        [("Pow", "three x", "t"), ("Add", "x t", "z"), ("Tanh", "z", "g"), ("Mul", "x g", "y")],
+    ],
+)
+def test_another_polynomial_inside_tanh_is_unknown(tmp_path, form):
+    bound = lipschitz_bound(network(tmp_path, form))
+    assert bound.upper is None
+    assert "y" in [step.name for step in bound.unknown]
+
+
 def test_a_gate_that_something_else_reads_keeps_its_row(tmp_path):
     form = [("Sigmoid", "x", "g"), ("Mul", "x g", "p"), ("Add", "p g", "y")]
     bound = lipschitz_bound(network(tmp_path, form))
@@ -98,3 +125,17 @@ def test_dividing_by_constants_divides_by_the_smallest(tmp_path):
 @pytest.mark.parametrize("form", ["silu", "silu, the gate first", "a mirrored silu"])
 def test_a_silu_in_several_nodes_has_the_constant_of_the_one(tmp_path, form):
     assert lipschitz_bound(network(tmp_path, FORMS[form])).upper == pytest.approx(1.09984, rel=1e-9)
+
+
+def test_a_gate_that_is_halved_afterwards_stays_in_its_chain(tmp_path):
+    rng = np.random.default_rng(0)
+    W = {name: rng.standard_normal((6, 6)) for name in "ABC"}
+    halved = [
+        (kind, inputs.replace("x", "a"), output.replace("y", "b"))
+        for kind, inputs, output in FORMS["gelu, halved last"]
+    ]
+    nodes = [call("MatMul", "x A", "a"), *(call(*node) for node in halved), call("MatMul", "b B", "y")]
+    bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {**W, **NUMBERS}, shape=(6,)))
+    assert [step.kind for step in bound.steps][-1] == "chain"
+    product = 1.128994 * np.linalg.norm(W["A"], 2) * np.linalg.norm(W["B"], 2)
+    assert bound.upper < 0.99 * product

@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from opnorm.bounds.brackets import Bounds
 from opnorm.checkpoints.records import Graph, Node
-from opnorm.networks.bound import network_bound
+from opnorm.networks.bound import NetworkBound, Step, network_bound
 
 DIFFERENCES = 1e-7  # of central differences with step 1e-6 in float64
 CERTIFIED = 2e-6  # slack of the proved norm of a matrix
@@ -335,3 +335,14 @@ def test_a_long_run_of_linear_layers_is_one_matrix_while_rounding_allows_it(rng,
     truth = norm(np.linalg.multi_dot(matrices))  # the product of the norms, too: multiples of orthogonal matrices
     assert truth * (1 - 1e-12) <= bound.upper <= truth * (1 + (2e-3 if steps > 1 else 1e-5))
     assert len([step for step in bound.steps if step.kind != "chain"]) == steps
+
+
+def test_each_step_has_its_share_of_the_logarithm():
+    steps = [Step("a", "Dense", 4.0, ""), Step("b", "Dense", 0.5, ""), Step("c", "ReLU", 1.0, "")]
+    bound = NetworkBound(None, 1.5, "", (*steps, Step("d", "LSTM", None, ""), Step("a ... b", "chain", 1.5, "")))
+    assert bound.shares == (pytest.approx(2 / 3), pytest.approx(-1 / 3), 0.0, None, None)
+    first = bound.to_text().splitlines()[1].split()
+    assert first == ["a", "Dense", "4", "67%"]
+    assert "<th" in bound._repr_html_()
+    assert ">-33%<" in bound._repr_html_()
+    assert NetworkBound(None, 1.0, "", (Step("c", "ReLU", 1.0, ""),)).shares == (0.0,)

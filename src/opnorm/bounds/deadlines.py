@@ -27,6 +27,11 @@ class Deadline(NamedTuple):
         """Whether the moment is over."""
         return self.at < inf and monotonic() > self.at
 
+    @property
+    def left(self) -> float:
+        """The seconds until then, never negative."""
+        return max(0.0, self.at - monotonic())
+
     def check(self) -> None:
         """Raise OutOfTimeError when the moment is over."""
         if self.passed:

@@ -10,6 +10,8 @@ from opnorm.checkpoints.onnx_bodies import Definitions, Names, function_key
 from opnorm.checkpoints.onnx_geometry import role
 from opnorm.checkpoints.onnx_runtime import Runtime
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
+from opnorm.checkpoints.onnx_sizes import with_open_sizes
+from opnorm.checkpoints.onnx_steering import without_shape_arithmetic
 from opnorm.checkpoints.onnx_unfold import Op, Unfolded
 from opnorm.checkpoints.onnx_uses import Met, Uses
 from opnorm.checkpoints.onnx_wire import skeleton
@@ -26,6 +28,7 @@ def read_onnx(path: Path) -> Checkpoint:
     del model.functions[:]
     model.functions.extend(called)
     shapes = {name: shape for name, shape in value_shapes(model).items() if name in unfolded.own}
+    shapes = with_open_sizes(unfolded.ops, shapes, definitions.tensors)
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, uses.meet(op)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
@@ -73,7 +76,7 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
                 nodes.append(further)
                 makers[value] = further.name
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
-    return Graph(tuple(nodes), unfolded.inputs, outputs)
+    return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs)), unfolded.inputs, outputs)
 
 
 def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:

@@ -35,7 +35,7 @@ def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_s
         batch_size: Points at a time.
     """
     points = numbers(data, "data")
-    if points.ndim < 2 or points.size == 0 or points.dtype.kind != "f" or not _fits(points, model):
+    if points.ndim < 2 or points.size == 0 or points.dtype.kind != "f" or not fits(points, model):
         raise ValueError(
             "Argument `data` must hold at least one point of floating-point numbers, batch first, of the shape "
             f"{getattr(model, 'input_shape', 'that the model takes')}. "
@@ -45,7 +45,7 @@ def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_s
     return max(_largest(model, points[start : start + batch_size], steps) for start in starts)
 
 
-def _fits(points: Array, model: Any) -> bool:
+def fits(points: Array, model: Any) -> bool:
     """Return whether points have the shape of the model's input, as far as the model tells it."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple) or not all(size is None or isinstance(size, int) for size in shape):
@@ -104,7 +104,7 @@ def linearize(model: keras.Model, points: Any) -> Linearization:
     dtype = keras.backend.floatx()
     x = keras.ops.convert_to_tensor(points, dtype=dtype)
     maker = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
-    output_shape, forward, backward = maker(lambda inputs: model(inputs, training=False), x)
+    output_shape, forward, backward = maker(lambda inputs: _one_output(model(inputs, training=False)), x)
 
     def outside(map_: Callable[[Any], Any]) -> Callable[[Array], Array]:
         def apply(v: Array) -> Array:
@@ -114,6 +114,15 @@ def linearize(model: keras.Model, points: Any) -> Linearization:
         return apply
 
     return Linearization(outside(forward), outside(backward), output_shape)
+
+
+def _one_output(result: Any) -> Any:
+    if not keras.ops.is_tensor(result):
+        raise ValueError(
+            "Argument `data` needs a model with one output: without it, several outputs are bounded as one vector. "
+            f"Received: a model that returns a {type(result).__name__} of {len(result)}"
+        )
+    return result
 
 
 Maps = tuple[tuple[int, ...], Callable[[Any], Any], Callable[[Any], Any]]

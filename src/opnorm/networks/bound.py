@@ -5,9 +5,10 @@ What each node does to a distance is a rule of its kind; this file puts the node
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from math import inf
+from math import inf, log
 from typing import Any, NamedTuple
 
+import opnorm.networks.reduction_rules  # noqa: F401 - its rules are registered
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.networks.chains import Chain, Effects, find_chains
@@ -20,6 +21,9 @@ from opnorm.tables import aligned, frame, html_lines, html_table, number, printa
 
 _EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm")  # whose first input may be the constant one
 _NAMED = 4  # steps without a constant that a prompt names
+_CHAIN = "chain"  # the kind of a step for a run that was bounded as a whole
+_COLUMNS = ("name", "kind", "constant", "share", "rule")
+_NUMBERS = ("constant", "share")
 
 
 class Step(NamedTuple):
@@ -50,11 +54,21 @@ class NetworkBound(NamedTuple):
         """The nodes without a finite constant."""
         return tuple(step for step in self.steps if step.constant is None)
 
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """Of each step the logarithm of its constant, over the sum of all magnitudes: where the bound comes from.
+
+        Above 0 it stretches, below 0 it shrinks. None for runs bounded as a whole, and for what has no logarithm.
+        """
+        logs = [log(step.constant) if step.constant and step.kind != _CHAIN else None for step in self.steps]
+        total = sum(abs(one) for one in logs if one is not None)
+        return tuple(None if one is None else one / total if total else 0.0 for one in logs)
+
     def to_text(self) -> str:
         """Return the bound, and a line for each step: what it does to a distance, or why that is not known."""
-        rows = [[printable(step.name), step.kind, number(step.constant), printable(step.rule)] for step in self.steps]
+        rows = [[printable(text) for text in row] for row in self._rows()]
         notes = [f"note: {printable(note)}\n" for note in self.notes]
-        table = [aligned(Step._fields, rows, ("constant",)), "\n"] if rows else []
+        table = [aligned(_COLUMNS, rows, _NUMBERS), "\n"] if rows else []
         return "".join([*table, f"{self._summary()}\n", *notes])
 
     def to_pandas(self) -> Any:
@@ -65,8 +79,12 @@ class NetworkBound(NamedTuple):
         return f"NetworkBound({self._summary()}; {len(self.steps)} steps: .to_text() lists them)"
 
     def _repr_html_(self) -> str:
-        rows = [[step.name, step.kind, number(step.constant), step.rule] for step in self.steps]
-        return html_lines([self._summary()]) + html_table(Step._fields, rows, ("constant",)) + html_lines(self.notes)
+        return html_lines([self._summary()]) + html_table(_COLUMNS, self._rows(), _NUMBERS) + html_lines(self.notes)
+
+    def _rows(self) -> list[list[str]]:
+        shares = ["-" if share is None else f"{share:.0%}" for share in self.shares]
+        pairs = zip(self.steps, shares, strict=True)
+        return [[step.name, step.kind, number(step.constant), share, step.rule] for step, share in pairs]
 
     def _summary(self) -> str:
         ends = f"lower={number(self.lower)}, upper={number(self.upper)}"
@@ -108,7 +126,17 @@ def network_bound(
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
     """
-    graph = fold(split(graph), deadline)
+    return bound_joined(fold(split(graph), deadline), bounds, apply, deadline, tightening)
+
+
+def bound_joined(
+    graph: Graph,
+    bounds: BoundWeight = bound_weight,
+    apply: Apply = map,
+    deadline: Deadline = NEVER,
+    tightening: float | None = TIGHTENING,
+) -> NetworkBound:
+    """Return what `network_bound` does, of a network that was split and folded already."""
     readers = _readers(graph)
     found = apply(lambda node: _effect(node, graph, readers, bounds), graph.nodes)
     effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
@@ -119,11 +147,21 @@ def network_bound(
     reaches = _propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
-    notes = () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
+    notes = _sizes(effects.values()) if upper is not None else ()
+    notes += () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
     used = [chain for chain in chains.values() if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
     method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
+
+
+def _sizes(effects: Iterable[Effect | Unbounded]) -> tuple[str, ...]:
+    """Return the note that says for which sizes of images the upper end holds; none where there are no images."""
+    sized = {effect.sized for effect in effects if isinstance(effect, Effect)}
+    if True in sized:
+        named = "the upper end holds for inputs of the size that the model names or was traced with"
+        return (f"{named}: at others it may be larger",)
+    return ("the upper end holds for inputs of every size",) if False in sized else ()
 
 
 def _readers(graph: Graph) -> Readers:
@@ -192,4 +230,4 @@ def _step(node: Node, effect: Effect | Unbounded) -> Step:
 
 def _chain_step(chain: Chain) -> Step:
     text = f"proved as a whole, in place of the product {chain.product:.6g} from {chain.first} on"
-    return Step(f"{chain.first} ... {chain.last}", "chain", chain.constant, text)
+    return Step(f"{chain.first} ... {chain.last}", _CHAIN, chain.constant, text)

@@ -1,4 +1,4 @@
-"""The runs of dense layers and activations in a network, each bounded as a whole."""
+"""The runs of dense layers, small convolutions and activations in a network, each bounded as a whole."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,11 +13,13 @@ from opnorm.checks import Array
 from opnorm.networks.effects import Effect, Unbounded
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
-from opnorm.networks.linear_rules import MATRICES
+from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
 from opnorm.networks.multipliers import Slopes
 from opnorm.networks.sector_bounds import bound_chain
+from opnorm.networks.sizes import matrix_at_size
 
 _ENTRIES = 2**27  # of the matrices of one run: 1 GiB
+_IN_ORDER = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "ExpandDims")  # these keep the order of an example's numbers
 Effects = Mapping[str, Effect | Unbounded]
 
 
@@ -34,7 +36,7 @@ class Chain(NamedTuple):
 class _Link(NamedTuple):
     node: Node
     effect: Effect
-    is_matrix: bool  # else an activation
+    shape: tuple[int, ...] | None  # of its matrix; None: an activation
 
 
 def find_chains(
@@ -55,36 +57,51 @@ def find_chains(
         if isinstance(effect, Unbounded) or len(node.inputs) != 1:
             continue
         before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
-        link = _Link(node, effect, _matrix(node) is not None)
-        if link.is_matrix or (before and effect.slopes is not None):
+        matrix = _matrix(node)
+        link = _Link(node, effect, None if matrix is None else matrix.shape)
+        if link.shape and before and _outputs(before) != link.shape[1]:  # of a position, or of a whole example
+            before = []
+        if link.shape or (before and _slopes(link) is not None):
             if before:
                 del runs[node.inputs[0]]
             before.append(link)
             runs[node.name] = before
     trimmed = [_until_matrix(run) for run in runs.values()]
-    several = [run for run in trimmed if sum(link.is_matrix for link in run) > 1]
+    several = [run for run in trimmed if sum(link.shape is not None for link in run) > 1]
     return [_bounded(run, deadline, tightening) for run in several]
 
 
+def _outputs(run: list[_Link]) -> int:
+    return int(next(link.shape[0] for link in reversed(run) if link.shape))
+
+
+def _slopes(link: _Link) -> Slopes | None:
+    """Return the slopes of a function of each entry, None for what is none; entries may only be arranged anew."""
+    moved = link.node.kind in _IN_ORDER and link.node.options.get("data_format") != "channels_first"
+    return (1.0, 1.0) if moved else link.effect.slopes
+
+
 def _matrix(node: Node) -> Array | None:
-    """Return the matrix of a dense node, (outputs, inputs), None for other nodes."""
+    """Return the matrix of a dense node or of a small convolution, (outputs, inputs), None for other nodes."""
     try:
+        if node.kind in CONVOLUTIONS:
+            return matrix_at_size(node, kernel_of(node))
         return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
     except Exception:  # not one matrix, or not read
         return None
 
 
 def _until_matrix(run: list[_Link]) -> list[_Link]:
-    return run[: max(i for i, link in enumerate(run) if link.is_matrix) + 1]
+    return run[: max(i for i, link in enumerate(run) if link.shape) + 1]
 
 
 def _bounded(run: list[_Link], deadline: Deadline, tightening: float | None) -> Chain:
     slopes: list[Slopes] = []
     for link in run:
-        if link.is_matrix:
+        if link.shape:
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
-            slopes[-1] = _composed(slopes[-1], link.effect.slopes or (-inf, inf))
+            slopes[-1] = _composed(slopes[-1], _slopes(link) or (-inf, inf))
     whole = _whole(run, slopes[:-1], deadline, tightening)
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
@@ -96,7 +113,7 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightenin
     for link in run:
         if deadline.passed or sum(kept.size for kept in matrices) > _ENTRIES:
             return None
-        if link.is_matrix and (matrix := _matrix(link.node)) is not None:
+        if link.shape and (matrix := _matrix(link.node)) is not None:
             matrices.append(matrix)
     if any(b.shape[1] != a.shape[0] for a, b in pairwise(matrices)):  # no network that could run
         return None

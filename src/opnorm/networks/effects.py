@@ -23,6 +23,7 @@ class Effect(NamedTuple):
     slopes: tuple[float, float] | None = None  # of a function of each entry: every difference quotient lies in it
     adds: bool = False  # several inputs are added up; else each output entry moves no more than one side by side
     discrete: bool = False  # its input is a number of a row; see `row_distance`
+    sized: bool | None = None  # it holds for images of the model's size alone; None: it does not depend on a size
 
 
 BoundWeight = Callable[[Weight], Bounds]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.records import Node
 from opnorm.networks.activations import FIXED
+from opnorm.networks.cubics import cubic, is_gelu
 from opnorm.networks.effects import BoundWeight, Effect, constants, find, rule
 
 PRODUCTS = ("Mul", "Multiply")
@@ -22,6 +23,9 @@ _SMOOTH = {  # slopes of x phi(k x), whatever k > 0: with f(z) = z phi(z) it is 
     ("Erf",): (2 * _GELU[0] - 1, 2 * _GELU[1] - 1),  # gelu(x) = x (1 + erf(x / sqrt(2))) / 2
     ("Tanh", "Softplus"): FIXED["mish"],
 }
+
+
+Slopes = tuple[float, float]
 
 
 class Affine(NamedTuple):
@@ -64,11 +68,33 @@ def gate_node(node: Node, nodes: Nodes) -> tuple[Node, tuple[str, ...]] | None:
 def _gates(node: Node, nodes: Nodes) -> Iterator[tuple[Node, tuple[str, ...]]]:
     for factor, gate in (node.inputs, node.inputs[::-1]):
         for source, scale, passed in _scaled(factor, nodes):
-            found = _path(gate, source, nodes)
-            slopes = _slopes(found[0]) if found is not None else None
-            if found is not None and slopes is not None:
+            for slopes, within in (*_found(gate, source, nodes), *_cubic(gate, source, nodes)):
                 ends = sorted(scale * slope for slope in slopes)
-                yield Node(node.name, "Gate", (source,), {"slopes": ends}, {}), (*passed, *found[1])
+                yield Node(node.name, "Gate", (source,), {"slopes": ends}, {}), (*passed, *within)
+
+
+def _found(gate: str, source: str, nodes: Nodes) -> Iterator[tuple[Slopes, tuple[str, ...]]]:
+    """Yield the slopes of x times the function that leads from `source` to `gate`, and the nodes on its way."""
+    found = _path(gate, source, nodes)
+    slopes = None if found is None else _slopes(found[0])
+    if found is not None and slopes is not None:
+        yield slopes, found[1]
+
+
+def _cubic(name: str, source: str, nodes: Nodes) -> Iterator[tuple[Slopes, tuple[str, ...]]]:
+    """Yield likewise where the function is `p + q tanh(c x + d x^3)` with the ratio of GELU's."""
+    outer = _IDENTITY
+    passed: tuple[str, ...] = (name,)
+    while len(passed) < _STEPS and name in nodes and nodes[name].kind != "Tanh":
+        step = _affine(nodes[name])
+        if step is None:
+            return
+        outer, name = outer.after(step), nodes[name].inputs[0]
+        passed += (name,)
+    argument = cubic(nodes[name].inputs[0], source, nodes) if name in nodes else None
+    if argument is not None and nodes[name].kind == "Tanh" and is_gelu(argument[0]):
+        low, high = _SMOOTH["Erf",]  # gelu(x) = x (1 + tanh(..)) / 2, and one interval holds both forms' slopes
+        yield (outer.shift + outer.factor * low, outer.shift + outer.factor * high), (*passed, *argument[1])
 
 
 def _scaled(name: str, nodes: Nodes) -> Iterator[tuple[str, float, tuple[str, ...]]]:

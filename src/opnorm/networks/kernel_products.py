@@ -73,10 +73,14 @@ def form_of(node: Node) -> Form:
 
 
 def _sliding(operator: Convolution, *, adjoint: bool) -> Form:
-    strides, dilation_rate = operator.strides, operator.dilation_rate  # not the operator, which holds the kernel
+    strides, dilation_rate, padding = (
+        operator.strides,
+        operator.dilation_rate,
+        operator.padding,
+    )  # not the operator, which holds the kernel
 
     def make(values: Array, groups: int) -> LinearOperator:
-        made = Convolution(values, strides=strides, dilation_rate=dilation_rate, groups=groups)
+        made = Convolution(values, strides=strides, padding=padding, dilation_rate=dilation_rate, groups=groups)
         return Adjoint(made) if adjoint else made
 
     still = prod(operator.kernel.shape[:-2]) == prod(operator.strides) == operator.groups == 1

@@ -9,6 +9,7 @@ from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, kernels, rule
+from opnorm.networks.sizes import at_size
 
 MATRICES = ("Dense", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv")
@@ -52,11 +53,14 @@ def _require_plain(node: Node) -> None:
 @rule(*KERNELS)
 def _(node: Node, bounds: BoundWeight) -> Effect:
     weight = kernel_of(node)
-    upper = bounds(weight).upper
+    sized = at_size(node, weight)
+    upper = min(bounds(each).upper for each in ((weight,) if sized is None else (sized, weight)))
     if not np.isfinite(upper):
         raise Unbounded("its kernel is too large, or of a kind that opnorm cannot bound")
     rounding = float(node.options.get("rounding", 0.0))  # of a product of kernels
-    return Effect(up(upper + rounding), f"largest singular value: {weight.geometry.text}")
+    text = f"largest singular value: {(sized or weight).geometry.text}"
+    slides = node.kind not in (*MATRICES, "EinsumDense")
+    return Effect(up(upper + rounding), text, sized=sized is not None if slides else None)
 
 
 def channel_factors(node: Node) -> Array:

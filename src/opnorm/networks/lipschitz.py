@@ -3,6 +3,7 @@
 from functools import partial
 from importlib import import_module
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from opnorm.bounds.deadlines import Deadline
@@ -47,7 +48,8 @@ def lipschitz_bound(model: Any, data: Any = None, *, time_limit: float | None = 
     if is_path and data is not None:
         raise ValueError("Argument `data` needs a live model: a file is never executed. Received: data and a path")
     require(is_path or hasattr(model, "built"), "model", "must be a Keras model, a PyTorch module or a path", model)
-    bound = _from_above(open_checkpoint(fspath(model)) if is_path else _live(model), time_limit)
+    checkpoint = open_checkpoint(fspath(model)) if is_path else _live(model)
+    bound = _from_above(checkpoint, Path(model).name if is_path else str(model.name), time_limit)
     return bound if data is None else bound._replace(lower=_from_below(model, data))
 
 
@@ -55,14 +57,14 @@ def _of_torch(module: Any, data: Any, time_limit: float | None) -> NetworkBound:
     graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
     points = graphs.points_of(module, data)
     with graphs.traced(module, points) as checkpoint:
-        bound = _from_above(checkpoint, time_limit)
+        bound = _from_above(checkpoint, type(module).__name__, time_limit)
     return bound._replace(lower=graphs.largest_jacobian(module, points))
 
 
-def _from_above(checkpoint: Checkpoint, time_limit: float | None) -> NetworkBound:
+def _from_above(checkpoint: Checkpoint, name: str, time_limit: float | None) -> NetworkBound:
     if checkpoint.graph is None:
-        reason = "how the layers are joined is not known: neither a Sequential nor a Functional model"
-        return NetworkBound(None, None, "none", (), (reason, *checkpoint.notes))
+        reason = "how its layers are joined is not known: neither a Sequential nor a Functional model"
+        return NetworkBound(None, None, "none", (Step(name, "model", None, reason),), checkpoint.notes)
     deadline = Deadline.after(None if time_limit is None else time_limit * max(1, len(checkpoint.graph.nodes)))
     try:
         bound = network_bound(checkpoint.graph, partial(bound_weight, time_limit=time_limit), deadline=deadline)

@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opnorm.bounds.certificates import up
+from opnorm.bounds.matrices import bracket_matrix
 from opnorm.checks import Array
 from opnorm.networks.effects import Unbounded
 
 _ROWS = 2**16  # of all matrices of one axis together: half a second
 _ENTRIES = 2**26
+_PIXELS = 1024  # of an axis whose matrix is written out, and of the window: 40 ms
+_READS = 2**22  # of all windows of an axis that are counted one by one
+_TOLERANCE = 1e-9  # what is left of a proof's time is the factorization
+Sizes = tuple[int, ...] | None
 _FACTOR = 4096  # of an interpolation that is written out
 
 
@@ -35,6 +40,15 @@ class Window(NamedTuple):
         """The largest number of windows that read one pixel."""
         return ceil(self.size * gcd(self.stride, self.dilation) / self.stride)
 
+    def fits(self, n: int) -> bool:
+        """Return whether n pixels and the zeros around them hold a window, and those on one side no more than one."""
+        return isinstance(self.pads, str) or (n + sum(self.pads) >= self.extent and not self.is_wide)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether there are more zeros on one side than a window spans, as no runtime takes them."""
+        return not isinstance(self.pads, str) and max(self.pads) > self.extent
+
     def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """Return where the windows on n pixels start, and the zeros around the pixels."""
         if isinstance(self.pads, str):
@@ -48,23 +62,44 @@ class Window(NamedTuple):
         return starts[starts < n], (low, high)  # a window wholly in the padding is dropped
 
 
-def max_pooling(windows: list[Window]) -> float:
+def max_pooling(windows: list[Window], sizes: Sizes = None) -> float:
     """Return an upper bound of the Lipschitz constant of max pooling: sqrt of how often one pixel is read at most.
 
     `|max_i x_i - max_i y_i| <= max_i |x_i - y_i|`, so the squares add up to those of the pixels, as often as read.
     """
-    return up(sqrt(prod(window.visits for window in windows)))
+    return up(sqrt(prod(_visits(window, n) for window, n in _with_sizes(windows, sizes))))
 
 
-def average_pooling(windows: list[Window], *, counts: str) -> float:
-    """Return an upper bound of the norm of average pooling, for every image size.
+def _with_sizes(windows: list[Window], sizes: Sizes) -> list[tuple[Window, int | None]]:
+    return list(zip(windows, sizes or [None] * len(windows), strict=True))
+
+
+def _visits(window: Window, n: int | None) -> int:
+    """Return the largest number of windows that read one of n pixels; None: of any number."""
+    if n is None or (n + window.extent) * window.size > _READS:
+        return window.visits
+    reads = window.starts(n)[0][:, None] + np.arange(window.size) * window.dilation
+    inside = reads[(reads >= 0) & (reads < n)]
+    return int(np.bincount(inside, minlength=1).max())
+
+
+def average_pooling(windows: list[Window], sizes: Sizes = None, *, counts: str) -> float:
+    """Return an upper bound of the norm of average pooling.
 
     Args:
         windows: One for each axis.
+        sizes: Pixels of each axis; None: the bound holds for every image size.
         counts: What a window at the border is divided by: "window", its size, zeros included; "pixels", only what lies
             inside the image; "replicate", its size, with the border's pixels repeated.
     """
-    return up(prod(_average_axis(window, counts) for window in windows))
+    return up(prod(_average(window, n, counts) for window, n in _with_sizes(windows, sizes)))
+
+
+@lru_cache(maxsize=256)
+def _average(window: Window, n: int | None, counts: str) -> float:
+    if n is None or n + window.extent > _PIXELS:
+        return _average_axis(window, counts)
+    return bracket_matrix(_average_matrix(window, counts, n), _TOLERANCE)[1]
 
 
 @lru_cache(maxsize=256)
@@ -78,6 +113,8 @@ def _average_axis(window: Window, counts: str) -> float:
     Raises:
         Unbounded: When the window is too wide for that, and counts only what lies inside the image.
     """
+    if window.is_wide:
+        raise Unbounded(f"the pads {window.pads} are wider than the window")
     longest = 4 * window.extent + 2 * window.stride
     if longest**2 > _ROWS * window.stride or longest**3 > _ENTRIES * window.stride:
         inside = window.pads == (0, 0) and not window.ceil_mode

@@ -26,6 +26,7 @@ from scipy.linalg import cho_factor, cho_solve, lapack
 from opnorm.bounds.certificates import UNIT, gamma, up
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.eigenvectors import top_eigenpair
+from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 from opnorm.networks.multipliers import Slopes, improved
 
@@ -68,7 +69,9 @@ def _both(matrices: Sequence[Array], slopes: Sequence[Slopes], deadline: Deadlin
         quick = _quick(matrices, slopes)
         found = [_with_room(matrices, slopes, quick)]
         if all(low < high for low, high in slopes):  # else a sector is a line: its multiplier has no end
-            found.append(_with_room(matrices, slopes, improved(matrices, slopes, quick, deadline)))
+            with one_blas_thread():  # windows are small, and BLAS's threads would wait for each other
+                best = improved(matrices, slopes, quick, deadline)
+            found.append(_with_room(matrices, slopes, best))
     except np.linalg.LinAlgError:
         return []
     return [bound for bound in found if bound is not None]

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from opnorm.bounds.certificates import up
+from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
 from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
+from opnorm.networks.sizes import image_size
 
 SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
@@ -42,6 +44,11 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "adds zeros or drops entries")
 
 
+@rule(STEADY)
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    return Effect(0.0, "the same for all inputs of one shape")
+
+
 @rule("Masking")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     raise Unbounded("makes a mask, and what reads a mask jumps")
@@ -50,6 +57,14 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 @rule("RepeatVector")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(nearest_upsampling(per_axis(node.options["n"], 1)), "repeats its input")
+
+
+@rule("Tile")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    repeats = find(node.weights, "1")
+    if repeats is None or "0" in node.weights or np.any(repeats < 0):
+        raise Unbounded("repeats its input as often as something computed says")
+    return Effect(up(sqrt(float(np.prod(repeats)))), f"repeats its input {np.prod(repeats):g} times")
 
 
 @rule("Cast")
@@ -61,18 +76,34 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(max_pooling(_windows(node)), "max pooling: root of the number of windows that read one pixel")
+    windows, sizes = _windows(node), _pooled_size(node)
+    constant = max_pooling(windows, sizes)
+    return Effect(
+        constant, f"max pooling{_at(sizes)}: root of the number of windows that read one pixel", sized=bool(sizes)
+    )
 
 
 @rule("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    windows = _windows(node)
+    windows, sizes = _windows(node), _pooled_size(node)
     if "pool_size" in node.options:  # Keras; its PyTorch backend repeats the border where padding is uneven
-        constant = max(average_pooling(windows, counts=counts) for counts in ("pixels", "replicate"))
+        constant = max(average_pooling(windows, sizes, counts=counts) for counts in ("pixels", "replicate"))
     else:
         counted = "window" if node.options.get("count_include_pad", 0) else "pixels"
-        constant = average_pooling(windows, counts=counted)
-    return Effect(constant, "average pooling: largest row sum of A A^T over every image size")
+        constant = average_pooling(windows, sizes, counts=counted)
+    text = "norm of its matrix" if sizes else "largest row sum of A A^T over every image size"
+    return Effect(constant, f"average pooling{_at(sizes)}: {text}", sized=bool(sizes))
+
+
+def _pooled_size(node: Node) -> tuple[int, ...] | None:
+    """Return the size of the images where the model fixes it, and a window fits into them."""
+    sizes, windows = image_size(node), _windows(node)
+    fits = sizes is not None and len(sizes) == len(windows)
+    return sizes if fits and all(w.fits(n) for w, n in zip(windows, sizes or (), strict=True)) else None
+
+
+def _at(sizes: tuple[int, ...] | None) -> str:
+    return f" at {'x'.join(map(str, sizes))}" if sizes else ""
 
 
 def _windows(node: Node) -> list[Window]:
@@ -119,27 +150,6 @@ def _require(value: Any, known: tuple[str, ...]) -> None:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@rule("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GlobalMaxPool", "ReduceMax")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "the maximum moves no more than the entry that moves most")
-
-
-@rule("GlobalAveragePooling1D", "ReduceMean")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    return Effect(1.0, "mean over an unknown number of entries, at least one")
-
-
-@rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
-def _(node: Node, bounds: BoundWeight) -> Effect:
-    shapes = input_shapes(node)
-    first = node.kind == "GlobalAveragePool" or node.options.get("data_format") == "channels_first"
-    pixels = None if shapes is None else shapes[0][2:] if first else shapes[0][1:-1]
-    if not pixels or not all(isinstance(size, int) and size > 0 for size in pixels):
-        return Effect(1.0, "mean over an unknown number of pixels, at least one")
-    count = prod(int(n or 1) for n in pixels)  # `or` for the type: none is None here
-    return Effect(up(1 / sqrt(count)), f"mean over {count} pixels")
 
 
 @rule("UpSampling1D", "UpSampling2D", "UpSampling3D")
@@ -222,7 +232,8 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     if len(node.inputs) != 1 or len(factors) != 1:
         raise Unbounded("a product of two inputs is not Lipschitz on the whole space")
     _require_one_shape(node)
-    return Effect(float(np.max(np.abs(factors[0]))), "multiplies with constants")
+    slopes = float(np.min(factors[0])), float(np.max(factors[0]))
+    return Effect(max(map(abs, slopes)), "multiplies with constants", slopes)
 
 
 @rule("Div")

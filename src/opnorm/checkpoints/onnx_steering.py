@@ -1,0 +1,51 @@
+"""ONNX's shape arithmetic: what is computed from shapes alone is the same for all inputs of one shape."""
+
+from collections.abc import Sequence, Set
+
+from opnorm.checkpoints.records import Node
+
+STEADY = "of shapes alone"  # the kind of a node that does not change with the values of its input
+_SOURCES = {"Shape", "Size"}
+_COMPUTED = {  # deterministic, and without graphs inside
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Floor",
+    "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range",
+    "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Sqrt", "Squeeze",
+    "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+_STEERED = {"Reshape", "Slice", "Squeeze", "Unsqueeze"}  # whatever their other inputs are, entries move or vanish
+
+
+def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> list[Node]:
+    """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
+
+    Two inputs that are compared have one shape, so these nodes give both the same.
+
+    Args:
+        nodes: Of an ONNX graph, each after its inputs.
+        inputs: Names of the graph's inputs.
+        outputs: Names of the graph's outputs.
+    """
+    steady: set[str] = set()
+    found = []
+    for node in nodes:
+        if _is_steady(node, steady):
+            steady.add(node.name)
+            node = Node(node.name, STEADY, tuple(inputs[:1]), {}, {})
+        found.append(_unsteered(node, steady))
+    read = {name for node in found for name in node.inputs} | set(outputs)
+    return [node for node in found if node.kind != STEADY or node.name in read]
+
+
+def _is_steady(node: Node, steady: Set[str]) -> bool:
+    kind = node.kind.removesuffix(" of a constant")
+    return kind in _SOURCES or (kind in _COMPUTED and bool(node.inputs) and set(node.inputs) <= steady)
+
+
+def _unsteered(node: Node, steady: Set[str]) -> Node:
+    """Return the node without the inputs that only say where its entries go."""
+    if node.kind not in _STEERED or "0" in node.weights:
+        return node
+    kept = [i for i, name in enumerate(node.inputs) if i == 0 or name not in steady]
+    shapes = node.options.get("input_shapes")
+    options = node.options if shapes is None else {**node.options, "input_shapes": tuple(shapes[i] for i in kept)}
+    return node._replace(inputs=tuple(node.inputs[i] for i in kept), options=options)

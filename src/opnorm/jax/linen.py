@@ -1,0 +1,69 @@
+"""The kernels of a `flax.linen` module, whose layers exist only while it is called."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from opnorm.jax.kinds import KernelGeometry, is_registered, kernels
+from opnorm.jax.paths import is_array, take_apart
+
+_UNKNOWN = "no rule: say which by `kernels={pattern: ...}`, or register the layer's type with `opnorm.jax.kernels`"
+_WRAPPED = "made of other arrays in the forward pass, by flax's {}"
+Told = dict[str, tuple[KernelGeometry | str, tuple[int, ...]]]
+
+
+def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any, KernelGeometry | str | None]]:
+    """Return the path of every parameter, its shape and dtype, and what its layer makes of it; nothing is computed."""
+    told: Told = {}
+    registered: set[str] = set()
+    wrapped: dict[str, str] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        layer = context.module
+        if isinstance(layer, linen.SpectralNorm | linen.WeightNorm):
+            wrapped[".".join(layer.layer_instance.path)] = _WRAPPED.format(type(layer).__name__)
+        if context.method_name == "__call__" and is_registered(layer):
+            registered.add(".".join(layer.path))
+            told.update(_of_layer(layer))
+        return result
+
+    with linen.intercept_methods(record):
+        variables = _initial(module, inputs)
+    told |= {path: (why, ()) for path in told for layer, why in wrapped.items() if path.startswith(f"{layer}.")}
+    leaves = take_apart(variables.get("params", {}))
+    return [
+        (path, leaf, _answer(path, leaf, told, registered))
+        for path, leaf in zip(leaves.names, leaves.leaves, strict=True)
+    ]
+
+
+def _initial(module: linen.Module, inputs: Sequence[Any]) -> Any:
+    """Return what `init` would, without numbers; inputs that are no arrays are handed over as they are."""
+    places = [i for i, one in enumerate(inputs) if is_array(one)]
+
+    def init(key: Any, arrays: Any) -> Any:
+        given = dict(zip(places, arrays, strict=True))
+        return module.init(key, *(given.get(i, one) for i, one in enumerate(inputs)))
+
+    return jax.eval_shape(init, jax.random.key(0), [inputs[i] for i in places])
+
+
+def _of_layer(layer: Any) -> Told:
+    leaves = take_apart(dict(layer.variables.get("params", {})))
+    shapes = {name: tuple(leaf.shape) for name, leaf in zip(leaves.names, leaves.leaves, strict=True)}
+    prefix = ".".join(layer.path)
+    several = kernels(layer).items()
+    return {f"{prefix}.{name}".strip("."): (what, shapes[name]) for name, what in several if name in shapes}
+
+
+def _answer(path: str, leaf: Any, told: Told, registered: set[str]) -> KernelGeometry | str | None:
+    if path not in told:
+        single = len(leaf.shape) < 2 or not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return None if single or path.rpartition(".")[0] in registered else _UNKNOWN
+    what, shape = told[path]
+    inside = tuple(leaf.shape)[len(leaf.shape) - len(shape) :] == shape
+    return what if isinstance(what, str) or inside else "stacked along another axis than the first"

@@ -1,0 +1,158 @@
+"""Certified radii: margins of logits over the Lipschitz constants of their differences."""
+
+from importlib import import_module
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opnorm.bounds.certificates import UNIT
+from opnorm.bounds.deadlines import Deadline
+from opnorm.checkpoints.records import Checkpoint, Graph, Node
+from opnorm.checks import Array, numbers, real_array, require, to_not_negative
+from opnorm.networks.activations import parse
+from opnorm.networks.bound import bound_joined
+from opnorm.networks.certificate import Certificate
+from opnorm.networks.folding import fold, split
+from opnorm.networks.forward import NotEvaluatedError, Value, evaluate
+from opnorm.networks.pairs import Progress, pair_constants, remembered
+
+_BATCH = 256  # examples at a time
+_SOFTMAX = ("softmax", "log_softmax")
+_TOKENS = ("Embedding", "ReversibleEmbedding")
+
+
+def certify(
+    model: Any, x: Any, labels: Any = None, *, time_limit: float | None = 60.0, progress: Progress | None = None
+) -> Certificate:
+    """Return for each example a radius within which the network's prediction is proved to stay the same.
+
+    If `||x' - x||_2 < radius`, the largest logit at x' is that of the same class as at x. The radius is the least
+    `(f_i - f_j) / L_ij` over all other classes j, with `L_ij` a proved Lipschitz constant of `f_i - f_j`. A final
+    softmax is taken off first, for it does not change which logit is largest; the model itself is left alone.
+
+    Proved: of the network in real arithmetic, at inference, with the stored weights, which treats each example alone.
+    Dense layers, convolutions of channels-last images, batch normalization, sums and common activations are evaluated
+    in float64 with all rounding errors bounded and counted (elementary functions are taken to be right to 32 ulps).
+    Assumed, with a line in `notes`, for other layers: that the logits which the model computes in its own precision are
+    off by at most the square root of its unit roundoff times their magnitude. What the network computes in float32 at
+    x' is another function: there a margin may be off by as much as its rounding errors.
+
+    Args:
+        model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
+        x: The examples, (examples, ...), as the model takes them.
+        labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
+        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes; of the pairs left then
+            the bounds are looser, and as true.
+        progress: Called with the number of pairs of classes done and of all, after each.
+
+    Raises:
+        ValueError: When the model is a path (a file has no logits: it is never run), has several inputs or outputs, or
+            a node without a finite Lipschitz constant, which is named; or when x or the labels do not fit.
+
+    Example:
+        >>> certificate = opnorm.certify(model, x_test, y_test)
+        >>> certificate.certified_accuracy(0.5)
+
+    Reference:
+        Y. Tsuzuku, I. Sato, M. Sugiyama, "Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance
+        for Deep Neural Networks", NeurIPS 2018.
+    """
+    is_path = isinstance(model, str | PathLike)
+    require(not is_path, "model", "must be a live Keras model: a file is never run, and has no logits", model)
+    require(hasattr(model, "built") and hasattr(model, "layers"), "model", "must be a built Keras model", model)
+    deadline = Deadline.after(None if time_limit is None else to_not_negative("time_limit", time_limit))
+    whole = split(_graph_of(model))
+    graph = _without_softmax(whole)
+    keras_logits = import_module("opnorm.keras.logits")
+    points = keras_logits.checked(model, real_array(x, "x"))
+    bounds = remembered()
+    joined = fold(graph)
+    bound = bound_joined(joined, bounds)
+    if bound.upper is None:
+        raise ValueError(f"Argument `model` must have a finite Lipschitz constant. Received: {bound!r}")
+    logits, notes = _logits(model, points, graph, graph is not whole)
+    predictions = _predictions(logits.values)
+    classes = logits.values.shape[1]
+    right = _right(predictions, labels, classes)
+    constants = pair_constants(joined, bound.upper, classes, set(predictions.tolist()), bounds, deadline, progress)
+    radius = np.where(right, _radii(logits, predictions, constants), 0.0)
+    return Certificate(radius, predictions, constants, bound.upper, labels is not None, notes)
+
+
+def _graph_of(model: Any) -> Graph:
+    reader = import_module("opnorm.keras.live")
+    checkpoint: Checkpoint = reader.read_model(model)
+    graph = checkpoint.graph
+    if graph is None:
+        why = "be Sequential or Functional: how the layers of others are joined is not known"
+        raise ValueError(f"Argument `model` must {why}. Received: {model!r}")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        counts = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        raise ValueError(f"Argument `model` must have one input and one output. Received: {counts}")
+    tokens = [node.name for node in graph.nodes if node.kind in _TOKENS]
+    if tokens:
+        raise ValueError(f"Argument `model` must take numbers, not tokens, which have no radius. Received: {tokens[0]}")
+    return graph
+
+
+def _without_softmax(graph: Graph) -> Graph:
+    """Return the network without a softmax at its end, itself where there is none."""
+    last = next((node for node in graph.nodes if node.name == graph.outputs[0]), None)
+    if last is None or not _is_softmax(last) or any(last.name in node.inputs for node in graph.nodes):
+        return graph
+    return Graph(tuple(node for node in graph.nodes if node is not last), graph.inputs, last.inputs)
+
+
+def _is_softmax(node: Node) -> bool:
+    name = parse(node.options.get("activation"))[0] if node.kind == "Activation" else node.kind.lower()
+    return name in _SOFTMAX and node.options.get("axis", -1) in (-1, 1) and not node.options.get("arguments")
+
+
+def _logits(model: Any, points: Array, graph: Graph, is_shortened: bool) -> tuple[Value, tuple[str, ...]]:
+    """Return the logits and what they may be off by, and the assumptions that this takes."""
+    batches = [points[start : start + _BATCH] for start in range(0, len(points), _BATCH)]
+    try:
+        found = [evaluate(graph, batch) for batch in batches]
+        return Value(*map(np.concatenate, zip(*found, strict=True))), ()
+    except NotEvaluatedError as node:
+        own = import_module("opnorm.keras.logits")
+        values, unit = own.logits(model, points, is_shortened)
+        largest = np.max(np.abs(values.reshape(len(values), -1)), axis=1)
+        errors = np.broadcast_to(np.sqrt(unit) * largest.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
+        note = f"the rounding errors of the logits are assumed to be below {np.sqrt(unit):.1e} of them: {node}"
+        return Value(values, errors), (f"{note} has no error analysis",)
+
+
+def _predictions(logits: Array) -> NDArray[np.int64]:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        must = "must end in two logits or more for each example"
+        raise ValueError(f"Argument `model` {must}. Received: outputs of shape {logits.shape[1:]}")
+    return np.asarray(np.argmax(logits, axis=1), dtype=np.int64)
+
+
+def _right(predictions: NDArray[np.int64], labels: Any, classes: int) -> NDArray[np.bool_]:
+    if labels is None:
+        return np.ones(len(predictions), dtype=bool)
+    given = numbers(labels, "labels")
+    fits = given.shape == predictions.shape and given.dtype.kind in "iu" and 0 <= given.min() <= given.max() < classes
+    if not fits:
+        must = f"must hold one integer from 0 to {classes - 1} for each of {len(predictions)} examples"
+        raise ValueError(f"Argument `labels` {must}. Received: shape={given.shape}, dtype={given.dtype}")
+    return np.asarray(predictions == given)
+
+
+def _radii(logits: Value, predictions: NDArray[np.int64], constants: Array) -> Array:
+    """Return the least of margin over constant, rounded down: after the errors of both logits."""
+    values, errors = logits
+    rows = np.arange(len(values))
+    margins = values[rows, predictions][:, None] - values
+    lost = (
+        errors[rows, predictions][:, None] + errors + 4 * UNIT * (np.abs(values) + np.abs(values).max(axis=1)[:, None])
+    )
+    margins = np.maximum(margins - lost, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        radii = np.where(margins > 0, margins / constants[predictions], 0.0)
+    radii[rows, predictions] = np.inf
+    return np.asarray(radii.min(axis=1) * (1 - 8 * UNIT))

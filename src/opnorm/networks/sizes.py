@@ -1,0 +1,95 @@
+"""The sizes of images inside a network, where the model fixes them, and its convolutions at that size."""
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from opnorm.bounds.brackets import is_written_out
+from opnorm.bounds.memory import Memory
+from opnorm.bounds.products import written_out
+from opnorm.checkpoints.records import Node, Weight
+from opnorm.checks import Array, real_array
+from opnorm.operators.convolution import Convolution
+
+_FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
+_SHORT = 8  # kernels on an axis beyond which the borders no longer show: about a percent of the norm
+_WRITTEN = 1536  # numbers of an image, before and after a convolution, up to which its matrix joins a chain
+_SIDE = 1536  # of the matrix of one size: a quarter of a second for its proof
+
+
+def image_size(node: Node) -> tuple[int, ...] | None:
+    """Return the pixels of each axis that a node's one input has in every run, None where they are open.
+
+    Only what the graph says of the call counts, not the size at which a layer was built once.
+    """
+    shapes = node.options.get("input_shapes")
+    if not shapes or len(shapes) != 1 or len(node.inputs) != 1 or not isinstance(shapes[0], (list, tuple)):
+        return None
+    first = node.kind in _FIRST or node.options.get("data_format") == "channels_first"
+    sizes = tuple(shapes[0][2:] if first else shapes[0][1:-1])
+    return sizes if sizes and all(type(size) is int and size > 0 for size in sizes) else None
+
+
+def at_size(node: Node, weight: Weight) -> Weight | None:
+    """Return the weight of a convolution as its operator on images of the model's size; None: for all sizes alike.
+
+    None also where the proof would take long, or the operator's padding is only known up to a reflection.
+    """
+    sizes = image_size(node)
+    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+        return None
+    every = weight.geometry.operator
+    sized = _sized(every(real_array(weight.read(), weight.name)), sizes)
+    if sized is None or max(sized.kernel.shape[:-2]) == 1 or not _is_worth(sized):
+        return None
+
+    def make(values: Array) -> LinearOperator:
+        return _sized(every(values), sizes) or every(values)
+
+    text = f"{weight.geometry.text}, at {'x'.join(map(str, sizes))}"
+    return weight._replace(geometry=weight.geometry._replace(text=text, operator=make))
+
+
+def matrix_at_size(node: Node, weight: Weight) -> Array | None:
+    """Return the matrix of a convolution on images of the model's size, None where there is none, or a large one.
+
+    Rows and columns are the numbers of an image in the order in which the node's framework stores them. Its entries are
+    the kernel's own, with no rounding.
+    """
+    sizes = image_size(node)
+    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+        return None
+    sized = _sized(weight.geometry.operator(real_array(weight.read(), weight.name)), sizes)
+    if sized is None or max(sized.shape) > _WRITTEN:
+        return None
+    inputs, outputs = sized.channels
+    rows, columns = np.arange(sized.shape[0]).reshape(-1, outputs), np.arange(sized.shape[1]).reshape(-1, inputs)
+    if node.kind in _FIRST or node.options.get("data_format") == "channels_first":
+        rows, columns = rows.T, columns.T
+    matrix = written_out(sized)
+    matrix = matrix.T if sized.shape[0] < sized.shape[1] else matrix
+    return np.asarray(matrix[np.ix_(rows.ravel(), columns.ravel())])
+
+
+def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | None:
+    if not isinstance(operator, Convolution) or operator.rank != len(sizes):
+        return None
+    return Convolution(
+        operator.kernel,
+        sizes,
+        strides=operator.strides,
+        padding=operator.padding,
+        dilation_rate=operator.dilation_rate,
+        groups=operator.groups,
+    )
+
+
+def _is_worth(operator: Convolution) -> bool:
+    spans = zip(operator.input_shape, operator.extents, strict=True)
+    near = any(size <= _SHORT * extent for size, extent in spans)
+    return near and min(operator.shape) <= _SIDE and is_written_out(operator, Memory())
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,36 @@
+"""The Python of the pages on JAX runs; what needs flax or equinox, where these are installed."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "docs" / "jax.md", ROOT / "docs" / "migration-jax.md"]
+NEEDS = {"": "optax", " nnx": "flax.nnx", " equinox": "equinox"}
+
+
+@pytest.mark.parametrize("kind", NEEDS, ids=NEEDS.values())
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_python_of_the_page_runs(page, kind, capsys):
+    pytest.importorskip(NEEDS[kind])
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python( \w+)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert all(told in NEEDS for told, _ in blocks)
+    namespace = {name: import_module(home) for name, home in (("jax", "jax"), ("jnp", "jax.numpy"))}
+    namespace["opnorm"] = import_module("opnorm.jax") and import_module("opnorm")
+    for told, block in blocks:
+        if told == kind:
+            exec(compile(block, str(page), "exec"), namespace)
+    for shown in re.findall(r"^```\n(path .*?)^```", text, re.DOTALL | re.MULTILINE) if not kind else []:
+        assert shown in capsys.readouterr().out
+
+
+def test_the_example_holds_its_cap_and_is_unsure_far_from_the_data(monkeypatch):
+    pytest.importorskip("flax.nnx")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = import_module("sngp_nnx")
+    result = example.measured(*example.trained(example.VARIANTS["SNGP, cap 0.95"], 2, 0))
+    assert result.norm < 0.95 * 1.001
+    assert result.far > result.near
