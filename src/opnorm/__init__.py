@@ -8,7 +8,7 @@ Plain PyTorch: `opnorm.torch`. TF1-style code, graph mode and tf_keras: `opnorm.
 
 Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
 `Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
-files of weights.
+files of weights, `diff` two of them; they return a `Report`, a `NetworkBound` and a `DiffReport`.
 
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from opnorm import tf1 as tf1
     from opnorm import torch as torch
     from opnorm.auditing.audits import audit
+    from opnorm.auditing.comparison import DiffReport
+    from opnorm.auditing.differences import diff
     from opnorm.auditing.report import Report
     from opnorm.bounds.brackets import Bounds, spectral_norm
     from opnorm.keras.attach import constrain
@@ -50,6 +52,7 @@ __all__ = [
     "Bounds",
     "Convolution",
     "Diagonal",
+    "DiffReport",
     "KernelGeometry",
     "MaxSpectralNorm",
     "NetworkBound",
@@ -63,6 +66,7 @@ __all__ = [
     "audit",
     "bake",
     "constrain",
+    "diff",
     "kernels",
     "linear_operator",
     "linear_operators",
@@ -76,6 +80,7 @@ _HOMES = {
     "Bounds": "bounds.brackets",
     "Convolution": "operators.convolution",
     "Diagonal": "operators.linear",
+    "DiffReport": "auditing.comparison",
     "KernelGeometry": "keras.geometry",
     "MaxSpectralNorm": "keras.constraints",
     "NetworkBound": "networks.bound",
@@ -89,6 +94,7 @@ _HOMES = {
     "audit": "auditing.audits",
     "bake": "keras.baking",
     "constrain": "keras.attach",
+    "diff": "auditing.differences",
     "kernels": "keras.geometry",
     "linear_operator": "operators.linear",
     "linear_operators": "operators.linear",

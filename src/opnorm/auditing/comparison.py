@@ -38,7 +38,7 @@ class DiffRow(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Difference:
+class DiffReport:
     """The rows of a comparison, in the order of the base."""
 
     base: str
@@ -68,7 +68,7 @@ class Difference:
         return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows, "summary": summarized(rows)}))
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Difference":
+    def from_dict(cls, document: Mapping[str, Any]) -> "DiffReport":
         """Return the comparison that `to_dict` wrote."""
         rows = [
             DiffRow(**row | {"shape": tuple(row["shape"])} | {key: _bracket(row[key]) for key in BRACKETS})
@@ -122,7 +122,7 @@ class Difference:
         return prompt_html(self._title(), self._sheet())
 
     def _title(self) -> str:
-        return f"Difference of {self.tuned} and {self.base}"
+        return f"DiffReport of {self.tuned} and {self.base}"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _otherwise(row: Row) -> str:
 
 
 def of_diff(document: Mapping[str, Any], view: View) -> Sheet:
-    """Return the sheet of a comparison: `document` is what `Difference.to_dict` writes."""
+    """Return the sheet of a comparison: `document` is what `DiffReport.to_dict` writes."""
     rows = [row for row in document["rows"] if view.all_rows or row["status"] not in _QUIET]
     hidden = Counter(_why_quiet(row) for row in document["rows"] if not view.all_rows and row["status"] in _QUIET)
     shown, legend = arranged(rows, view.sort)[: view.top], Legend()
