@@ -68,7 +68,7 @@ def diff(
     check_running(sandbox, progress)
     if sandbox:
         return diff_in_child(path_of("sandbox", base), path_of("sandbox", tuned), options._asdict(), progress)
-    return compare(opened(base), opened(tuned), options, progress)
+    return compare(opened(base, "base"), opened(tuned, "tuned"), options, progress)
 
 
 def compare(
