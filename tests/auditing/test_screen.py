@@ -228,3 +228,16 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         Report("f", "npz", ()).to_pandas()
+
+
+def test_quantized_layers_share_a_mark_and_a_count_though_their_texts_name_other_tensors():
+    names = [f"layers.{i}.up.weight" for i in range(9)]
+    rows = [matrix(name)._replace(geometry=f"matrix (out, in); int8 times '{name}_scale'") for name in names]
+    rows += [without_norm(f"{name}_scale", f"a part of the weight in the row of '{name}'") for name in names]
+    rows += [without_norm("odd", "no codes fit 'layers.0.odd'", "failed")]
+    report = Report("f", "npz", tuple(rows))
+    text = " ".join("\n".join(on_screen(report)).split())
+    assert "int8 times '...weight_scale' (assumed); certificate (9)" in text
+    assert "not shown (--all): 9 a part of the weight in the row of '...weight'" in text
+    assert "no codes fit 'layers.0.odd'" in text
+    assert "int8 times 'layers.3.up.weight_scale'" in report.to_text()  # a pipe gets the whole text
