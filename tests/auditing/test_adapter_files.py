@@ -439,3 +439,8 @@ def test_an_update_of_codes_that_nothing_scales_is_a_reason(tmp_path):
 def test_what_is_no_checkpoint_is_refused_by_the_arguments_name(arguments, name):
     with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
         diff(*arguments)
+
+
+def test_an_adapter_of_a_layer_that_the_base_lacks_is_not_said_to_be_in_the_base(tmp_path):
+    _, found = rows(tmp_path, {"other.weight": W}, HADA)
+    assert found.nothing_common.endswith("share no name; the latter has 'l'")

@@ -57,8 +57,11 @@ class DiffReport:
         failed = next((row for row in self.rows if "adapter" in row.reason), None)
         if failed is not None:
             return f"nothing to compare: {self.tuned!r} has {failed.name!r}: {failed.reason}"
-        first, last = self.rows[0].name, self.rows[-1].name  # the base's come first
-        return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; they have {first!r} and {last!r}"
+        first, last = self.rows[0], self.rows[-1]  # the base's come first; beside an adapter they are left out
+        have = f"they have {first.name!r} and {last.name!r}"
+        if first.base is None and first.status not in ("only in base", "skipped"):
+            have = f"the latter has {first.name!r}"
+        return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; {have}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as `to_json` writes it."""
