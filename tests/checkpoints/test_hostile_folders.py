@@ -144,3 +144,11 @@ def test_a_configuration_that_is_nested_too_deeply_leaves_the_weights_readable(t
     write(tmp_path, {"w": np.eye(3, dtype=np.float32), "w.scales": np.ones(3, np.float32)})
     (tmp_path / name).write_text("[" * 100_000)
     assert len(opnorm.audit(tmp_path).rows) == 2
+
+
+def test_files_and_folders_that_could_be_read_are_both_named(tmp_path):
+    write(tmp_path, {"w": np.eye(2, dtype=np.float32)}, name="a.safetensors")
+    write(tmp_path, {"w": np.eye(2, dtype=np.float32)}, name="b.safetensors")
+    write(tmp_path / "inner", {"w": np.eye(2, dtype=np.float32)})
+    with pytest.raises(CheckpointError, match=r"name one in it: 'a\.safetensors', 'b\.safetensors', 'inner'$"):
+        opnorm.audit(tmp_path)

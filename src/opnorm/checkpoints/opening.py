@@ -236,7 +236,7 @@ def _in_folder(path: Path) -> str:
     """Return that a folder is none to be read, and which files and folders in it are."""
     inside = sorted(one.name for one in path.iterdir() if _ending(one.name) and one.is_file())
     inside = [name for name in inside if name.endswith(".json")] or inside
-    inside = inside or folders_in(path, _ending)
+    inside += folders_in(path, _ending)
     lost = [] if inside else [name for name in lost_links(path) if _ending(name)]
     if lost:
         return f"it is a folder with links to files that are missing: {shown(lost)}"
