@@ -8,7 +8,8 @@ Plain PyTorch: `opnorm.torch`. Plain JAX, with optax: `opnorm.jax`. TF1-style co
 
 Truth, in float64 and without a framework: `spectral_norm` returns `Bounds`; `linear_operator`, `linear_operators`,
 `Convolution`, `BlockDiagonal` and `Diagonal` are the operators behind it; `audit` and `lipschitz_bound` take models and
-files of weights; `certify` says how far an input may move before a model's answer can change.
+files of weights, `diff` two of them, and return a `Report`, a `NetworkBound` and a `DiffReport`; `certify` says how far
+an input may move before a model's answer can change.
 
 Importing this package imports no deep-learning framework; each public name is resolved on first use.
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from opnorm import tf1 as tf1
     from opnorm import torch as torch
     from opnorm.auditing.audits import audit
+    from opnorm.auditing.comparison import DiffReport
+    from opnorm.auditing.differences import diff
     from opnorm.auditing.report import Report
     from opnorm.bounds.brackets import Bounds, spectral_norm
     from opnorm.keras.attach import constrain
@@ -54,6 +57,7 @@ __all__ = [
     "Certificate",
     "Convolution",
     "Diagonal",
+    "DiffReport",
     "KernelGeometry",
     "MaxSpectralNorm",
     "NetworkBound",
@@ -68,6 +72,7 @@ __all__ = [
     "bake",
     "certify",
     "constrain",
+    "diff",
     "kernels",
     "linear_operator",
     "linear_operators",
@@ -82,6 +87,7 @@ _HOMES = {
     "Certificate": "networks.certificate",
     "Convolution": "operators.convolution",
     "Diagonal": "operators.linear",
+    "DiffReport": "auditing.comparison",
     "KernelGeometry": "keras.geometry",
     "MaxSpectralNorm": "keras.constraints",
     "NetworkBound": "networks.bound",
@@ -96,6 +102,7 @@ _HOMES = {
     "bake": "keras.baking",
     "certify": "networks.certify",
     "constrain": "keras.attach",
+    "diff": "auditing.differences",
     "kernels": "keras.geometry",
     "linear_operator": "operators.linear",
     "linear_operators": "operators.linear",

@@ -411,3 +411,36 @@ def test_the_projections_of_pytorchs_attention_are_told_apart(tmp_path):
     assert found["attn.in_proj_weight"].difference[1] == pytest.approx(norm(B.astype(np.float64) @ A), rel=1e-5)
     assert found["attn.out_proj.weight"].status == "failed"
     assert "twice" in found["attn.out_proj.weight"].reason
+
+
+def test_an_update_of_a_quantized_weight_is_added_to_what_its_codes_stand_for(tmp_path):
+    codes, scale = np.random.default_rng(7).integers(-127, 128, (6, 4)).astype(np.int8), normal(8, 6, 1)
+    found, whole = rows(tmp_path, {"l.weight": codes, "l.weight_scale": scale}, LORA)
+    row, stored = found["l.weight"], codes * scale.astype(np.float64)
+    truths = {"base": norm(stored), "tuned": norm(stored + B.astype(np.float64) @ A), "difference": CHANGE}
+    assert row.status == "LoRA"
+    for name, truth in truths.items():
+        lower, upper = getattr(row, name)
+        assert lower <= truth * (1 + 1e-12)
+        assert truth <= upper * (1 + 1e-12)
+        assert upper <= lower * (1 + 1e-5)
+    assert whole.nothing_common == ""
+
+
+def test_an_update_of_codes_that_nothing_scales_is_a_reason(tmp_path):
+    found, _ = rows(tmp_path, {"l.weight": np.ones((6, 4), np.int8)}, LORA)
+    assert (found["l.weight"].status, found["l.weight"].tuned) == ("failed", None)
+    assert "not known what the codes stand for" in found["l.weight"].reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [((3, "a"), "base"), (({"w": W}, None), "tuned"), (({"w": W}, ""), "tuned")]
+)
+def test_what_is_no_checkpoint_is_refused_by_the_arguments_name(arguments, name):
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+        diff(*arguments)
+
+
+def test_an_adapter_of_a_layer_that_the_base_lacks_is_not_said_to_be_in_the_base(tmp_path):
+    _, found = rows(tmp_path, {"other.weight": W}, HADA)
+    assert found.nothing_common.endswith("share no name; the latter has 'l'")

@@ -7,7 +7,7 @@ import pytest
 from network_files import norm, write
 from typer.testing import CliRunner
 
-from opnorm.auditing.comparison import Difference
+from opnorm.auditing.comparison import DiffReport
 from opnorm.auditing.differences import diff
 from opnorm.auditing.subspaces import effective_rank, subspaces
 from opnorm.cli import main as cli
@@ -109,7 +109,7 @@ def test_subspaces_are_columns_of_every_form_where_asked_for(tmp_path):
     assert a.subspaces == subspaces(base["a.weight"], tuned["a.weight"])
     assert c.subspaces is None  # a convolution is no one matrix
     assert e.subspaces == subspaces(base["e.embed.weight"].T, tuned["e.embed.weight"].T)
-    assert Difference.from_dict(json.loads(found.to_json())) == found
+    assert DiffReport.from_dict(json.loads(found.to_json())) == found
     assert f"effective rank {a.subspaces['effective_rank']:.4g}, overlap of 6: " in found.to_text()
     assert "intruders" in found.to_text()
 

@@ -8,7 +8,12 @@ import torch
 from network_files import norm, write
 from onnx import TensorProto, helper, numpy_helper
 
+from opnorm.auditing.diff_rows import compared
 from opnorm.auditing.differences import diff
+from opnorm.auditing.settings import Options
+from opnorm.checkpoints import geometry as g
+from opnorm.checkpoints.kernels import guess_kernel
+from opnorm.checkpoints.records import Weight
 
 
 def assert_bracket(bracket, truth, width=2e-6):
@@ -161,3 +166,15 @@ def test_keras_strides_are_those_of_each_file(tmp_path):
 def test_a_layer_of_any_kind_differs_from_itself_by_zero(tmp_path, make):
     path = make(tmp_path / "a.onnx", 3)
     assert row_of(path, path).difference == (0, 0)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_guesses_the_one_that_knows_the_strides_counts(turned):
+    """A SavedModel's graph tells them, and not the groups; the checkpoint of its variables tells neither."""
+    kernel = np.random.default_rng(0).random((3, 3, 2, 4))
+    known = g.convolution("Conv", kernel.shape, g.Sliding((2, 2), "same"), assumed=True)
+    guessed = guess_kernel("conv/kernel", kernel.shape, keras=True)
+    pair = [Weight("conv/kernel", kernel.shape, "float64", lambda: kernel, one) for one in (known, guessed)]
+    row = compared(*reversed(pair) if turned else pair, Options().checked())
+    assert "strides 2" in row.geometry
+    assert (row.base, row.difference) == (row.tuned, (0, 0))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from opnorm.auditing.comparison import Difference, DiffRow
+from opnorm.auditing.comparison import DiffReport, DiffRow
 from opnorm.auditing.ordering import depth_order
 from opnorm.auditing.report import Report, Row
 from opnorm.auditing.text import OPTIMIZER
@@ -149,7 +149,7 @@ def test_rows_are_sorted_and_cut_on_request():
 
 @pytest.mark.parametrize(("name", "value"), [("sort", "size of it"), ("top", 0), ("top", True), ("all_rows", 1)])
 def test_arguments_that_make_no_sense_are_named(name, value):
-    for shown in (Report("f", "npz", (matrix("w"),)), Difference("a", "b", ())):
+    for shown in (Report("f", "npz", (matrix("w"),)), DiffReport("a", "b", ())):
         with pytest.raises(ValueError, match=f"`{name}`.*Received: {name}={value!r}"):
             shown.to_text(**{name: value})
 
@@ -175,11 +175,11 @@ def compared(name, difference, **fields):
 
 def test_a_comparison_on_screen_folds_what_is_in_one_file_alone():
     only = [DiffRow(f"x{i}", (2, 2), "only in base") for i in range(40)]
-    found = Difference("base", "tuned", (compared("w.2", 1.0), *only, compared("w.10", 3.0)), common=2)
+    found = DiffReport("base", "tuned", (compared("w.2", 1.0), *only, compared("w.10", 3.0)), common=2)
     lines = on_screen(found, top=1)
     assert [line.split()[0] for line in lines if line.startswith("w.")] == ["w.10"]
     assert "not shown (--all): 40 only in base" in lines
-    assert repr(found).startswith("Difference of tuned and base\n")
+    assert repr(found).startswith("DiffReport of tuned and base\n")
     assert sum("only in base" in line for line in on_screen(found, all_rows=True)) == 1  # in the legend
     piped = found.to_text().splitlines()
     assert sum(line.startswith(("w.", "x")) for line in piped) == 42  # in a pipe a line a tensor
@@ -191,7 +191,7 @@ BOUND = NetworkBound(
 
 
 @pytest.mark.parametrize(
-    "shown", [Report(HOSTILE, "npz", (matrix(HOSTILE),)), Difference(HOSTILE, "b", (compared(HOSTILE, 1.0),)), BOUND]
+    "shown", [Report(HOSTILE, "npz", (matrix(HOSTILE),)), DiffReport(HOSTILE, "b", (compared(HOSTILE, 1.0),)), BOUND]
 )
 def test_prompts_and_notebooks_escape_names(shown):
     assert "\x1b" not in repr(shown) + shown.to_text() + shown._repr_html_()
@@ -216,7 +216,7 @@ def test_data_frames_hold_the_numbers_and_nan_where_there_are_none():
     assert frame["upper"].dtype == float
     assert frame.set_index("name")["upper"]["w"] == 12.3456
     assert frame["upper"].isna().tolist() == [False, True]
-    found = Difference("a", "b", (compared("w", 0.5), DiffRow("x", (2,), "only in base"))).to_pandas()
+    found = DiffReport("a", "b", (compared("w", 0.5), DiffRow("x", (2,), "only in base"))).to_pandas()
     assert found["difference_upper"].tolist()[0] == 0.5
     assert found["base_lower"].isna().tolist() == [False, True]
     assert BOUND.to_pandas()["constant"].dtype == float
@@ -228,3 +228,16 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         Report("f", "npz", ()).to_pandas()
+
+
+def test_quantized_layers_share_a_mark_and_a_count_though_their_texts_name_other_tensors():
+    names = [f"layers.{i}.up.weight" for i in range(9)]
+    rows = [matrix(name)._replace(geometry=f"matrix (out, in); int8 times '{name}_scale'") for name in names]
+    rows += [without_norm(f"{name}_scale", f"a part of the weight in the row of '{name}'") for name in names]
+    rows += [without_norm("odd", "no codes fit 'layers.0.odd'", "failed")]
+    report = Report("f", "npz", tuple(rows))
+    text = " ".join("\n".join(on_screen(report)).split())
+    assert "int8 times '...weight_scale' (assumed); certificate (9)" in text
+    assert "not shown (--all): 9 a part of the weight in the row of '...weight'" in text
+    assert "no codes fit 'layers.0.odd'" in text
+    assert "int8 times 'layers.3.up.weight_scale'" in report.to_text()  # a pipe gets the whole text

@@ -125,3 +125,30 @@ def test_folders_of_many_files_and_folders_are_looked_at_within_bounds(tmp_path)
         (tmp_path / f"checkpoint-{number}" / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"'checkpoint-0', .* and 95 more"):
         open_checkpoint(tmp_path)
+
+
+def test_a_link_that_leads_round_in_a_circle_hides_no_other_file(tmp_path):
+    write(tmp_path, {"w": np.eye(3, dtype=np.float32)})
+    (tmp_path / "other.safetensors").symlink_to("other.safetensors")
+    assert [row.name for row in opnorm.audit(tmp_path).rows] == ["w"]
+
+
+def test_links_to_files_that_are_missing_are_named(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/0123")
+    with pytest.raises(CheckpointError, match=r"links to files that are missing: 'model\.safetensors'"):
+        opnorm.audit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "quantize_config.json", "hf_quant_config.json"])
+def test_a_configuration_that_is_nested_too_deeply_leaves_the_weights_readable(tmp_path, name):
+    write(tmp_path, {"w": np.eye(3, dtype=np.float32), "w.scales": np.ones(3, np.float32)})
+    (tmp_path / name).write_text("[" * 100_000)
+    assert len(opnorm.audit(tmp_path).rows) == 2
+
+
+def test_files_and_folders_that_could_be_read_are_both_named(tmp_path):
+    write(tmp_path, {"w": np.eye(2, dtype=np.float32)}, name="a.safetensors")
+    write(tmp_path, {"w": np.eye(2, dtype=np.float32)}, name="b.safetensors")
+    write(tmp_path / "inner", {"w": np.eye(2, dtype=np.float32)})
+    with pytest.raises(CheckpointError, match=r"name one in it: 'a\.safetensors', 'b\.safetensors', 'inner'$"):
+        opnorm.audit(tmp_path)

@@ -8,6 +8,7 @@ from explicit import explicit_matrix, norm
 from safetensors.torch import save_file
 
 from opnorm.auditing.audits import audit
+from opnorm.cli.check import verdict
 
 
 def one(tmp_path, tensors, name):
@@ -84,11 +85,11 @@ def test_a_depthwise_identity_is_not_proved_to_be_more_than_one(tmp_path, name):
 @pytest.mark.parametrize("scale", [1e-200, 1, 1e200])
 def test_of_the_blocks_of_a_kernel_the_largest_counts(tmp_path, scale):
     """Many of them cannot be the largest, and are left out; a single row of large entries can."""
-    kernel = np.random.default_rng(0).standard_normal((64, 4, 3, 3)) * scale
-    kernel[17] = 2.5 * scale
-    np.savez(tmp_path / "a.npz", **{"conv.weight": kernel})
-    found = brackets(weights(tmp_path / "a.npz")["conv.weight"])[1]
-    truth = max(norm(block) for block in kernel.reshape(16, 4, -1))
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 16, 4)) * scale
+    kernel[..., 7, 1] = 2.5 * scale
+    np.savez(tmp_path / "a.npz", depthwise_kernel=kernel)
+    found = brackets(weights(tmp_path / "a.npz")["depthwise_kernel"])[1]
+    truth = max(norm(block) for block in kernel.reshape(9, 16, 4).transpose(1, 0, 2))
     assert found.lower <= truth * (1 + 1e-12)
     assert truth <= found.upper * (1 + 1e-12)
     assert found.upper <= found.lower * (1 + 2e-6)
@@ -100,21 +101,40 @@ def test_a_stack_of_more_matrices_than_can_be_proved_says_so(tmp_path):
     assert (row.status, row.reason) == ("failed", "20000 matrices side by side, more than 16384")
 
 
-def test_groups_are_taken_from_the_channels_that_the_file_has(tmp_path):
-    """A kernel (64, 4, 3, 3) may have 16 groups of 64 channels; one (64, 48, 3, 3) cannot have groups."""
-    tensors = {"a.conv.weight": torch.randn(64, 4, 3, 3), "b.conv.weight": torch.randn(64, 48, 3, 3)}
+def test_each_output_of_a_kernel_may_be_a_group_of_its_own(tmp_path):
+    """The channels that a file happens to have bound no groups: layers beside this one may have none."""
+    tensors = {"a.conv.weight": torch.randn(64, 4, 3, 3), "b.conv.weight": torch.randn(64, 48, 1, 1)}
     save_file(tensors, tmp_path / "a.safetensors")
     found = weights(tmp_path / "a.safetensors")
-    (grouped,) = found["a.conv.weight"].geometry.readings
-    (plain,) = found["b.conv.weight"].geometry.readings
-    assert ("groups 16" in grouped.text, "groups 1," in plain.text) == (True, True)
-    blocks = tensors["a.conv.weight"].double().numpy().reshape(16, 4, -1)
-    truth = max(map(norm, blocks))
-    assert brackets(found["a.conv.weight"])[1].lower == pytest.approx(truth, rel=2e-6)
+    for name, kernel in tensors.items():
+        (least,) = found[name].geometry.readings
+        assert "a group for each output" in least.text
+        truth = kernel.double().flatten(1).norm(dim=1).max().item()
+        assert brackets(found[name])[1].lower == pytest.approx(truth, rel=2e-6)
 
 
-def test_a_kernel_of_one_tap_and_no_groups_has_one_reading(tmp_path):
-    weight = one(tmp_path, {"conv.weight": torch.randn(7, 5, 1, 1)}, "conv.weight")
+@pytest.mark.parametrize(
+    ("layer", "channels"),
+    [
+        (torch.nn.ConvTranspose2d(6, 9, 2, stride=2, groups=3, bias=False), 6),
+        (torch.nn.Conv2d(35, 7, 1, groups=7, bias=False), 35),
+        (torch.nn.Conv1d(6, 2, 3, groups=2, stride=3, bias=False), 6),
+    ],
+)
+def test_a_grouped_convolution_alone_in_its_file_is_not_called_violated(tmp_path, layer, channels):
+    """No bias and no neighbour tells its channels; a limit below its largest filter is violated all the same."""
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(layer.weight.shape))
+    save_file({"up.conv.weight": layer.weight.detach()}, tmp_path / "a.safetensors")
+    truth = norm(matrix(layer, channels, 12 if layer.weight.ndim == 3 else 4))
+    filters = layer.weight.double().flatten(1).norm(dim=1).max().item()
+    (row,) = audit(tmp_path / "a.safetensors").rows
+    assert verdict(row, truth * 1.001).startswith("not proved")
+    assert verdict(row, filters * 0.99).startswith("violated")
+
+
+def test_a_kernel_of_one_tap_and_one_output_has_one_reading(tmp_path):
+    weight = one(tmp_path, {"conv.weight": torch.randn(1, 5, 1, 1)}, "conv.weight")
     assert weight.geometry.readings == ()
 
 

@@ -11,8 +11,8 @@ import opnorm
 
 SOURCE = str(Path(opnorm.__file__).parents[1])
 WITHOUT = "import sys; sys.modules['keras'] = sys.modules['tensorflow'] = None  # as if neither were installed\n"
-BARE = {"BlockDiagonal", "Bounds", "Certificate", "Convolution", "Diagonal", "NetworkBound", "Report"} | {
-    "audit", "certify", "linear_operator", "linear_operators", "lipschitz_bound", "spectral_norm",
+BARE = {"BlockDiagonal", "Bounds", "Certificate", "Convolution", "Diagonal", "DiffReport", "NetworkBound", "Report"} | {
+    "audit", "certify", "diff", "linear_operator", "linear_operators", "lipschitz_bound", "spectral_norm",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from opnorm.auditing.comparison import DiffRow
 from opnorm.auditing.diff_rows import Weights, row_of
 from opnorm.auditing.expert_updates import of_experts, targets_parameters
 from opnorm.auditing.forms import BY_EXPERT
-from opnorm.auditing.lora import Product, bracket_product
+from opnorm.auditing.lora import Product, bracket_product, decoded
 from opnorm.auditing.measure import afford, reason_of, values_of
 from opnorm.auditing.settings import Settings
 from opnorm.checkpoints import geometry as g
@@ -82,22 +82,29 @@ def _adapted(a: Weight | None, update: Update, settings: Settings) -> DiffRow:
         afford(shape, settings.memory_limit)
         if a is None:
             return _without_base(update, shape, settings)
-        if not a.dtype.startswith(("float", "bfloat")) or a.dtype.startswith("float8"):
-            return DiffRow(name, shape, "failed", reason=f"the base stores it as {a.dtype}: the sum is not formed")
-        merged, factors = update.merged(values_of(a)), update.factors()
+        if _codes(a) and (a.geometry.operator is None or a.geometry.readings):
+            reason = f"the base stores it as {a.dtype}, and it is not known what the codes stand for"
+            return DiffRow(name, shape, "failed", reason=reason)
+        base = decoded(values_of(a)) if _codes(a) else Product(values_of(a))
+        merged, factors = update.merged(base), update.factors()
         if factors is not None and len(shape) == 2:
-            errors, change = [0.0, merged.error], bracket_product(*factors)
+            errors, change = [base.error, merged.error], bracket_product(*factors)
             return row_of(a, [a, _with(a, merged)], update.kind, settings, errors, change)
-        added = _change(update, merged, a)
+        added = _change(update, merged, base)
         several = [a, _with(a, merged), _with(a, added)]
-        return row_of(a, several, update.kind, settings, [0.0, merged.error, added.error])
+        return row_of(a, several, update.kind, settings, [base.error, merged.error, added.error])
     except Exception as error:  # as in `measure`
         return DiffRow(name, shape, "failed", reason=reason_of(error))
 
 
-def _change(update: Update, merged: Product, a: Weight) -> Product:
+def _codes(weight: Weight) -> bool:
+    """Return whether a weight is stored in codes, which stand for what the layer applies."""
+    return not weight.dtype.startswith(("float", "bfloat")) or weight.dtype.startswith("float8")
+
+
+def _change(update: Update, merged: Product, base: Product) -> Product:
     """Return what was added to a weight: of DoRA, which scales the weight too, the difference."""
-    return merged.plus(-values_of(a)) if update.kind == "DoRA" else update.added(a.shape)
+    return merged.plus(-base.values, base.error) if update.kind == "DoRA" else update.added(base.values.shape)
 
 
 def _without_base(update: Update, shape: tuple[int, ...], settings: Settings) -> DiffRow:

@@ -96,10 +96,10 @@ class Update(NamedTuple):
         """
         return self.form.product(self._values()).times(self.scale)
 
-    def merged(self, weight: Array) -> Product:
+    def merged(self, weight: Product) -> Product:
         """Return what the tuned layer applies, in the shape of `weight`."""
-        stored = weight.T if self.turned else weight
-        found = self.product().plus(stored.reshape(len(stored), -1)).reshape(*stored.shape)
+        stored = weight.values.T if self.turned else weight.values
+        found = self.product().plus(stored.reshape(len(stored), -1), weight.error).reshape(*stored.shape)
         return self._back(self._directed(found) if self.kind == "DoRA" else found)
 
     def added(self, shape: tuple[int, ...]) -> Product:

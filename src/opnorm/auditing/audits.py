@@ -131,10 +131,10 @@ def report_on(
     )
 
 
-def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
-    """Return what to call a checkpoint in a report, and the checkpoint."""
+def opened(model_or_path: Any, argument: str = "model_or_path") -> tuple[str, Checkpoint]:
+    """Return what to call a checkpoint in a report, and the checkpoint; errors name the argument that it was."""
     if isinstance(model_or_path, str | PathLike):
-        require(bool(fspath(model_or_path)), "model_or_path", "must be the path of a file, not empty", model_or_path)
+        require(bool(fspath(model_or_path)), argument, "must be the path of a file, not empty", model_or_path)
         path = fspath(model_or_path)
         return shown(path), open_checkpoint(path)
     if isinstance(model_or_path, Mapping):
@@ -144,7 +144,7 @@ def opened(model_or_path: Any) -> tuple[str, Checkpoint]:
         return type(model_or_path).__name__, import_module("opnorm.torch.live").read_module(model_or_path)
     if not hasattr(model_or_path, "built"):
         must = "must be a path, a Keras model, a PyTorch module or a state dict"
-        raise TypeError(f"Argument `model_or_path` {must}. Received: {model_or_path!r}")
+        raise TypeError(f"Argument `{argument}` {must}. Received: {model_or_path!r}")
     from opnorm.keras.live import read_model  # only a model that exists has imported Keras
 
     return str(model_or_path.name), read_model(model_or_path)

@@ -38,7 +38,7 @@ class DiffRow(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Difference:
+class DiffReport:
     """The rows of a comparison, in the order of the base."""
 
     base: str
@@ -57,8 +57,11 @@ class Difference:
         failed = next((row for row in self.rows if "adapter" in row.reason), None)
         if failed is not None:
             return f"nothing to compare: {self.tuned!r} has {failed.name!r}: {failed.reason}"
-        first, last = self.rows[0].name, self.rows[-1].name  # the base's come first
-        return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; they have {first!r} and {last!r}"
+        first, last = self.rows[0], self.rows[-1]  # the base's come first; beside an adapter they are left out
+        have = f"they have {first.name!r} and {last.name!r}"
+        if first.base is None and first.status not in ("only in base", "skipped"):
+            have = f"the latter has {first.name!r}"
+        return f"nothing to compare: {self.base!r} and {self.tuned!r} share no name; {have}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as `to_json` writes it."""
@@ -68,7 +71,7 @@ class Difference:
         return dict(finite({"schema": SCHEMA, "tool": tool, **names, "rows": rows, "summary": summarized(rows)}))
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Difference":
+    def from_dict(cls, document: Mapping[str, Any]) -> "DiffReport":
         """Return the comparison that `to_dict` wrote."""
         rows = [
             DiffRow(**row | {"shape": tuple(row["shape"])} | {key: _bracket(row[key]) for key in BRACKETS})
@@ -122,7 +125,7 @@ class Difference:
         return prompt_html(self._title(), self._sheet())
 
     def _title(self) -> str:
-        return f"Difference of {self.tuned} and {self.base}"
+        return f"DiffReport of {self.tuned} and {self.base}"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,11 +48,16 @@ def _as_known(a: Weight, b: Weight, settings: Settings) -> tuple[bool, Weight, W
     except MemoryError:  # which the row says
         return False, a, b
     plain = is_plain(a.geometry, a.shape) and is_plain(b.geometry, b.shape)
-    if plain and a.geometry.assumed:
+    if plain and a.geometry.assumed and _known(a.geometry) <= _known(b.geometry):
         a = a._replace(geometry=b.geometry)
     elif plain and b.geometry.assumed:
         b = b._replace(geometry=a.geometry)
     return plain, a, b
+
+
+def _known(geometry: Geometry) -> tuple[bool, bool]:
+    """Return what sorts geometries by how much of them is known: a guess by name and shape comes first."""
+    return not geometry.assumed, geometry.oriented
 
 
 def _change_of(a: Weight, b: Weight, plain: bool, settings: Settings) -> tuple[Weight | None, float, str]:

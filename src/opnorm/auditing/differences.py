@@ -13,7 +13,7 @@ from opnorm.auditing.adapter_folders import adapters_in
 from opnorm.auditing.adapter_names import as_in_base, is_bias
 from opnorm.auditing.adapters import Update, find_updates
 from opnorm.auditing.audits import opened, path_of
-from opnorm.auditing.comparison import Difference, DiffRow
+from opnorm.auditing.comparison import DiffReport, DiffRow
 from opnorm.auditing.diff_rows import Weights, alone, compared
 from opnorm.auditing.measure import afford, values_of
 from opnorm.auditing.sandbox import Progress, diff_in_child
@@ -36,7 +36,7 @@ def diff(
     subspaces: bool = False,
     sandbox: bool = False,
     progress: Progress | None = None,
-) -> Difference:
+) -> DiffReport:
     """Return the norms of both checkpoints and of their difference, for tensors of the same name and shape.
 
     The tensors of an adapter (LoRA, LoCon, LoHa, LoKr, DoRA) are multiplied out: the difference of the base's weight.
@@ -68,12 +68,12 @@ def diff(
     check_running(sandbox, progress)
     if sandbox:
         return diff_in_child(path_of("sandbox", base), path_of("sandbox", tuned), options._asdict(), progress)
-    return compare(opened(base), opened(tuned), options, progress)
+    return compare(opened(base, "base"), opened(tuned, "tuned"), options, progress)
 
 
 def compare(
     base: tuple[str, Checkpoint], tuned: tuple[str, Checkpoint], options: Options, progress: Progress | None = None
-) -> Difference:
+) -> DiffReport:
     """Return the comparison of two opened checkpoints, each with its file's name."""
     (base_file, first), (tuned_file, second) = base, tuned
     old, new = ({w.name: w for w in checkpoint.weights} for checkpoint in (first, second))
@@ -92,7 +92,7 @@ def compare(
     folded = len(old) - len(left) - sum(map(is_bias, new))  # of which an adapter has its own
     notes = dict.fromkeys([*first.notes, *second.notes, *_notes(left, updates, folded)])
     common = len(old.keys() & new.keys()) + sum(name in old for name, _ in updates)
-    return Difference(base_file, tuned_file, tuple(rows), tuple(notes), common)
+    return DiffReport(base_file, tuned_file, tuple(rows), tuple(notes), common)
 
 
 def _updates(new: dict[str, Weight], place: str) -> list[Update]:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.linalg import blas
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+from opnorm.auditing.lora import ROUNDING
 from opnorm.bounds.brackets import MATRIX
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.records import Geometry
@@ -14,8 +15,6 @@ from opnorm.checks import Array
 from opnorm.operators.convolution import Convolution
 from opnorm.operators.linear import BlockDiagonal, Diagonal
 from opnorm.operators.sizes import Adjoint
-
-_ROUNDING = 2.0**-48  # relative, of an entry that a layer's numbers were worked into: a few operations
 
 
 def subtracted(tuned: Any, base: Any) -> LinearOperator:
@@ -43,7 +42,7 @@ def rounding(tuned: LinearOperator, base: LinearOperator) -> float:
 
     It is for operators whose numbers were worked out of a weight and others, a scale or a variance.
     """
-    return up(_ROUNDING * (_length(tuned) + _length(base)))
+    return up(ROUNDING * (_length(tuned) + _length(base)))
 
 
 def is_plain(geometry: Geometry, shape: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from opnorm.bounds.certificates import down, gamma, up
 from opnorm.bounds.matrices import bracket_matrix
 from opnorm.checks import Array
 
+ROUNDING = 2.0**-48  # relative, of an entry that numbers of a file were worked into: a few operations
 _HOUSEHOLDER = 20  # covers the small constant in the backward error of a QR factorization, gamma(c m n)
 
 
@@ -41,10 +42,15 @@ class Product:
         """Return the same entries in another shape."""
         return Product(self.values.reshape(shape), self.error)
 
-    def plus(self, other: Array) -> "Product":
-        """Return the sum with an array that is exact."""
+    def plus(self, other: Array, error: float = 0.0) -> "Product":
+        """Return the sum with an array, which is exact or may be `error` away from what it stands for."""
         values = self.values + other
-        return Product(values, up(self.error + gamma(2) * _length(values)))
+        return Product(values, up(self.error + error + gamma(2) * _length(values)))
+
+
+def decoded(values: Array) -> Product:
+    """Return an array that was worked out of codes and their scales: each entry by a few operations in float64."""
+    return Product(values, up(ROUNDING * _length(values)))
 
 
 def size(product: Product) -> float:

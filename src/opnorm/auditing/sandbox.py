@@ -17,7 +17,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any, NoReturn
 
-from opnorm.auditing.comparison import Difference
+from opnorm.auditing.comparison import DiffReport
 from opnorm.auditing.folders import temporary_folder
 from opnorm.auditing.report import Report
 
@@ -74,10 +74,10 @@ def audit_in_child(
 
 def diff_in_child(
     base: str, tuned: str, options: Mapping[str, Any], progress: Progress | None = None, patience: float = PATIENCE
-) -> Difference:
+) -> DiffReport:
     """Return what `diff` does, from a child process; arguments and errors as for `audit_in_child`."""
     request = {"call": "diff", "paths": [base, tuned], "options": dict(options), "patience": patience}
-    return Difference.from_dict(_ask(request, progress)["report"])
+    return DiffReport.from_dict(_ask(request, progress)["report"])
 
 
 def _ask(request: Message, progress: Progress | None) -> Message:

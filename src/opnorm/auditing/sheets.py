@@ -1,5 +1,6 @@
 """Reports and comparisons as sheets: the columns of a terminal, marks for what repeats itself, counts for the rest."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ _DIFF_COLUMNS = (
 )
 _OTHERWISE = "or else", Line("the norm of what else the layer may do with the tensor; the JSON has each reading", "dim")
 _ROUNDING = 1e-5  # two brackets of one norm may differ by so much
+_NAME = re.compile(r"'[^']*[./]([^'./]+)'")
 _AS_IT_SHOULD = "compared"  # the status that needs no mark
 _QUIET = frozenset({"skipped", "only in base", "only in tuned"})  # of a comparison: folded to a count
 
@@ -45,13 +47,20 @@ _QUIET = frozenset({"skipped", "only in base", "only in tuned"})  # of a compari
 def of_report(document: Mapping[str, Any], view: View) -> Sheet:
     """Return the sheet of a report: `document` is what `Report.to_dict` writes."""
     rows = [row for row in document["rows"] if view.all_rows or row["status"] != "skipped"]
-    hidden = Counter(row["reason"] for row in document["rows"] if row["status"] == "skipped" and not view.all_rows)
+    hidden = Counter(
+        _shortened(row["reason"]) for row in document["rows"] if row["status"] == "skipped" and not view.all_rows
+    )
     shown, legend = arranged(rows, view.sort)[: view.top], Legend()
     with_matrix = any(_differs(row) for row in shown)
     lines = [(_cells(row, with_matrix, legend), _STYLES[row["status"]]) for row in shown]
     otherwise = [_OTHERWISE] if any(row["readings"] for row in shown) else []
     below = [*map(Line, top_line(len(rows), view)), *folded(hidden), *map(Line, summary(document).split("\n"))]
     return Sheet(_COLUMNS, lines, [*legend.entries(), *otherwise], [*below, *map(Line, notes(document))])
+
+
+def _shortened(text: str) -> str:
+    """Return a text with the tensors that it names cut to the last part of their names, so that layers share it."""
+    return _NAME.sub(r"'...\1'", text)
 
 
 def _differs(row: Row) -> bool:
@@ -62,7 +71,8 @@ def _differs(row: Row) -> bool:
 
 def _cells(row: Row, with_matrix: bool, legend: Legend) -> list[str]:
     name, shape, _, lower, upper, matrix, rank, _ = cells(row)
-    mark = legend.mark(printable(how(row)), _STYLES[row["status"]])
+    text = how(row) if row["status"] == "failed" else _shortened(how(row))
+    mark = legend.mark(printable(text), _STYLES[row["status"]])
     numbers = [lower, upper, matrix if with_matrix else "", rank, _otherwise(row)]
     return [name, shape, *numbers, brief(row["parts"]), mark]
 
@@ -77,7 +87,7 @@ def _otherwise(row: Row) -> str:
 
 
 def of_diff(document: Mapping[str, Any], view: View) -> Sheet:
-    """Return the sheet of a comparison: `document` is what `Difference.to_dict` writes."""
+    """Return the sheet of a comparison: `document` is what `DiffReport.to_dict` writes."""
     rows = [row for row in document["rows"] if view.all_rows or row["status"] not in _QUIET]
     hidden = Counter(_why_quiet(row) for row in document["rows"] if not view.all_rows and row["status"] in _QUIET)
     shown, legend = arranged(rows, view.sort)[: view.top], Legend()
@@ -88,7 +98,7 @@ def of_diff(document: Mapping[str, Any], view: View) -> Sheet:
 
 
 def _why_quiet(row: Row) -> str:
-    return str(row["reason"] if row["status"] == "skipped" else row["status"])
+    return _shortened(row["reason"]) if row["status"] == "skipped" else str(row["status"])
 
 
 def _diff_cells(row: Row, legend: Legend) -> Sequence[str]:

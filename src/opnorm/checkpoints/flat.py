@@ -7,7 +7,7 @@ from typing import NamedTuple
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.config import read_config
 from opnorm.checkpoints.files import guarded, require
-from opnorm.checkpoints.guesses import Named, channels_of, guess, unique
+from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.made import File
 from opnorm.checkpoints.quantized import find_quantized
 from opnorm.checkpoints.records import Weight
@@ -41,12 +41,12 @@ def flat_weights(path: Path, entries: Sequence[Entry]) -> tuple[Weight, ...]:
     tensors = {entry.named.name: entry.named for entry in entries if not entry.reason}
     config = read_config(path)
     settle = settler(config, tensors)
-    file = File(path, tensors, channels_of(tensors.values()), settle)
+    file = File(path, tensors, settle)
     made = find_quantized(file) | find_reparametrized(file)
     weights, taken = [], {entry.named.name for entry in entries}
     for tensor, reason in entries:
         known = made.get(tensor.name)
-        guessed = guess(tensor, tensors, file.channels)
+        guessed = guess(tensor, tensors)
         geometry = known.geometry if known else guessed if config.quantization else settle(tensor, guessed)
         weight = Weight(*tensor, g.unknown("unknown", reason) if reason else geometry)
         if known and known.weight:

@@ -62,7 +62,7 @@ def folders_in(folder: Path, readable: Readable) -> list[str]:
 
     Of a training's many checkpoints none is chosen: which one is wanted is not said.
     """
-    names = sorted((entry.name for entry in _entries(folder) if entry.is_dir()), key=_natural)
+    names = sorted((entry.name for entry in _entries(folder) if _holds(entry.is_dir)), key=_natural)
     return [name for name in names[:_FOLDERS] if any(map(readable, _names(folder / name)))]
 
 
@@ -134,7 +134,20 @@ def _table(file: Path) -> Any:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_file())
+    return sorted(entry.name for entry in _entries(folder) if _holds(entry.is_file))
+
+
+def lost_links(folder: Path) -> list[str]:
+    """Return the names in a folder that are links to nothing, as an unfinished download leaves them."""
+    links = [entry.name for entry in _entries(beside(folder)) if entry.is_symlink()]
+    return sorted(name for name in links if not (beside(folder) / name).exists())
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Return what a test of an entry says; no for a link that leads round in a circle."""
+    with suppress(OSError):
+        return test()
+    return False
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:

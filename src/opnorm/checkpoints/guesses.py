@@ -1,7 +1,7 @@
 """What a tensor probably does, from its name and shape, where the file says nothing: every answer is `assumed`."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -69,13 +69,12 @@ def unique(name: str, taken: set[str]) -> str:
     return fresh
 
 
-def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] = ()) -> Geometry:
+def guess(tensor: Named, others: Mapping[str, Named]) -> Geometry:
     """Return what a tensor probably does; PyTorch's layout unless its name ends as Keras's kernels do.
 
     Args:
         tensor: The tensor.
         others: All tensors of the file, by name: a batch normalization is known by its neighbours.
-        channels: Numbers of channels that tensors of the file have: they tell which groups a convolution may have.
     """
     known = _by_name(tensor, others)
     if known is not None:
@@ -84,13 +83,7 @@ def guess(tensor: Named, others: Mapping[str, Named], channels: Collection[int] 
         return _vector(tensor, others)
     if len(tensor.shape) == 2:
         return with_known_parts(_matrix(tensor, others), tensor.name, tensor.shape)
-    return guess_kernel(tensor.name, tensor.shape, channels, keras=_LAST_IS_OUT.search(tensor.name) is not None)
-
-
-def channels_of(tensors: Collection[Named]) -> frozenset[int]:
-    """Return the numbers of channels that a file's kernels and vectors have."""
-    kernels = {tensor.shape[0] for tensor in tensors if len(tensor.shape) in (1, 3, 4, 5)}
-    return frozenset(kernels | {tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 2})
+    return guess_kernel(tensor.name, tensor.shape, keras=_LAST_IS_OUT.search(tensor.name) is not None)
 
 
 def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:

@@ -1,9 +1,9 @@
 """What a kernel with three or more axes may do, where only its name and shape are known: every reading of it."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
-from math import lcm, prod, sqrt
+from math import prod, sqrt
 
 import numpy as np
 
@@ -21,13 +21,12 @@ _ROUNDING = 1e-9  # more than the relative error of a Frobenius norm in float64
 _LONGEST = 64  # taps of a convolution over one axis whose name does not call it one
 
 
-def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
+def guess_kernel(name: str, shape: tuple[int, ...], *, keras: bool) -> Geometry:
     """Return what a kernel probably does, with the readings between which its norm lies.
 
     Args:
         name: Its name.
         shape: Its shape, of at least three axes.
-        channels: Numbers of channels that the file's tensors have.
         keras: Whether it is stored as (*spatial, in, out), and not as PyTorch does, (out, in, *spatial).
     """
     if len(shape) > 5:
@@ -37,9 +36,9 @@ def guess_kernel(name: str, shape: tuple[int, ...], channels: Collection[int], *
         return _experts(shape)
     named = is_convolution(name)
     if len(shape) == 3 and not named:
-        return _three_axes(shape, channels, keras=keras)
+        return _three_axes(shape, keras=keras)
     depthwise = _DEPTHWISE.search(name) is not None
-    found = _convolution(shape, channels, keras=keras, depthwise=depthwise)
+    found = _convolution(shape, keras=keras, depthwise=depthwise)
     if named:
         return found
     text = f"{len(shape)} axes: a {found.text}; or a matrix"
@@ -54,7 +53,7 @@ def is_convolution(name: str) -> bool:
 def with_taps(matrix: Geometry, shape: tuple[int, ...], *, keras: bool = False) -> Geometry:
     """Return a matrix with the readings as a depthwise convolution: (channels, taps), in Keras (taps, channels)."""
     whole = (*shape, 1) if keras else (shape[0], 1, shape[1])
-    found = _convolution(whole, (), keras=keras, depthwise=True)
+    found = _convolution(whole, keras=keras, depthwise=True)
     found = g.scaled(found, lambda kernel: kernel.reshape(whole), "of a kernel with two axes")
     return matrix._replace(oriented=False, readings=(found._replace(readings=()), *found.readings))
 
@@ -66,7 +65,7 @@ def _experts(shape: tuple[int, ...]) -> Geometry:
     return g.stacked("experts", text, each="expert", assumed=True)._replace(oriented=False)
 
 
-def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: bool) -> Geometry:
+def _three_axes(shape: tuple[int, ...], *, keras: bool) -> Geometry:
     """Return a stack of matrices or a convolution, each with the other readings: nothing tells which it is.
 
     Each matrix of a stack is a part of the whole as a matrix.
@@ -75,7 +74,7 @@ def _three_axes(shape: tuple[int, ...], channels: Collection[int], *, keras: boo
     wide = tuple(_matrices(shape))
     if shape[0 if keras else 2] > _LONGEST:
         return stack._replace(text=f"{stack.text} (or not: three axes)", oriented=False, readings=wide)
-    found = _convolution(shape, channels, keras=keras, depthwise=False)
+    found = _convolution(shape, keras=keras, depthwise=False)
     text = f"three axes: a {found.text}; or a matrix, or a stack of matrices"
     return found._replace(text=text, readings=(*found.readings, stack, *wide))
 
@@ -90,45 +89,37 @@ def _matrices(shape: tuple[int, ...]) -> Iterator[Geometry]:
         yield g.unfolded("unknown", text, (*axes, *(axis for axis in whole if axis not in axes)), sides, assumed=True)
 
 
-def _convolution(shape: tuple[int, ...], channels: Collection[int], *, keras: bool, depthwise: bool) -> Geometry:
+def _convolution(shape: tuple[int, ...], *, keras: bool, depthwise: bool) -> Geometry:
     """Return a convolution at stride 1: of all readings it has the largest norm.
 
     Strides leave outputs away, groups leave products away, a dilation only moves frequencies; the transposed
-    convolution has the same norm. The smallest norm is that of windows that do not overlap, with the most groups.
+    convolution has the same norm. The smallest norm is that of windows that do not overlap in the most groups, one for
+    each place of the first axis, in Keras of the last: nothing that a file holds says how many channels a layer has.
     """
-    groups = most_groups(shape, channels, keras=keras)
+    most = shape[-1 if keras else 0]
     if keras and depthwise:
         found = g.depthwise("Conv", shape, g.Sliding(), assumed=True)
         text = "depthwise convolution (*spatial, channels, multiplier), strides 1 and zero padding assumed"
     else:
-        sliding = g.Sliding(groups=groups if depthwise and shape[-1 if keras else 1] == 1 else 1)
+        sliding = g.Sliding(groups=most if depthwise and shape[-1 if keras else 1] == 1 else 1)
         make, layout = (g.convolution, "(*spatial, in, out)") if keras else (g.channels_first, "(out, in, *spatial)")
         found = make("Conv", shape, sliding, assumed=True)
         text = f"convolution {layout}, strides 1, groups {sliding.groups} and zero padding assumed"
     text += "; a transposed one has the same norm"
     by_inputs = keras and (depthwise or shape[-1] == 1)
-    least = _separate_inputs(shape) if by_inputs else _separate_outputs(shape, groups, keras=keras)
-    single = not by_inputs and groups == prod(shape[:-2] if keras else shape[2:]) == 1  # tap, and group
+    least = _separate_inputs(shape) if by_inputs else _separate_outputs(shape, keras=keras)
+    single = not by_inputs and most == prod(shape[:-2] if keras else shape[2:]) == 1  # tap, and group
     return found._replace(text=text, oriented=False, readings=() if single else (least,))
 
 
-def most_groups(shape: Sequence[int], channels: Collection[int], *, keras: bool) -> int:
-    """Return the most groups that a kernel may have: one for each output, or by the channels that the file has."""
-    inputs, outputs = (shape[-2], shape[-1]) if keras else (shape[1], shape[0])
-    if inputs == 1:
-        return outputs
-    counts = {count // inputs for count in (*channels, outputs) if count % inputs == 0}
-    return lcm(*(count for count in counts if count and outputs % count == 0))
-
-
-def _separate_outputs(shape: tuple[int, ...], groups: int, *, keras: bool) -> Geometry:
-    """Return the reading of windows that do not overlap, the outputs in `groups`."""
+def _separate_outputs(shape: tuple[int, ...], *, keras: bool) -> Geometry:
+    """Return the reading of windows that do not overlap, each output in a group of its own."""
 
     def blocks(kernel: Array) -> Array:
         rows = kernel.reshape(-1, shape[-1]).T if keras else kernel.reshape(shape[0], -1)
-        return _leading(rows.reshape(groups, -1, rows.shape[1]))
+        return _leading(rows[:, None])
 
-    return g.stacked("Conv", f"convolution, groups {groups}, windows that do not overlap", blocks, assumed=True)
+    return g.stacked("Conv", "convolution, a group for each output, windows that do not overlap", blocks, assumed=True)
 
 
 def _separate_inputs(shape: tuple[int, ...]) -> Geometry:

@@ -1,6 +1,6 @@
 """A layer's weight made of several tensors: one stands for it, the others are its parts."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +23,10 @@ class Made(NamedTuple):
 
 
 class File(NamedTuple):
-    """The tensors of a file, by name, and the numbers of channels that they have."""
+    """The tensors of a file, by name."""
 
     path: Path
     tensors: Mapping[str, Named]
-    channels: Collection[int]
     settle: Settle  # what its configuration settles of a tensor's geometry
 
 
@@ -42,7 +41,7 @@ def layer(file: File, tensor: Named, name: str, read: Read, how: str) -> Made:
         how: What is done to the stored values, for people.
     """
     whole = Named(name, tensor.shape, "float64", read)
-    found = file.settle(whole, guess(whole, file.tensors, file.channels))
+    found = file.settle(whole, guess(whole, file.tensors))
     return Made(found._replace(text=f"{found.text}; {how}"), read)
 
 

@@ -23,7 +23,7 @@ from opnorm.checkpoints.contents import (
     kind_of_archive,
 )
 from opnorm.checkpoints.files import border, require
-from opnorm.checkpoints.folders import Model, folders_in, models_in, shown
+from opnorm.checkpoints.folders import Model, folders_in, lost_links, models_in, shown
 from opnorm.checkpoints.frozen_graph import read_frozen
 from opnorm.checkpoints.gguf_file import read_gguf
 from opnorm.checkpoints.keras_archive import read_keras, read_weight_shards
@@ -236,5 +236,8 @@ def _in_folder(path: Path) -> str:
     """Return that a folder is none to be read, and which files and folders in it are."""
     inside = sorted(one.name for one in path.iterdir() if _ending(one.name) and one.is_file())
     inside = [name for name in inside if name.endswith(".json")] or inside
-    inside = inside or folders_in(path, _ending)
+    inside += folders_in(path, _ending)
+    lost = [] if inside else [name for name in lost_links(path) if _ending(name)]
+    if lost:
+        return f"it is a folder with links to files that are missing: {shown(lost)}"
     return f"it is a folder, no file{f'; name one in it: {shown(inside)}' if inside else f'. {_KNOWN}'}"

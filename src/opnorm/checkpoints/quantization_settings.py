@@ -41,6 +41,6 @@ def _table(path: Path) -> Settings:
         if path.is_file() and path.stat().st_size <= _BYTES:
             found = parse_json(path.read_bytes(), path.name)
             return found if isinstance(found, Mapping) else {}
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, RecursionError):
         pass  # a file beside it that is none of JSON says nothing
     return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import JSON_BYTES, require
 from opnorm.checkpoints.flat import Entry
-from opnorm.checkpoints.guesses import Named, channels_of, unique
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.checkpoints.saved_objects import read_meta
 from opnorm.checkpoints.tf_bundle import Bundle, read_bundle
@@ -64,11 +64,10 @@ def guessed(entries: Mapping[str, Entry], state: Collection[str]) -> dict[str, W
 
 def apply_uses(weights: dict[str, Weight], known: Mapping[str, Sequence[Use]]) -> None:
     """Give kernels, by their keys, the geometry of all operations that read them, where it is known."""
-    channels = channels_of([Named(*weight[:4]) for weight in weights.values()])
     for key, several in known.items():
         weight = weights.get(key)
         if weight is not None and weight.geometry.operator is not None:
-            found = [use(weight.shape, channels) for use in several]
+            found = [use(weight.shape) for use in several]
             maps = [one for one in found if one is not None and one.operator is not None]
             if len(maps) == len(found):
                 weights[key] = weight._replace(geometry=joined_uses(maps))

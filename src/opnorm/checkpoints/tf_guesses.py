@@ -1,11 +1,11 @@
 """What a variable of TensorFlow's probably does, from its name and shape: kernels are stored as (*spatial, in, out)."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.guesses import FLOATS, Named, channels_of, guess
+from opnorm.checkpoints.guesses import FLOATS, Named, guess
 from opnorm.checkpoints.hdf5_guesses import as_kernel, careful
 from opnorm.checkpoints.records import Geometry
 from opnorm.checkpoints.tf_spectral import find_vectors, kernels_of, normalized
@@ -23,7 +23,6 @@ class File(NamedTuple):
     """The variables of a checkpoint, and what is found out about all of them at once."""
 
     tensors: Mapping[str, Named]
-    channels: Collection[int]
     vectors: Mapping[str, list[Named]]  # of spectral normalizations, by their kernel
     kernels: Mapping[str, str]  # by the name of a vector
 
@@ -31,7 +30,7 @@ class File(NamedTuple):
     def of(cls, tensors: Mapping[str, Named]) -> "File":
         """Return the record of all variables by name."""
         vectors = find_vectors(tensors)
-        return cls(tensors, channels_of(tensors.values()), vectors, kernels_of(vectors))
+        return cls(tensors, vectors, kernels_of(vectors))
 
 
 def guess_variable(tensor: Named, file: File) -> Geometry:
@@ -54,8 +53,8 @@ def guess_variable(tensor: Named, file: File) -> Geometry:
 
 
 def _kernel(tensor: Named, file: File) -> Geometry:
-    found = guess(tensor, file.tensors, file.channels)
+    found = guess(tensor, file.tensors)
     if tensor.dtype in FLOATS and len(tensor.shape) > 1 and found.operator is not None:
-        stored = guess(as_kernel(tensor), file.tensors, file.channels)
+        stored = guess(as_kernel(tensor), file.tensors)
         return normalized(tensor, stored, file.vectors.get(tensor.name, ()))
     return careful(found, tensor)

@@ -1,11 +1,10 @@
 """What the operations of a graph do with its variables: convolutions with their strides, matrices, tables."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from opnorm.checkpoints import geometry as g
-from opnorm.checkpoints.kernels import most_groups
 from opnorm.checkpoints.records import Geometry
 from opnorm.checkpoints.tf_graph import Body, Operation
 
@@ -20,7 +19,7 @@ _GRADIENTS = re.compile(r"(^|/)(gradients(_\d+)?|gradient_tape)/")  # where Tens
 _STEPS = 20  # operations that hand a value on, one after another
 _INPUTS = 2**20  # that are looked at, of all functions as often as they are called: some seconds
 
-Use = Callable[[tuple[int, ...], Collection[int]], Geometry | None]  # of a kernel's shape, and of channels there are
+Use = Callable[[tuple[int, ...]], Geometry | None]  # of a kernel's shape
 
 
 _Call = tuple[str, tuple[str, ...]]  # a function, and the variables that its last arguments are
@@ -133,12 +132,12 @@ def _sliding(operation: Operation) -> g.Sliding | None:
 
 def _convolution(operation: Operation) -> Use | None:
     sliding = _sliding(operation)
-    return (lambda shape, channels: _grouped(shape, channels, sliding)) if sliding else None
+    return (lambda shape: _grouped(shape, sliding)) if sliding else None
 
 
-def _grouped(shape: tuple[int, ...], channels: Collection[int], sliding: g.Sliding) -> Geometry:
-    """Return a convolution: its operation counts the groups itself, of which there are those that the file allows."""
-    groups = most_groups(shape, channels, keras=True)
+def _grouped(shape: tuple[int, ...], sliding: g.Sliding) -> Geometry:
+    """Return a convolution: its operation counts the groups itself, up to one for each output."""
+    groups = shape[-1]
     found = g.convolution("Conv", shape, sliding, assumed=True)
     other = g.convolution("Conv", shape, sliding._replace(groups=groups), assumed=True)
     return found._replace(readings=(other,) if groups > 1 else ())
@@ -146,21 +145,21 @@ def _grouped(shape: tuple[int, ...], channels: Collection[int], sliding: g.Slidi
 
 def _transposed(operation: Operation) -> Use | None:
     sliding = _sliding(operation)
-    return (lambda shape, _: g.transposed("ConvTranspose", shape, sliding)) if sliding else None
+    return (lambda shape: g.transposed("ConvTranspose", shape, sliding)) if sliding else None
 
 
 def _depthwise(operation: Operation) -> Use | None:
     sliding = _sliding(operation)
-    return (lambda shape, _: g.depthwise("DepthwiseConv", shape, sliding)) if sliding else None
+    return (lambda shape: g.depthwise("DepthwiseConv", shape, sliding)) if sliding else None
 
 
 def _matrix(operation: Operation) -> Use | None:
     turned = bool(operation.settings.get("transpose_b") or operation.settings.get("adj_y"))
-    return lambda shape, _: (g.rows if turned else g.columns)("MatMul") if len(shape) == 2 else None
+    return lambda shape: (g.rows if turned else g.columns)("MatMul") if len(shape) == 2 else None
 
 
 def _table(_: Operation) -> Use | None:
-    return lambda shape, _: g.columns("Embedding", "matrix (tokens, features)") if len(shape) == 2 else None
+    return lambda shape: g.columns("Embedding", "matrix (tokens, features)") if len(shape) == 2 else None
 
 
 _KERNELS: dict[tuple[str, int], Callable[[Operation], Use | None]] = {

@@ -12,7 +12,7 @@ from opnorm.cli.options import Cluster, File, Jobs, Json, Measuring, Sandbox, Sh
 from opnorm.cli.output import STDOUT, check_outputs, emit, fail, one_line_errors, progress_bar, show
 
 if TYPE_CHECKING:
-    from opnorm.auditing.comparison import Difference
+    from opnorm.auditing.comparison import DiffReport
     from opnorm.auditing.report import Report
     from opnorm.auditing.sandbox import Progress
 
@@ -88,7 +88,7 @@ def run_diff(
 
 def _compared(
     base: str, tuned: str, sandbox: bool | None, progress: Progress | None, options: dict[str, Any]
-) -> Difference:
+) -> DiffReport:
     if reads_apart(sandbox, base, tuned):
         from opnorm.auditing.sandbox import diff_in_child
 
