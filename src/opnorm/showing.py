@@ -1,9 +1,12 @@
 """Objects shown as one would write them, the type and the arguments that are not the defaults, and tables of them."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from html import escape
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar, overload
+
+Row = TypeVar("Row")
 
 
 def written(thing: Any, **others: Any) -> str:
@@ -43,3 +46,35 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     body = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+class Rows(Sequence[Row], Generic[Row]):
+    """Rows in their order, as a table that `print` shows, and so does a notebook."""
+
+    headings: ClassVar[Sequence[str]]
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = tuple(rows)
+
+    @staticmethod
+    @abstractmethod
+    def cells(row: Row) -> Sequence[str]:
+        """Return the texts of a row, one under each heading."""
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return table(self.headings, map(self.cells, self._rows))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.headings, map(self.cells, self._rows))

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 from opnorm.auditing.changes import summarized
 from opnorm.auditing.ordering import DiffSort, View
-from opnorm.auditing.prompt import prompt_html, prompt_text
+from opnorm.auditing.prompt import Shown
 from opnorm.auditing.report import SCHEMA, finite
-from opnorm.auditing.screen import Drawing, Sheet
+from opnorm.auditing.screen import Sheet
 from opnorm.auditing.sheets import of_diff
 from opnorm.auditing.text import plain_diff
 from opnorm.tables import frame
 
 Bracket = tuple[float, float]
-_ALL = View()
 BRACKETS = ("base", "tuned", "difference")
 
 
@@ -38,8 +37,11 @@ class DiffRow(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class DiffReport:
+class DiffReport(Shown):
     """The rows of a comparison, in the order of the base."""
+
+    sorts = DiffSort
+    largest = "difference"
 
     base: str
     tuned: str
@@ -96,7 +98,7 @@ class DiffReport:
         Raises:
             ValueError: When an argument does not make sense.
         """
-        return plain_diff(self.to_dict(), View(all_rows, sort, top).checked(DiffSort, "difference"))
+        return plain_diff(self.to_dict(), self._view(all_rows, sort, top))
 
     def to_pandas(self) -> Any:
         """Return the rows as a pandas DataFrame, each end of a bracket a column: `base_lower`. Needs pandas."""
@@ -104,25 +106,8 @@ class DiffReport:
         ends = [f"{key}_{end}" for key in BRACKETS for end in ("lower", "upper")]
         return frame(rows, [*(key for key in DiffRow._fields if key not in BRACKETS), *ends], [*ends, "relative"])
 
-    def drawn(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> Any:
-        """Return the comparison as Rich draws it, as wide as the console is; arguments as for `to_text`.
-
-        What is in one file alone, or has no norm, is a count unless `all_rows`.
-        """
-        view = View(all_rows, sort, top).checked(DiffSort, "difference")
-        return Drawing(lambda: self._sheet(view))
-
-    def _sheet(self, view: View = _ALL) -> Sheet:
+    def _sheet(self, view: View) -> Sheet:
         return of_diff(self.to_dict(), view)
-
-    def __rich__(self) -> Any:
-        return self.drawn()
-
-    def __repr__(self) -> str:
-        return prompt_text(self._title(), self._sheet())
-
-    def _repr_html_(self) -> str:
-        return prompt_html(self._title(), self._sheet())
 
     def _title(self) -> str:
         return f"DiffReport of {self.tuned} and {self.base}"

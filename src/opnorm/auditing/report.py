@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from opnorm.auditing.ordering import Sort, View
 from opnorm.auditing.parts import Part, told
-from opnorm.auditing.prompt import prompt_html, prompt_text
-from opnorm.auditing.screen import Drawing, Sheet
+from opnorm.auditing.prompt import Shown
+from opnorm.auditing.screen import Sheet
 from opnorm.auditing.sheets import of_report
 from opnorm.auditing.text import plain
 from opnorm.tables import frame, printable
@@ -25,7 +25,6 @@ _BREAKS = tuple(
     "\t\r\n"
 )  # a text cell that starts with one of these, or with a formula's sign, may be run by a spreadsheet
 
-_ALL = View()
 NUMBERS = ("lower", "upper", "matrix_norm", "frobenius", "stable_rank", "rms_norm", "seconds")  # of a row
 
 Reading = tuple[str, float | None, float | None]  # what is done with the tensor, and the ends of the bracket
@@ -57,7 +56,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Shown):
     """The rows of an audit in the order of the file.
 
     Args:
@@ -68,6 +67,9 @@ class Report:
         network: The bound of the whole network, where the file tells its graph.
         spectra: Singular values by tensor, largest first, as (index, value) pairs; only when asked for.
     """
+
+    sorts = Sort
+    largest = "norm"
 
     file: str
     format: str
@@ -127,31 +129,14 @@ class Report:
         Raises:
             ValueError: When an argument does not make sense.
         """
-        return plain(self.to_dict(), View(all_rows, sort, top).checked(Sort, "norm"))
+        return plain(self.to_dict(), self._view(all_rows, sort, top))
 
     def to_pandas(self) -> Any:
         """Return the rows as a pandas DataFrame; numbers that are not known are NaN. Needs pandas."""
         return frame(self.to_dict()["rows"], Row._fields, NUMBERS)
 
-    def drawn(self, *, all_rows: bool = False, sort: str | None = None, top: int | None = None) -> Any:
-        """Return the report as Rich draws it, as wide as the console is; arguments as for `to_text`.
-
-        What has no norm is a count unless `all_rows`, and what many rows have in common stands once, below them.
-        """
-        view = View(all_rows, sort, top).checked(Sort, "norm")
-        return Drawing(lambda: self._sheet(view))
-
-    def _sheet(self, view: View = _ALL) -> Sheet:
+    def _sheet(self, view: View) -> Sheet:
         return of_report(self.to_dict(), view)
-
-    def __rich__(self) -> Any:
-        return self.drawn()
-
-    def __repr__(self) -> str:
-        return prompt_text(self._title(), self._sheet())
-
-    def _repr_html_(self) -> str:
-        return prompt_html(self._title(), self._sheet())
 
     def _title(self) -> str:
         return f"Report on {self.file} ({self.format})"

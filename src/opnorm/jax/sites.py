@@ -1,10 +1,10 @@
 """Every kernel of a model with its path and geometry, as a table that prints itself."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -13,11 +13,10 @@ from opnorm.jax.bare import guessed
 from opnorm.jax.kinds import KernelGeometry, Shape, is_registered, kernels
 from opnorm.jax.paths import is_array, take_apart
 from opnorm.selection import Selection, choose
-from opnorm.showing import html_table, table
+from opnorm.showing import Rows
 
 _LAYERS = {"equinox": "opnorm.jax.equinox_layers", "flax": "opnorm.jax.flax_layers"}
 _UNKNOWN = "no rule: register the layer's type with `opnorm.jax.kernels`, or say which by `kernels={pattern: ...}`"
-_HEADINGS = ("path", "shape", "outputs", "note")
 
 
 class Kernel(NamedTuple):
@@ -47,34 +46,20 @@ class Kernel(NamedTuple):
         return self.shape, self.path
 
 
-class Geometry(Sequence[Kernel]):
+class Geometry(Rows[Kernel]):
     """The table that `geometry` returns, in the model's order; `print` shows it, and so does a notebook."""
 
-    def __init__(self, rows: Iterable[Kernel]) -> None:
-        self._rows = tuple(rows)
+    headings = ("path", "shape", "outputs", "note")
 
     @property
     def kernels(self) -> Mapping[str, KernelGeometry]:
         """The geometry of each kernel that is to be constrained, by its path."""
-        return {row.path: row.geometry for row in self._rows if row.geometry is not None}
+        return {row.path: row.geometry for row in self if row.geometry is not None}
 
-    @overload
-    def __getitem__(self, index: int) -> Kernel: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Kernel]: ...
-
-    def __getitem__(self, index: int | slice) -> Kernel | Sequence[Kernel]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        return table(_HEADINGS, map(_cells, self._rows))
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEADINGS, map(_cells, self._rows))
+    @staticmethod
+    def cells(row: Kernel) -> tuple[str, ...]:
+        """Return the texts of a row."""
+        return row.path, " x ".join(map(str, row.shape)), _outputs(row), row.note
 
 
 def geometry(
@@ -196,10 +181,6 @@ def _overridden(rows: list[Kernel], dtypes: Mapping[str, Any], given: Mapping[st
 
 def _not_selected(row: Kernel) -> Kernel:
     return row if row.geometry is None else row._replace(geometry=None, note="not selected")
-
-
-def _cells(row: Kernel) -> tuple[str, ...]:
-    return row.path, " x ".join(map(str, row.shape)), _outputs(row), row.note
 
 
 def _outputs(row: Kernel) -> str:

@@ -1,10 +1,9 @@
 """What `constrain` did to a model, kernel by kernel, as a table that prints itself."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from opnorm.keras.base import OperatorConstraint
-from opnorm.showing import html_table, table, written
+from opnorm.showing import Rows, written
 
 
 class Attachment(NamedTuple):
@@ -25,39 +24,18 @@ class Attachment(NamedTuple):
     note: str
 
 
-class Attachments(Sequence[Attachment]):
+class Attachments(Rows[Attachment]):
     """The rows of `constrain`'s report, in the model's order; `print` shows them, and so does a notebook."""
 
-    def __init__(self, rows: Iterable[Attachment]) -> None:
-        self._rows = tuple(rows)
+    headings = Attachment._fields
 
-    @overload
-    def __getitem__(self, index: int) -> Attachment: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Attachment]: ...
-
-    def __getitem__(self, index: int | slice) -> Attachment | Sequence[Attachment]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        return table(_HEADINGS, map(_cells, self._rows))
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEADINGS, map(_cells, self._rows))
-
-
-_HEADINGS = Attachment._fields
+    @staticmethod
+    def cells(row: Attachment) -> tuple[str, ...]:
+        """Return the texts of a row."""
+        shape = "" if row.shape is None else " x ".join(map(str, row.shape))
+        return row.path, shape, row.operator, "" if row.constraint is None else describe(row.constraint), row.note
 
 
 def describe(constraint: Any) -> str:
     """Return the constraint as one would write it: its type, and the arguments that are not the defaults."""
     return written(constraint) if isinstance(constraint, OperatorConstraint) else type(constraint).__name__
-
-
-def _cells(row: Attachment) -> tuple[str, ...]:
-    shape = "" if row.shape is None else " x ".join(map(str, row.shape))
-    return row.path, shape, row.operator, "" if row.constraint is None else describe(row.constraint), row.note

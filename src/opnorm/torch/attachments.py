@@ -1,10 +1,10 @@
 """What `constrain` did to a module, kernel by kernel, as a table that prints itself and can be undone."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from opnorm.rules import Constraint
-from opnorm.showing import html_table, table
+from opnorm.showing import Rows
 
 
 class Attachment(NamedTuple):
@@ -25,12 +25,20 @@ class Attachment(NamedTuple):
     note: str
 
 
-class Attachments(Sequence[Attachment]):
+class Attachments(Rows[Attachment]):
     """The rows of `constrain`'s report, in the module's order; `print` shows them, and so does a notebook."""
 
+    headings = Attachment._fields
+
     def __init__(self, rows: Iterable[Attachment], undo: Callable[[], None]) -> None:
-        self._rows = tuple(rows)
+        super().__init__(rows)
         self._undo = undo
+
+    @staticmethod
+    def cells(row: Attachment) -> tuple[str, ...]:
+        """Return the texts of a row."""
+        constraint = "" if row.constraint is None else str(row.constraint)
+        return row.path, " x ".join(map(str, row.shape)), row.operator, constraint, row.note
 
     def remove(self) -> None:
         """Constrain no more; the kernels stay as they are, and the optimizer forgets the vectors."""
@@ -40,29 +48,6 @@ class Attachments(Sequence[Attachment]):
         # A model that keeps its table is copied and pickled with it: a copy of an optimizer has no hooks to take off.
         return Attachments, (self._rows, _nothing)
 
-    @overload
-    def __getitem__(self, index: int) -> Attachment: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Attachment]: ...
-
-    def __getitem__(self, index: int | slice) -> Attachment | Sequence[Attachment]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        return table(Attachment._fields, map(_cells, self._rows))
-
-    def _repr_html_(self) -> str:
-        return html_table(Attachment._fields, map(_cells, self._rows))
-
 
 def _nothing() -> None:
     """Undo nothing."""
-
-
-def _cells(row: Attachment) -> tuple[str, ...]:
-    constraint: Any = "" if row.constraint is None else row.constraint
-    return row.path, " x ".join(map(str, row.shape)), row.operator, str(constraint), row.note
