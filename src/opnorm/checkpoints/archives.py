@@ -1,6 +1,5 @@
 """Zip archives: members of checked names and sizes, and a member as a file that can be searched without a copy."""
 
-import io
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile, ZipInfo
 
 from opnorm.checkpoints.files import check_growth, is_plain, require
+from opnorm.checkpoints.ranges import Ranged
 from opnorm.checkpoints.records import CheckpointError
 
 ARCHIVE = b"PK\3\4"  # how an archive begins
@@ -60,7 +60,7 @@ def open_member(path: Archive, info: ZipInfo) -> BinaryIO:
     return ZipExtFile(window, "r", info, None, True)  # type: ignore[return-value]
 
 
-class Window(io.RawIOBase):
+class Window(Ranged):
     """A part of a file, read-only, as a file of its own.
 
     Args:
@@ -70,34 +70,17 @@ class Window(io.RawIOBase):
     """
 
     def __init__(self, path: Path, start: int, size: int):
-        super().__init__()
+        super().__init__(size)
         self._file: BinaryIO = path.open("rb")
-        self._start, self._size, self._at = start, size, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to `offset`, as in any file."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+        self._start = start
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the position on, up to the part's end."""
         view = memoryview(buffer).cast("B")
-        self._file.seek(self._start + self._at)
-        count = self._file.readinto(view[: max(0, min(len(view), self._size - self._at))])  # type: ignore[attr-defined]
-        self._at += count
-        return int(count)
+        self._file.seek(self._start + self.position)
+        count = int(self._file.readinto(view[: self.room(view)]))  # type: ignore[attr-defined]
+        self.position += count
+        return count
 
     def close(self) -> None:
         """Close the file."""

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.request import url2pathname
 
 from opnorm.checkpoints.files import extra, require
+from opnorm.checkpoints.ranges import Ranged
 from opnorm.checkpoints.records import CheckpointError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:// is a drive
@@ -160,30 +161,17 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Parts(io.RawIOBase):
+class _Parts(Ranged):
     """A remote file that is read where it is asked for."""
 
     def __init__(self, remote: Remote):
-        super().__init__()
-        self._remote, self._at, self._size = remote, 0, remote.stat().st_size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        super().__init__(remote.stat().st_size)
+        self._remote = remote
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._size - self._at))
+        count = self.room(view)
         if count:
-            view[:count] = self._remote.part(self._at, self._at + count)
-        self._at += count
+            view[:count] = self._remote.part(self.position, self.position + count)
+        self.position += count
         return count
