@@ -16,7 +16,8 @@ from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
 from opnorm.networks.multipliers import Slopes
 from opnorm.networks.sector_bounds import bound_chain
-from opnorm.networks.sizes import matrix_at_size
+from opnorm.networks.sizes import matrix_of, small_at_size
+from opnorm.operators.convolution import Convolution
 
 _ENTRIES = 2**27  # of the matrices of one run: 1 GiB
 _IN_ORDER = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "ExpandDims")  # these keep the order of an example's numbers
@@ -57,8 +58,8 @@ def find_chains(
         if isinstance(effect, Unbounded) or len(node.inputs) != 1:
             continue
         before = runs.get(node.inputs[0], []) if readers[node.inputs[0]] == 1 else []
-        matrix = _matrix(node)
-        link = _Link(node, effect, None if matrix is None else matrix.shape)
+        linear = _linear(node)
+        link = _Link(node, effect, None if linear is None else linear.shape)
         if link.shape and before and _outputs(before) != link.shape[1]:  # of a position, or of a whole example
             before = []
         if link.shape or (before and _slopes(link) is not None):
@@ -81,11 +82,11 @@ def _slopes(link: _Link) -> Slopes | None:
     return (1.0, 1.0) if moved else link.effect.slopes
 
 
-def _matrix(node: Node) -> Array | None:
-    """Return the matrix of a dense node or of a small convolution, (outputs, inputs), None for other nodes."""
+def _linear(node: Node) -> Array | Convolution | None:
+    """Return what a dense node, (outputs, inputs), or a small convolution applies, None for other nodes."""
     try:
         if node.kind in CONVOLUTIONS:
-            return matrix_at_size(node, kernel_of(node))
+            return small_at_size(node, kernel_of(node))
         return form_of(node).values.T if node.kind in MATRICES and "last" in places(node) else None
     except Exception:  # not one matrix, or not read
         return None
@@ -113,8 +114,9 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightenin
     for link in run:
         if deadline.passed or sum(kept.size for kept in matrices) > _ENTRIES:
             return None
-        if link.shape and (matrix := _matrix(link.node)) is not None:
-            matrices.append(matrix)
+        linear = _linear(link.node) if link.shape else None
+        if linear is not None:
+            matrices.append(matrix_of(link.node, linear) if isinstance(linear, Convolution) else linear)
     if any(b.shape[1] != a.shape[0] for a, b in pairwise(matrices)):  # no network that could run
         return None
     # A factorization is a third of a product's multiplications, and each matrix of the chain takes a few of them.

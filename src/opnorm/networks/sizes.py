@@ -36,13 +36,10 @@ def at_size(node: Node, weight: Weight) -> Weight | None:
 
     None also where the proof would take long, or the operator's padding is only known up to a reflection.
     """
-    sizes = image_size(node)
-    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+    sized, every = _placed(node, weight), weight.geometry.operator
+    if sized is None or every is None or max(sized.kernel.shape[:-2]) == 1 or not _is_worth(sized):
         return None
-    every = weight.geometry.operator
-    sized = _sized(every(real_array(weight.read(), weight.name)), sizes)
-    if sized is None or max(sized.kernel.shape[:-2]) == 1 or not _is_worth(sized):
-        return None
+    sizes = sized.input_shape
 
     def make(values: Array) -> LinearOperator:
         return _sized(every(values), sizes) or every(values)
@@ -51,18 +48,17 @@ def at_size(node: Node, weight: Weight) -> Weight | None:
     return weight._replace(geometry=weight.geometry._replace(text=text, operator=make))
 
 
-def matrix_at_size(node: Node, weight: Weight) -> Array | None:
-    """Return the matrix of a convolution on images of the model's size, None where there is none, or a large one.
+def small_at_size(node: Node, weight: Weight) -> Convolution | None:
+    """Return a convolution on images of the model's size whose matrix may be written out, None for any other."""
+    sized = _placed(node, weight)
+    return None if sized is None or max(sized.shape) > _WRITTEN else sized
 
-    Rows and columns are the numbers of an image in the order in which the node's framework stores them. Its entries are
-    the kernel's own, with no rounding.
+
+def matrix_of(node: Node, sized: Convolution) -> Array:
+    """Return the matrix of a node's convolution, whose entries are the kernel's own, with no rounding.
+
+    Rows and columns are the numbers of an image in the order in which the node's framework stores them.
     """
-    sizes = image_size(node)
-    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
-        return None
-    sized = _sized(weight.geometry.operator(real_array(weight.read(), weight.name)), sizes)
-    if sized is None or max(sized.shape) > _WRITTEN:
-        return None
     inputs, outputs = sized.channels
     rows, columns = np.arange(sized.shape[0]).reshape(-1, outputs), np.arange(sized.shape[1]).reshape(-1, inputs)
     if node.kind in _FIRST or node.options.get("data_format") == "channels_first":
@@ -70,6 +66,14 @@ def matrix_at_size(node: Node, weight: Weight) -> Array | None:
     matrix = written_out(sized)
     matrix = matrix.T if sized.shape[0] < sized.shape[1] else matrix
     return np.asarray(matrix[np.ix_(rows.ravel(), columns.ravel())])
+
+
+def _placed(node: Node, weight: Weight) -> Convolution | None:
+    """Return the convolution on images of the model's size, None where size or padding are not known."""
+    sizes = image_size(node)
+    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+        return None
+    return _sized(weight.geometry.operator(real_array(weight.read(), weight.name)), sizes)
 
 
 def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | None:
