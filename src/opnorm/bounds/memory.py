@@ -46,8 +46,8 @@ def machine_memory() -> float:
 def _available() -> int:
     """Return what Linux says is free, caches included; 0 elsewhere."""
     with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = (1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        lines = Path("/proc/meminfo").read_bytes().splitlines()  # text would import a codec, and a fork then never end
+        found = (1024 * int(line.split()[1]) for line in lines if line.startswith(b"MemAvailable:"))
         return next(found, 0)
     return 0
 
@@ -55,7 +55,7 @@ def _available() -> int:
 def _container() -> int:
     for name in _CONTAINERS:
         with suppress(OSError, ValueError):  # no such file, or "max"
-            return int((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii"))
+            return int((Path("/sys/fs/cgroup") / name).read_bytes())
     return 0
 
 
