@@ -42,3 +42,21 @@ def test_children_forked_while_threads_prove_finish():
     code = textwrap.dedent(CODE)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip() == "done", done.stderr[-2000:]
+
+
+def test_a_proof_imports_nothing():
+    """A child that is forked in the middle of another thread's import may wait for that import for ever."""
+    code = """
+        import sys
+        import numpy as np
+        import opnorm
+
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((300, 200)), opnorm.Convolution(rng.standard_normal((3, 3, 8, 8)))
+        prove, before = opnorm.spectral_norm, set(sys.modules)
+        for each in (*values, rng.standard_normal((2100, 2050))):
+            prove(each)
+        print(sorted(set(sys.modules) - before))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
