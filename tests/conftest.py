@@ -15,6 +15,8 @@ KNOWN = [
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
     # PyTorch's own forward mode compiles its rules with the `torch.jit.script` that PyTorch 2.13 deprecates.
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+    # PyTorch's own Inductor imports classes with methods that PyTorch 2.13 deprecates.
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 ]
 
 

@@ -10,7 +10,7 @@ from keras import layers
 from opnorm.keras.slots import state_of
 
 TARGET = 0.9
-COMPILED = {"tensorflow": [False, True], "jax": [True], "torch": [False]}[keras.backend.backend()]
+COMPILED = {"tensorflow": [False, True], "jax": [True], "torch": [False, True]}[keras.backend.backend()]
 
 
 def branch(image, constraint):

@@ -180,7 +180,19 @@ def _build(original: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what PyTorch's compiler calls as it is: what acts depends on numbers. Keras has imported Dynamo there."""
+    if keras.config.backend() != "torch":
+        return function
+    import torch
+
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
+
+
 def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    finish = _uncompiled(OptimizerUpdate.finish)
+
     @wraps(original)
     def apply(self: Optimizer, grads: Any, trainable_variables: Any = None) -> Any:
         update = OptimizerUpdate(self)
@@ -189,7 +201,7 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
             result = original(self, grads, trainable_variables)
         finally:
             current.reset(token)
-        update.finish()
+        finish(update)
         return result
 
     return apply
