@@ -4,13 +4,14 @@ BACKEND ?= jax
 BIN := .venv/bin
 KERAS_TESTS := test-tensorflow test-jax test-torch
 
-.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types clean
+.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types docs clean
 
 help:
 	@echo "make demo   train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
 	@echo "make test   run all tests, on TensorFlow, JAX and PyTorch"
 	@echo "make lint   check style and formatting"
 	@echo "make types  check types"
+	@echo "make docs   build the documentation as a site, in build/site"
 
 demo: .venv/demo-$(BACKEND)
 	$(BIN)/opnorm demo --backend $(BACKEND)
@@ -34,6 +35,11 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/python docs/site/build.py
+	$(BIN)/zensical build --clean --strict --config-file build/zensical.toml
+	$(BIN)/python docs/site/links.py build/site
+
 clean:
 	rm -rf .venv
 
@@ -43,6 +49,10 @@ clean:
 
 .venv/demo-%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,$*]'
+	@touch $@
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out. The last six are
