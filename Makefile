@@ -37,7 +37,7 @@ types: .venv/dev
 
 docs: .venv/docs
 	$(BIN)/python docs/site/build.py
-	$(BIN)/zensical build --clean --strict --config-file build/zensical.toml
+	$(BIN)/mkdocs build --strict --config-file build/mkdocs.yml
 	$(BIN)/python docs/site/links.py build/site
 
 clean:

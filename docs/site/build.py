@@ -1,9 +1,9 @@
-"""Lay out the pages of the site in `build/pages`, and the settings in `build/zensical.toml`.
+"""Lay out the pages of the site in `build/pages`, and the settings in `build/mkdocs.yml`.
 
 The pages are those of the repository, README first, with what only a site needs: links that lead out of `docs/` are turned
 to where their files stand on the site, plots are drawn of the benchmarks' tables, and the commands' options are listed.
 
-Run: python docs/site/build.py && zensical build --strict --config-file build/zensical.toml
+Run: python docs/site/build.py && mkdocs build --strict --config-file build/mkdocs.yml
 """
 
 import os
@@ -19,7 +19,7 @@ from plots import draw_tables
 ROOT = Path(__file__).parents[2]
 DOCS, BUILD = ROOT / "docs", ROOT / "build"
 PAGES = BUILD / "pages"
-SETTINGS = DOCS / "site" / "zensical.toml"
+SETTINGS = DOCS / "site" / "mkdocs.yml"
 ELSEWHERE = {"README.md": "index.md", "benchmarks/README.md": "benchmarks.md"}  # pages that docs/ does not hold
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
@@ -88,11 +88,12 @@ def write_pages():
         shutil.copy(ROOT / file, target)
 
 
-def write_commands():
-    """Write the page of the commands, as their own help tells it."""
+def append_commands():
+    """Add to the page of the commands what their own help tells."""
     command = [sys.executable, "-m", "typer", "opnorm.cli.main", "utils", "docs", "--name", "opnorm"]
     told = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"TERM": "dumb"})
-    write("reference/commands.md", re.sub(r"^# `opnorm`", "# The command line", told.stdout))
+    with (PAGES / "reference" / "commands.md").open("a", encoding="utf-8") as page:
+        page.write(re.sub(r"^# `opnorm`$", "", told.stdout, flags=re.MULTILINE))
 
 
 def settings(places):
@@ -102,9 +103,9 @@ def settings(places):
         SystemExit: When a page is in no menu.
     """
     gallery = sorted(place for place in places if place.startswith("gallery/") and place != "gallery/index.md")
-    listed = ", ".join(f'"{place}"' for place in ["gallery/index.md", *gallery])
-    text = SETTINGS.read_text(encoding="utf-8").replace('"gallery/*"', listed)
-    lost = sorted(place for place in places if f'"{place}"' not in text)
+    listed = "\n      - ".join(["gallery/index.md", *gallery])
+    text = SETTINGS.read_text(encoding="utf-8").replace("gallery/*", listed)
+    lost = sorted(place for place in places if f" {place}\n" not in text)
     if lost:
         raise SystemExit(f"{SETTINGS.relative_to(ROOT)}: the navigation lacks {', '.join(lost)}")
     return text
@@ -114,12 +115,12 @@ def main():
     """Lay everything out afresh."""
     shutil.rmtree(PAGES, ignore_errors=True)
     write_pages()
-    write_commands()
+    append_commands()
     benchmarks = PAGES / "benchmarks.md"
     drawn = draw_tables(benchmarks.read_text(encoding="utf-8"), PAGES / "figures")
     benchmarks.write_text(with_plots(benchmarks.read_text(encoding="utf-8"), drawn), encoding="utf-8")
     shutil.copy(DOCS / "site" / "site.css", PAGES)
-    (BUILD / "zensical.toml").write_text(settings(sources().values()), encoding="utf-8")
+    (BUILD / "mkdocs.yml").write_text(settings(sources().values()), encoding="utf-8")
 
 
 if __name__ == "__main__":

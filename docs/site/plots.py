@@ -17,7 +17,7 @@ def table(text, name):
     if not found:
         return []
     header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in found[1].strip().splitlines())
-    return [dict(zip(header, row, strict=True)) for row in rows]
+    return [dict(reversed([*zip(header, row, strict=True)])) for row in rows]  # of two columns of one name the first
 
 
 def colour(name):
