@@ -31,7 +31,10 @@ def draw(results):
             name, colour = SHOWN[one.variant.name]
             axes.plot(one.steps, one.norms.max(axis=1), color=colour, linewidth=2)
             axes.annotate(f" {name}", (one.steps[-1], one.norms[-1].max()), color=colour, va="center")
-    axes.set(xlabel=f"step of Adam ({LEARNING_RATE:g}), MNIST digits, Keras on {results.backend}", ylabel="largest norm of a layer")
+    axes.set(
+        xlabel=f"step of Adam ({LEARNING_RATE:g}), MNIST digits, Keras on {results.backend}",
+        ylabel="largest norm of a layer",
+    )
     axes.set(ylim=(0, None), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(FIGURE, metadata={"Date": None})

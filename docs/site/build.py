@@ -1,7 +1,7 @@
 """Lay out the pages of the site in `build/pages`, and the settings in `build/mkdocs.yml`.
 
-The pages are those of the repository, README first, with what only a site needs: links that lead out of `docs/` are turned
-to where their files stand on the site, plots are drawn of the benchmarks' tables, and the commands' options are listed.
+The pages are those of the repository, README first, with what only a site needs: links that lead out of `docs/` are
+turned to where their files stand on the site, plots are drawn of the benchmarks' tables, commands' options are listed.
 
 Run: python docs/site/build.py && mkdocs build --strict --config-file build/mkdocs.yml
 """
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from posixpath import normpath, relpath
 
@@ -54,7 +55,7 @@ def relinked(text, source, pages, linked):
 def outside_fences(text, change):
     """Return the text with `change` made of all that is no block of code."""
     ends = [0, *(end for match in FENCE.finditer(text) for end in match.span()), len(text)]
-    parts = [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [text[start:end] for start, end in pairwise(ends)]
     return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
 
 

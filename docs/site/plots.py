@@ -1,11 +1,13 @@
-"""Draw the tables of `benchmarks/README.md`, as they stand there: one SVG a table, small, of the same bytes each time."""
+"""Draw the tables of `benchmarks/README.md`, one small SVG a table, of the same bytes each time."""
 
 import re
 
 import matplotlib
 
 matplotlib.use("Agg")
-matplotlib.rcParams.update({"svg.hashsalt": "opnorm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9})
+matplotlib.rcParams.update(
+    {"svg.hashsalt": "opnorm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+)
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 
 OURS, THEIRS, NONE = "#0072b2", "#d55e00", "#777777"  # Okabe and Ito: told apart without colour vision too
@@ -50,15 +52,14 @@ def costs(*columns):
 
     def draw(rows):
         panels = groups(rows, *columns)
-        across = min(len(panels), 3)
-        down = -(-len(panels) // across)
-        heights = max(map(len, panels.values()))
-        size = (4.2 * across, (0.25 * heights + 0.7) * down)
-        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained", sharex=True)
-        columnwise = [list(panels.items())[i::down] for i in range(down)] if len(panels) > across else [panels.items()]
-        for line, across_line in zip(axes, columnwise, strict=True):
-            for one, (title, some) in zip(line, across_line, strict=True):
-                draw_costs(one, some, title)
+        down = len(groups(rows, columns[-1])) if len(columns) > 1 else len(panels)
+        across = len(panels) // down
+        size = (2.6 + 2.4 * across, 0.24 * len(rows) / across + 0.45 * down + 0.3)
+        heights = [len(some) for some in panels.values()][:down]
+        shared = {"sharex": True, "sharey": "row" if across > 1 else False, "height_ratios": heights}
+        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained", **shared)
+        for one, (title, some) in zip(axes.T.flat, panels.items(), strict=True):
+            draw_costs(one, some, title)
         for one in axes[-1]:
             one.set_xlabel("a step, over the step without")
         return figure

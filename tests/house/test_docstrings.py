@@ -50,5 +50,7 @@ def test_every_function_of_plain_jax_has_an_example_that_runs():
 def test_the_callbacks_have_an_example_that_runs(package):
     pytest.importorskip("torch")
     callback = pytest.importorskip(f"opnorm.torch.{package}").SpectralMonitor
-    library = SimpleNamespace(Trainer=lambda *model, callbacks: callbacks)  # a real one: tests/torch/test_torch_callbacks
+    library = SimpleNamespace(
+        Trainer=lambda *model, callbacks: callbacks
+    )  # a real one: tests/torch/test_torch_callbacks
     docstrings.run(callback, {"opnorm": opnorm, package: library, "model": None})

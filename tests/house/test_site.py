@@ -77,14 +77,18 @@ def test_links_are_turned_to_where_their_files_stand_on_the_site(site):
 
 
 def test_a_page_in_no_menu_is_named(site):
-    with pytest.raises(SystemExit, match="the navigation lacks strange.md"):
+    with pytest.raises(SystemExit, match=r"the navigation lacks strange\.md"):
         site.settings(["index.md", "gallery/new.md", "strange.md"])
 
 
 def test_links_that_lead_nowhere_and_things_from_elsewhere_are_found(site, tmp_path):
     links = import_module("links")
-    (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#here">b</a><a href="#top">t</a><img src="x.svg">')
-    (tmp_path / "b.html").write_text('<a href="a.html#there">a</a><script src="https://x.org/y.js"></script><p id="here">')
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top"></h1><a href="b.html#here">b</a><a href="#top">t</a><img src="x.svg">'
+    )
+    (tmp_path / "b.html").write_text(
+        '<a href="a.html#there">a</a><script src="https://x.org/y.js"></script><p id="here">'
+    )
     assert links.mistakes(tmp_path) == [
         "a.html: x.svg leads nowhere",
         "b.html: loads https://x.org/y.js",
