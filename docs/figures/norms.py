@@ -12,7 +12,7 @@ import matplotlib
 from opnorm.demo.training import LEARNING_RATE, VARIANTS, run
 
 matplotlib.use("Agg")
-matplotlib.rcParams.update({"svg.hashsalt": "norms", "font.size": 10})
+matplotlib.rcParams.update({"svg.hashsalt": "norms", "font.size": 11})
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 
 FIGURE = Path(__file__).with_name("norms.svg")
@@ -25,17 +25,14 @@ SHOWN = {  # the demo's names, and this figure's
 
 def draw(results):
     """Write FIGURE."""
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained", facecolor="white")
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained", facecolor="white")
     for one in results.outcomes:
         if one.variant.name in SHOWN:
             name, colour = SHOWN[one.variant.name]
-            axes.plot(one.steps, one.norms.max(axis=1), color=colour, linewidth=2)
-            axes.annotate(f" {name}", (one.steps[-1], one.norms[-1].max()), color=colour, va="center")
-    axes.set(
-        xlabel=f"step of Adam ({LEARNING_RATE:g}), MNIST digits, Keras on {results.backend}",
-        ylabel="largest norm of a layer",
-    )
-    axes.set(ylim=(0, None), xlim=(0, None))
+            axes.plot(one.steps, one.norms.max(axis=1), color=colour, linewidth=2, label=name)
+    axes.set(xlabel=f"step of Adam, rate {LEARNING_RATE:g}, MNIST digits, Keras on {results.backend}", ylim=(0, None))
+    axes.set(ylabel="largest norm of a layer", xlim=(0, None))
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.66))  # between the lines
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(FIGURE, metadata={"Date": None})
 

@@ -78,11 +78,17 @@ def write(place, text):
     path.write_text(text, encoding="utf-8")
 
 
+def front(place, text):
+    """Return the page; the first of all has no menu at its side, which would hold itself alone."""
+    return f"---\nhide: [navigation]\n---\n{text}" if place == "index.md" else text
+
+
 def write_pages():
     """Write all pages, and copy the files that they show or link to."""
     pages, linked = sources(), set()
     for source, place in pages.items():
-        write(place, plain_fences(relinked((ROOT / source).read_text(encoding="utf-8"), source, pages, linked)))
+        text = relinked((ROOT / source).read_text(encoding="utf-8"), source, pages, linked)
+        write(place, front(place, plain_fences(text)))
     for file in linked:
         target = PAGES / place_of(file, pages)
         target.parent.mkdir(parents=True, exist_ok=True)
