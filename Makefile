@@ -37,7 +37,7 @@ types: .venv/dev
 
 docs: .venv/docs
 	$(BIN)/python docs/site/build.py
-	$(BIN)/mkdocs build --strict --config-file build/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/mkdocs.yml
 	$(BIN)/python docs/site/links.py build/site
 
 clean:
