@@ -104,18 +104,20 @@ def append_commands():
 
 
 def settings(places):
-    """Return the settings, with the pages of the gallery in the navigation.
+    """Return the settings, the pages of the gallery in its menu, and in the last one those that are in no other."""
+    text = SETTINGS.read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md$", text, re.MULTILINE))
+    gallery, others = [], []
+    for place in sorted(set(places) - listed):
+        (gallery if place.startswith("gallery/") else others).append(place)
+    return with_items(with_items(text, "gallery/*", gallery), "others/*", others)
 
-    Raises:
-        SystemExit: When a page is in no menu.
-    """
-    gallery = sorted(place for place in places if place.startswith("gallery/") and place != "gallery/index.md")
-    listed = "\n      - ".join(["gallery/index.md", *gallery])
-    text = SETTINGS.read_text(encoding="utf-8").replace("gallery/*", listed)
-    lost = sorted(place for place in places if f" {place}\n" not in text)
-    if lost:
-        raise SystemExit(f"{SETTINGS.relative_to(ROOT)}: the navigation lacks {', '.join(lost)}")
-    return text
+
+def with_items(text, mark, places):
+    """Return the text with the line of `mark` once for each of the places."""
+    return re.sub(
+        rf"^(.*){re.escape(mark)}\n", lambda line: "".join(f"{line[1]}{p}\n" for p in places), text, flags=re.M
+    )
 
 
 def main():

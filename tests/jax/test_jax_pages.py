@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / name for name in ("jax.md", "migration-jax.md", "devices.md")]
-NEEDS = {"": "optax", " jax": "optax", " nnx": "flax.nnx", " equinox": "equinox"}
+PAGES = [ROOT / "docs" / "jax.md", ROOT / "docs" / "migration-jax.md"]
+NEEDS = {"": "optax", " nnx": "flax.nnx", " equinox": "equinox"}
 
 
 @pytest.mark.parametrize("kind", NEEDS, ids=NEEDS.values())
@@ -34,6 +34,15 @@ def test_the_example_holds_its_cap_and_is_unsure_far_from_the_data(monkeypatch):
     result = example.measured(*example.trained(example.VARIANTS["SNGP, cap 0.95"], 2, 0))
     assert result.norm < 0.95 * 1.001
     assert result.far > result.near
+
+
+def test_the_blocks_on_jax_in_the_guides_run():
+    pages = [page for page in (ROOT / "docs").glob("*.md") if "```python jax\n" in page.read_text(encoding="utf-8")]
+    assert pages
+    for page in pages:
+        namespace = {}
+        for block in re.findall(r"^```python jax\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            exec(compile(block, str(page), "exec"), namespace)
 
 
 def test_the_lines_of_the_readme_run():
