@@ -5,6 +5,7 @@ import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from posixpath import normpath
 
 import pytest
 
@@ -120,3 +121,15 @@ def test_the_readme_installs_extras_that_there_are():
 def test_pictures_of_the_front_page_are_small():
     for name in re.findall(r"!\[[^]]*\]\((\S+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / name).stat().st_size < 200 * 1024
+
+
+def test_every_page_with_a_line_in_a_menu_is_within_two_clicks_of_the_readme(site):
+    lines = site.SETTINGS.read_text(encoding="utf-8")
+    pages = {source: place for source, place in site.sources().items() if f" {place}\n" in lines}
+    reached = {"README.md"}
+    for _ in range(2):
+        for source in sorted(reached):
+            text = (ROOT / source).read_text(encoding="utf-8")
+            targets = {normpath(f"{Path(source).parent.as_posix()}/{link}") for link in site.LINK.findall(text)}
+            reached |= targets & set(pages)
+    assert sorted(set(pages) - reached) == []
