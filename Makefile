@@ -6,7 +6,7 @@ KERAS_TESTS := test-tensorflow test-jax test-torch
 
 OLD := .venv/oldest/bin/python
 
-.PHONY: help demo test one test-plain test-legacy $(KERAS_TESTS) test-oldest lint types release-check clean
+.PHONY: help demo test one test-plain test-legacy $(KERAS_TESTS) test-oldest lint types docs gallery release-check clean
 
 help:
 	@echo "make demo           train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
@@ -15,6 +15,7 @@ help:
 	@echo "make one TEST=FILE  run one file of tests, on BACKEND=$(BACKEND) where Keras has a say"
 	@echo "make test-oldest    run the tests that matter on the oldest versions of everything (gigabytes of downloads)"
 	@echo "make lint types     check style and formatting; check types"
+	@echo "make docs           build the documentation as a site, in build/site"
 	@echo "make release-check  build wheel and sdist, and use them in bare environments, one for each extra"
 	@echo "make clean          remove .venv"
 
@@ -53,6 +54,11 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/python docs/site/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/mkdocs.yml
+	$(BIN)/python docs/site/links.py build/site
+
 clean:
 	rm -rf .venv
 
@@ -62,6 +68,10 @@ clean:
 
 .venv/demo-%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,$*]'
+	@touch $@
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # tf_keras asks for `tensorflow`; tensorflow-cpu is the same code, so its dependencies are left out. The last six are

@@ -34,3 +34,24 @@ def test_the_example_holds_its_cap_and_is_unsure_far_from_the_data(monkeypatch):
     result = example.measured(*example.trained(example.VARIANTS["SNGP, cap 0.95"], 2, 0))
     assert result.norm < 0.95 * 1.001
     assert result.far > result.near
+
+
+def test_the_blocks_on_jax_in_the_guides_run():
+    pages = [page for page in (ROOT / "docs").glob("*.md") if "```python jax\n" in page.read_text(encoding="utf-8")]
+    assert pages
+    for page in pages:
+        namespace = {}
+        for block in re.findall(r"^```python jax\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_the_lines_of_the_readme_run():
+    jax, optax = import_module("jax"), pytest.importorskip("optax")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(import optax\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+    namespace = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    params = {"kernel": jax.numpy.eye(3, 4) + 1}
+    updates, _ = namespace["optimizer"].update(params, namespace["optimizer"].init(params), params)
+    norm = jax.numpy.linalg.norm(optax.apply_updates(params, updates)["kernel"], 2)
+    assert norm == pytest.approx(1.0, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The scripts in examples/failures: each recipe fails as the README says, and opnorm holds norm 1 on the same job."""
+"""The scripts in examples/failures: each recipe fails as docs say, and opnorm holds norm 1 on the same job."""
 
 import sys
 from importlib import import_module

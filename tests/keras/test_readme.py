@@ -12,7 +12,7 @@ OTHERS = {"tf1.md", "torch.md", "migration-torch.md", "jax.md", "migration-jax.m
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if "```python" in page.read_text("utf-8") and page.name not in OTHERS
+    if "```python\n" in page.read_text("utf-8") and page.name not in OTHERS
 ]
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import opnorm
 
+v1 = tf.compat.v1
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -73,10 +74,56 @@ tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())
     assert_says_what_to_do(result.stdout)
 
 
-def test_the_documentation_runs():
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes checkpoints
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tf1.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     exec("".join(blocks), {})
+
+
+def test_without_a_scaffold_the_old_checkpoint_fails_as_the_page_says(tmp_path):
+    def graph(constraint):
+        loss = tf.reduce_mean(v1.layers.dense(tf.ones([4, 20]), 8, kernel_constraint=constraint) ** 2)
+        return v1.train.AdamOptimizer(1e-2).minimize(loss, global_step=v1.train.get_or_create_global_step())
+
+    with tf.Graph().as_default():
+        update = graph(None)
+        with v1.train.MonitoredTrainingSession(checkpoint_dir=str(tmp_path)) as session:
+            session.run(update)
+    with tf.Graph().as_default():
+        graph(opnorm.tf1.SpectralNorm())
+        with pytest.raises(tf.errors.NotFoundError, match="Key dense/kernel/u not found in checkpoint"):
+            v1.train.MonitoredTrainingSession(checkpoint_dir=str(tmp_path))
+
+
+def test_the_lines_of_the_readme_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n([^`]*?opnorm\.tf1.*?)^```", text, re.DOTALL | re.MULTILINE)
+    with tf.Graph().as_default():
+        namespace = {"tf": tf, "x": tf.ones([4, 20])}
+        exec(compile(block, "README.md", "exec"), namespace)
+        update = v1.train.AdamOptimizer(1e-2).minimize(tf.reduce_mean(namespace["x"] ** 2))
+        with v1.Session() as session:
+            session.run(v1.global_variables_initializer())
+            session.run(update)
+            norms = [np.linalg.norm(kernel, 2) for kernel in session.run(v1.trainable_variables(".*kernel"))]
+    np.testing.assert_allclose(norms, [1, 1, 1], rtol=2e-2)  # after a first update
+
+
+def test_the_recipe_that_names_its_vector_fails_with_the_error_that_readme_and_docs_quote():
+    def recipe(w):
+        u = v1.get_variable("u", [1, w.shape[-1]], trainable=False)
+        return w / tf.norm(tf.matmul(u, w, transpose_b=True))
+
+    error = "Variable u already exists, disallowed. Did you mean to set reuse=True or reuse=tf.AUTO_REUSE in VarScope?"
+    for page in ("README.md", "docs/what-you-may-have-tried.md"):
+        assert error in " ".join((ROOT / page).read_text(encoding="utf-8").replace("\n> ", "\n").split())
+    with tf.Graph().as_default():
+        x = tf.ones([4, 20])
+        for _ in range(2):
+            x = v1.layers.dense(x, 20, kernel_constraint=recipe)
+        with pytest.raises(ValueError, match=re.escape(error)):
+            v1.train.AdamOptimizer(1e-2).minimize(tf.reduce_mean(x**2))
 
 
 def test_the_example_of_the_docstring_runs():

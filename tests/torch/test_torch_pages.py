@@ -22,6 +22,15 @@ def test_the_python_of_the_page_runs(page, capsys):
         assert shown in capsys.readouterr().out
 
 
+def test_the_blocks_on_pytorch_in_the_guides_run():
+    pages = [page for page in (ROOT / "docs").glob("*.md") if "```python torch\n" in page.read_text(encoding="utf-8")]
+    assert pages
+    for page in pages:
+        namespace = {}
+        for block in re.findall(r"^```python torch\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            exec(compile(block, str(page), "exec"), namespace)
+
+
 def test_the_lines_of_the_readme_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```py\n(import torch\n.*?)^```", text, re.DOTALL | re.MULTILINE)

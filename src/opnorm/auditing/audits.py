@@ -85,7 +85,7 @@ def audit(
 
     Example:
         >>> np.savez("critic.npz", **{"dense/kernel": np.eye(3)})
-        >>> opnorm.audit("critic.npz").rows[0].lower
+        >>> round(opnorm.audit("critic.npz").rows[0].lower, 9)
         1.0
     """
     options = Options(include, exclude, tolerance, time_limit, memory_limit, jobs, spectra, network)

@@ -62,6 +62,12 @@ def diff(
     Raises:
         CheckpointError: When a file cannot be read.
         ValueError: When an argument does not make sense.
+
+    Example:
+        >>> np.savez("base.npz", **{"dense/kernel": np.eye(3)})
+        >>> np.savez("tuned.npz", **{"dense/kernel": 2 * np.eye(3)})
+        >>> round(opnorm.diff("base.npz", "tuned.npz").rows[0].difference[0], 9)
+        1.0
     """
     options = Options(include, exclude, tolerance, time_limit, memory_limit, subspaces=subspaces)
     options.checked()

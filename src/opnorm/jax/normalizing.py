@@ -50,6 +50,9 @@ def normalized(
     Raises:
         ValueError: When the kernel is not real and floating point, or `state` is not of its shape.
 
+    Example:
+        >>> weight, vectors = opnorm.jax.normalized(kernel)
+
     Reference:
         Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018.
     """

@@ -24,6 +24,9 @@ def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_o
 
     Raises:
         ValueError: When there is no kernel, or `geometry` is of another model.
+
+    Example:
+        >>> params = opnorm.jax.project(params, opnorm.jax.SpectralNorm())
     """
     require(isinstance(rule, Constraint), "rule", "must be one of opnorm.jax's constraints", rule)
     leaves, fitted = fit_all(rule, geometry, params)

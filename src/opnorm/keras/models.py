@@ -20,6 +20,9 @@ def project(model: keras.Model) -> None:
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
+
+    Example:
+        >>> opnorm.project(model)
     """
     require(isinstance(model, keras.Layer), "model", "must be a Keras model or layer", model)
     require(model.built, "model", "must be built before it is projected", model)

@@ -24,6 +24,10 @@ class BlockDiagonal(LinearOperator):
 
     Args:
         blocks: LinearOperators or matrices, at least one.
+
+    Example:
+        >>> opnorm.BlockDiagonal([np.eye(2), [[3.0]]]) @ np.ones(3)
+        array([1., 1., 3.])
     """
 
     def __init__(self, blocks: Sequence[LinearOperator]):
@@ -103,6 +107,10 @@ def linear_operator(layer: Any) -> LinearOperator:
     Raises:
         ValueError: When the layer is not built, has several linear maps, or its weights are not its map (quantized).
         TypeError: When nothing is registered for the layer's type.
+
+    Example:
+        >>> opnorm.linear_operator(layer).shape
+        (2, 3)
     """
     if has_own(type(layer)):  # it was registered just now
         return linear_operator(layer)
@@ -129,6 +137,10 @@ def linear_operators(layer: Any, *, gates: bool = False) -> dict[str, LinearOper
     Args:
         layer: A built layer.
         gates: Split the kernels of LSTM and GRU into one map for each gate, named `kernel/0`, `kernel/1`, ...
+
+    Example:
+        >>> list(opnorm.linear_operators(layer))
+        ['kernel']
     """
     if home := _home(type(layer)):
         found: dict[str, LinearOperator] = home.maps_of(layer, gates=gates)

@@ -21,6 +21,9 @@ def project(module: nn.Module, rule: Constraint | None = None) -> None:
 
     Raises:
         ValueError: When there is no kernel, or nothing was attached and no `rule` is given.
+
+    Example:
+        >>> opnorm.torch.project(critic, opnorm.torch.SpectralNorm())
     """
     require(isinstance(module, nn.Module), "module", "must be a torch.nn.Module", module)
     must = "must be one of opnorm.torch's constraints, or None"
