@@ -1,10 +1,16 @@
 """Third-party warnings that are not ours to mend, one by one; every other warning is an error."""
 
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would drown pytest's summary
+
+# Most of the JAX suite's time is XLA's compiler, and modules, workers and processes of a test share programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # The same examples in every run, and no clock: the machines that run these tests are shared.
 settings.register_profile("opnorm", derandomize=True, deadline=None, max_examples=120)
