@@ -45,11 +45,15 @@ def batch(step):
     return images, tf.argmax(images[:, :4], 1)
 
 
+def array(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
 def report(step, rank, model):
     """Print the norm of each kernel, and a digest that agrees where all variables do."""
-    norms = " ".join(f"{np.linalg.norm(np.float64(layer.kernel.numpy()), 2):.5f}" for layer in model.layers)
-    values = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for value in values)).hexdigest()[:16]
+    norms = " ".join(f"{np.linalg.norm(np.float64(array(layer.kernel)), 2):.5f}" for layer in model.layers)
+    variables = *model.variables, *model.optimizer.variables
+    digest = hashlib.sha256(b"".join(array(one).tobytes() for one in variables)).hexdigest()[:16]
     print(f"rank {rank} step {step} norms {norms} state {digest}", flush=True)
 
 
@@ -62,7 +66,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, _, logs=None):
         """Report the step, and save if it is time."""
-        step = int(self.model.optimizer.iterations)
+        step = int(array(self.model.optimizer.iterations))
         report(step, self.rank, self.model)
         if step % self.every == 0 and self.rank == 0:
             # Whoever dies while writing leaves the last checkpoint as it was.
@@ -77,7 +81,7 @@ def train(path, steps, every):
         model = network()
     if path.exists():
         model.load_weights(path)
-    data = tf.data.Dataset.range(int(model.optimizer.iterations) + 1, steps + 1).map(batch)
+    data = tf.data.Dataset.range(int(array(model.optimizer.iterations)) + 1, steps + 1).map(batch)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA  # each takes a part
     rank = strategy.cluster_resolver.task_id

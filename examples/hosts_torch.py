@@ -4,9 +4,11 @@ The vectors of the constraint are in the optimizer's state, so whatever saves th
 gives, bit for bit, what it gave before. Each process prints the norms of the kernels and a digest of kernels and
 vectors.
 
-Run, on one host: torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/hosts_torch.py run
+Run, on one host: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/hosts_torch.py run
 On each of two: torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 3 ... run
-`torchrun` starts all processes again when one has died. The folder must be on a file system that all share.
+`torchrun` starts all processes again when one has died; without that variable, those of PyTorch 2.5 to 2.13 look for the
+dead (PyTorch's issues 135712 and 167288). The folder must be on a file system that all share.
 """
 
 import hashlib
