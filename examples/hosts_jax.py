@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import opnorm.jax
 
 BATCH, SIZES = 64, (16, 64, 64, 4)  # the batch is that of all processes together
-OPTIMIZER = optax.chain(optax.adam(1e-2), opnorm.jax.constrain(opnorm.jax.SpectralNorm()))
+OPTIMIZER = optax.chain(optax.adam(1e-3), opnorm.jax.constrain(opnorm.jax.SpectralNorm()))
 
 
 def start():

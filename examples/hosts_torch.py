@@ -7,8 +7,8 @@ vectors.
 Run, on one host: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/hosts_torch.py run
 On each of two: torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 3 ... run
-`torchrun` starts all processes again when one has died; without that variable, those of PyTorch 2.5 to 2.13 look for the
-dead (PyTorch's issues 135712 and 167288). The folder must be on a file system that all share.
+`torchrun` starts all processes again when one has died; without that variable those of PyTorch 2.13 look for the dead
+(PyTorch's issues 135712 and 167288). The folder must be on a file system that all share.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def restore(path, model, optimizer):
 
 def train(path, steps, every):
     rank, count, model = dist.get_rank(), dist.get_world_size(), network()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     opnorm.torch.constrain(model, optimizer, opnorm.torch.SpectralNorm())
     begun = restore(path, model, optimizer)
     parallel = DistributedDataParallel(model)
