@@ -5,7 +5,8 @@
 Plain JAX: MLPs on 128 examples a device, Adam, parameters and state donated, with `opnorm.jax.constrain` and without,
 in turn in one process; a ratio is taken within its repeat, the tables show medians and quartiles. Devices are virtual
 CPUs, up to 4 that share this machine's cores. Beside the times stand the bytes of the arrays that collectives of the
-compiled update produce, read from its HLO: once in each update, and once more in each further iteration of the search.
+compiled update produce, read from its HLO, and their ratio to 4 (rows + columns): once in each update, and once more in
+each further iteration of the search, or of one that starts cold, with eight vectors.
 `--write` puts the tables between the markers of `benchmarks/README.md`. `PYTHONPATH=src` is enough where opnorm is not
 installed.
 """
@@ -31,7 +32,7 @@ import opnorm.jax
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
 BATCH, GOAL = 128, 1.05  # the batch is that of a device
 HEADER = ("network", "devices", "kernels", "ms without", "with over without", "quartiles", "goal")
-SENT = ("kernels", "split over", "bytes an update", "a further iteration", "over 4 (rows + columns)", "collectives")
+SENT = ("kernels", "split over", "bytes an update", "a further iteration", "one of a cold start", "collectives")
 SPLITS = {"on each": (), "split by outputs": (None, "data")}
 LAYOUTS = {
     "4 of inputs": ((4, 1), PartitionSpec("a", None)),
@@ -141,27 +142,36 @@ def told(shape, count, name):
     held = jax.eval_shape(rule.init, kernels)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), held)
     text = jax.jit(rule.update).lower(kernels, state, kernels).compile().as_text()
-    several = collectives(text)
-    sizes = [sum(size for _, size in one) for one in several]
-    over = ", ".join(f"{size / (4 * sum(shape) * count):.2f}" for size in sizes)
-    kinds = " and ".join(sorted({kind for one in several for kind, _ in one}))
+    parts, unit = collectives(text), 4 * sum(shape) * count
+    sizes = [f"{size:,}, {size / unit:.2f}" for size in (sum(size for _, size in part) for part in parts)]
+    kinds = " and ".join(sorted({kind for part in parts for kind, _ in part}))
     what = f"{'' if count == 1 else f'{count} of '}{shape[0]} x {shape[1]}"
-    return [what, name, *(f"{size:,}" for size in sizes), over, f"{len(several[0])}, {len(several[1])}: {kinds}"]
+    return [what, name, *sizes, f"{', '.join(str(len(part)) for part in parts)}: {kinds}"]
 
 
 def collectives(text):
-    """Return kind and bytes of what the collectives of a compiled program produce, outside of loops and inside."""
+    """Return kind and bytes of what each collective of a compiled program produces: outside of loops, in each loop."""
     parts = computations(text)
-    looped = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", text))
-    while called := {one for name in looped for one in re.findall(r"%([\w.\-]+)", parts[name])} & set(parts) - looped:
-        looped |= called
-    found = {True: [], False: []}
-    for name, lines in parts.items():
-        for types, kind in COLLECTIVE.findall(lines):
-            dims = re.findall(r"f32\[([\d,]*)\]", types)
-            size = sum(4 * int(np.prod([int(n) for n in one.split(",") if n])) for one in dims)
-            found[name in looped].append((kind, size))
-    return found[False], found[True]
+    loops = [reached(body, parts) for body in re.findall(r"body=%?([\w.\-]+)", text)]
+    outside = set(parts) - set().union(*loops)
+    found = [[one for name in several for one in produced(parts[name])] for several in (outside, *loops)]
+    return [found[0], *sorted(filter(None, found[1:]), key=lambda part: sum(size for _, size in part))]
+
+
+def reached(name, parts):
+    """Return the names of the parts of a program that one of them leads to."""
+    names = {name}
+    while more := {one for name in names for one in re.findall(r"%([\w.\-]+)", parts[name])} & set(parts) - names:
+        names |= more
+    return names
+
+
+def produced(part):
+    several = []
+    for types, kind in COLLECTIVE.findall(part):
+        dims = re.findall(r"f32\[([\d,]*)\]", types)
+        several.append((kind, sum(4 * int(np.prod([int(n) for n in one.split(",") if n])) for one in dims)))
+    return several
 
 
 def computations(text):
