@@ -143,7 +143,7 @@ def told(shape, count, name):
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), held)
     text = jax.jit(rule.update).lower(kernels, state, kernels).compile().as_text()
     parts, unit = collectives(text), 4 * sum(shape) * count
-    sizes = [f"{size:,}, {size / unit:.2f}" for size in (sum(size for _, size in part) for part in parts)]
+    sizes = [f"{size:,} ({size / unit:.2f})" for size in (sum(size for _, size in part) for part in parts)]
     kinds = " and ".join(sorted({kind for part in parts for kind, _ in part}))
     what = f"{'' if count == 1 else f'{count} of '}{shape[0]} x {shape[1]}"
     return [what, name, *sizes, f"{', '.join(str(len(part)) for part in parts)}: {kinds}"]
