@@ -13,7 +13,7 @@ from pathlib import Path
 import opnorm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PATIENCE = 240  # seconds: a training takes 5 to 15 alone, and the machines that run the tests are shared
+PATIENCE = 300  # seconds: a training takes 5 to 15 alone, and the machines that run the tests are shared
 LINE = re.compile(r"rank (\d) step (\d+) (norms [\d. ]+ state \w+)")
 
 
@@ -101,6 +101,6 @@ def _end(process):
         if process.poll() is None:
             os.killpg(process.pid, number)
             try:
-                process.wait(timeout=5)
+                process.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 continue

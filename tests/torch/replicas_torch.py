@@ -22,6 +22,7 @@ from opnorm.torch import (
     SpectralNorm,
     constrain,
     monitor,
+    project,
     spectral_normalization,
 )
 
@@ -113,7 +114,7 @@ def projected(kind, axis, rank, count):
 def alone(count):
     """Return what a tall layer, split over its longer side, sends in an update that clips it, and what that leaves."""
     torch.manual_seed(0)
-    layer = nn.Linear(16, 96)
+    layer = nn.Linear(16, 97)  # shards of two sizes
     start = layer.weight.detach().clone()
     fully_shard(layer, mesh=init_device_mesh("cpu", (count,)))
     optimizer = torch.optim.SGD(layer.parameters(), 0.0)
@@ -122,6 +123,15 @@ def alone(count):
     with Sent() as sent:
         optimizer.step()
     return {"start": start, "kernel": layer.weight.full_tensor().detach(), "sizes": sent.sizes, "kinds": sent.kinds}
+
+
+def single(count):
+    """Return the only entry of a kernel that one of the processes holds, after it was clipped."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, -3.0)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (count,)))
+    project(layer, SpectralClip())
+    return layer.weight.full_tensor().item()
 
 
 def refused(count):
@@ -165,7 +175,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     trained = {kind: [one.detach() for one in train(kind, rank, count)] for kind in ("constrained", "normalized")}
-    trained |= {"alone": alone(count), "refused": refused(count)}
+    trained |= {"alone": alone(count), "single": single(count), "refused": refused(count)}
     for axis in (0, 1):
         trained[f"shards {axis}"] = shard(axis, rank, count)
         trained[f"resumed {axis}"] = resumed(axis, rank, count, Path(folder))

@@ -1,12 +1,12 @@
 """Two processes train as one: kernels and vectors stay equal, bit for bit."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from modules import norm
+from processes import run
 from replicas_torch import train
 
 
@@ -16,8 +16,8 @@ def replicas(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
     script = Path(__file__).with_name("replicas_torch.py")
     command = [sys.executable, "-W", "ignore", str(script)]
-    started = [subprocess.Popen([*command, str(rank), "2", str(folder)]) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    codes, outputs = run(folder, [[*command, str(rank), "2", str(folder)] for rank in (0, 1)], [None, None])
+    assert codes == [0, 0], outputs
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -69,6 +69,10 @@ def test_clipping_shards_of_the_longer_side_sends_the_gram_matrix_of_the_shorter
     u, s, vt = torch.linalg.svd(sent["start"].double(), full_matrices=False)
     torch.testing.assert_close(sent["kernel"].double(), u * s.clamp(max=0.7) @ vt, rtol=1e-5, atol=1e-5)
     assert s.max() > 0.75  # something was clipped
+
+
+def test_a_process_without_a_part_of_the_kernel_takes_part(replicas):
+    assert [one["single"] for one in replicas] == pytest.approx([-1.0] * 2)
 
 
 def test_kernels_in_shards_that_are_several_matrices_are_refused(replicas):

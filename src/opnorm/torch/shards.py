@@ -1,7 +1,8 @@
-"""Kernels in shards, as FSDP2 has them, clipped or made orthogonal by products: no process ever holds one whole.
+"""Kernels in shards, as FSDP2 has them, clipped or made orthogonal: each process multiplies its own rows.
 
 With the rows of the longer side in shards, what travels is the Gram matrix of the shorter side, the sum of those of the
-shards. Shards along the shorter side are exchanged for such before, and back after.
+shards. Shards along the shorter side are exchanged for such before, and back after: by PyTorch, which over gloo gathers
+one kernel at a time to do it.
 """
 
 from typing import Any
@@ -26,7 +27,8 @@ def overwrite_shards(rule: Clip | Orthogonalize, kernel: Any, found: Tensor | No
     matrix = to_matrix(wide(kernel), rule.operator.axis, 1)
     rows, _, columns = matrix.shape
     matrix = matrix.reshape(rows, columns)
-    changed = _changed(rule, matrix) if rows >= columns else _changed(rule, matrix.T).T
+    lies = rows < columns or (rows == columns and any(one.is_shard(1) for one in matrix.placements))
+    changed = _changed(rule, matrix.T).T if lies else _changed(rule, matrix)
     kernel.copy_(from_matrix(changed, tuple(kernel.shape), rule.operator.axis).to(kernel.dtype))
 
 
