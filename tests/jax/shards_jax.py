@@ -91,14 +91,16 @@ def explicit():
 
 
 def report():
-    alone, _, _ = trained(PartitionSpec(), PartitionSpec(), (1, 1))
+    alone, its, _ = trained(PartitionSpec(), PartitionSpec(), (1, 1))
     said = {"explicit": explicit()}
     for name, specs in LAYOUTS.items():
         params, state, collectives = trained(*specs, (2, 2) if name == "both" else (4, 1))
         norms = [np.linalg.svd(np.float64(kernel), compute_uv=False)[0] for kernel in params.values()]
         away = max(np.abs(params[key] - alone[key]).max() for key in params)
+        pairs = [(state[-1].vectors[key][0], its[-1].vectors[key][0]) for key in its[-1].vectors]  # the leading ones
         said[name] = {
             "away": float(away),
+            "turned": float(max(np.abs(np.asarray(one) - np.asarray(two)).max() for one, two in pairs)),
             "norms": norms,
             "collectives": collectives,
             "agree": bool(replicas_agree(state)),

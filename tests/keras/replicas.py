@@ -16,6 +16,10 @@ WAY, FOLDER = sys.argv[1:]
 STEPS = 30  # enough for a vector that lives, with one iteration a step and no warm-up
 MIXED = "scaled" in WAY
 CONVOLUTIONAL = "convolutional" in WAY
+REPLICAS = 4 if "four" in WAY else 2
+# What a kernel's axes are split over, and the devices along each name.
+SPLIT = {"input": ("model", None), "both": ("other", "model")}.get(WAY.removeprefix("model_parallel_"), (None, "model"))
+MESH = (1, 2, 2) if "other" in SPLIT else (1, 1, 4)
 
 
 def numpy(x):
@@ -67,8 +71,8 @@ def mirrored():
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
     with strategy.scope():
         model, optimizer = build()
     fit(model)
@@ -87,11 +91,11 @@ def data_parallel():
 
 
 def model_parallel():
-    mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "model"], keras.distribution.list_devices("cpu"))
-    layout = keras.distribution.LayoutMap(mesh)
-    kernel = (None, None, "model") if CONVOLUTIONAL else (None, "model")
+    devices = keras.distribution.list_devices("cpu")
+    layout = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(MESH, ["batch", "other", "model"], devices))
+    kernel = (None, *SPLIT) if CONVOLUTIONAL else SPLIT
     layout[".*wide.*kernel.*"] = kernel  # matches the path of the vector too, whose own layout must win
-    layout[".*wide.*bias"] = ("model",)
+    layout[".*wide.*bias"] = SPLIT[1:]
     if CONVOLUTIONAL:
         layout[".*last.*kernel.*"] = kernel
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
@@ -108,7 +112,7 @@ def single():
 
 def main():
     ways = {"mirrored": mirrored, "data_parallel": data_parallel, "model_parallel": model_parallel, "single": single}
-    model, copies, optimizer = ways[WAY.removesuffix("_scaled").removesuffix("_convolutional")]()
+    model, copies, optimizer = next(way for name, way in ways.items() if WAY.startswith(name))()
     stored = {}
     for name, kernel in (("wide", model.layers[0].kernel), ("last", model.layers[1].kernel)):
         for kind, variable in (("kernel", kernel), ("u", state_of(optimizer, kernel))):

@@ -68,6 +68,13 @@ def test_mirrored_replicas_train_as_one_device(run, suffix):
     assert_equal_to_one_device(trained, run("single" + suffix), replicas=2)
 
 
+@on_tensorflow
+def test_four_mirrored_replicas_train_as_one_device(run):
+    trained = run("mirrored_four")
+    assert_constrained(trained)
+    assert_equal_to_one_device(trained, run("single"), replicas=4)
+
+
 @on_jax
 def test_data_parallel_replicas_train_as_one_device(run):
     trained = run("data_parallel")
@@ -76,9 +83,14 @@ def test_data_parallel_replicas_train_as_one_device(run):
 
 
 @on_jax
-def test_a_kernel_split_over_devices_has_the_same_norm(run):
-    trained, alone = run("model_parallel"), run("single")
-    assert [copy.shape for copy in copies(trained, "wide_kernel")] == [(12, 4)] * 4  # it is split
+@pytest.mark.parametrize(
+    ("way", "shard"),
+    [("model_parallel", (12, 4)), ("model_parallel_input", (3, 16)), ("model_parallel_both", (6, 8))],
+    ids=["by outputs", "by inputs", "by both"],
+)
+def test_a_kernel_split_over_devices_has_the_same_norm(run, way, shard):
+    trained, alone = run(way), run("single")
+    assert [copy.shape for copy in copies(trained, "wide_kernel")] == [shard] * 4  # it is split
     assert [copy.shape for copy in copies(trained, "wide_u")] == [(2, 16)] * 4  # its vector is on every device
     assert_constrained(trained)
     for name in TENSORS:

@@ -33,6 +33,13 @@ class _Precision(NamedTuple):
     excess: float  # of squared singular values over the target, in Frobenius norm: left alone, most likely rounding
 
 
+class Parts(NamedTuple):
+    """How processes that hold a matrix's rows, of its longer side, make one number or matrix of what each finds."""
+
+    summed: Callable[[Tensor], Tensor]  # the sum over the parts, the same everywhere
+    largest: Callable[[Tensor], Tensor]  # the largest, likewise
+
+
 class _Pass(NamedTuple):
     matrix: Tensor
     level: Tensor  # an upper bound of its norm
@@ -41,20 +48,20 @@ class _Pass(NamedTuple):
 _PRECISION = {"float32": _Precision(1e-5, 5e-4, 1e-7, 2e-4), "float64": _Precision(1e-11, 1e-8, 1e-13, 1e-9)}
 
 
-def clip(matrix: Tensor, target: float) -> Tensor:
+def clip(matrix: Tensor, target: float, parts: Parts | None = None) -> Tensor:
     """Return the matrices nearest to `matrix`, `(..., m, n)`, in Frobenius norm with spectral norms at most `target`.
 
     The relative error is 1e-4 at most in float32. A matrix whose norm is below `target`, by more than rounding, is
-    returned bit for bit; so is everything if one entry is not finite.
+    returned bit for bit; so is everything if one entry is not finite. With `parts`, `matrix` is what one process holds.
     """
     xp = of(matrix)
     lapack = xp.has_lapack(matrix)  # eigenvectors are 3 to 5 times faster there than products, and tell the norm too
-    bound = xp.largest(abs(matrix), (-2, -1)) + float("inf") if lapack else norm_bound(matrix)
-    level = xp.where(xp.all_of(xp.isfinite(matrix)), bound, 0.0)
+    bound = _peak(matrix, parts) + float("inf") if lapack else norm_bound(matrix, parts)
+    level = xp.where(_is_finite(matrix, parts), bound, 0.0)
     goal = xp.constant(np.asarray(target), matrix)  # rounded as `level` is, so that they become equal
     return xp.repeat_while(
         lambda state: xp.any_of(state.level > goal),
-        lambda state: _lowered_by_eigenvectors(state, goal) if lapack else _lowered(state, goal),
+        lambda state: _lowered_by_eigenvectors(state, goal, parts) if lapack else _lowered(state, goal, parts),
         _Pass(matrix, level),
         _PASSES,
     ).matrix
@@ -82,28 +89,28 @@ def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor) -> Tensor:
     return (u @ (slopes * even + ratios * odd) + rest) @ _transposed(v)
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor, parts: Parts | None = None) -> Tensor:
     """Return U V^T, the (semi-)orthogonal matrices nearest to `matrix`, `(..., m, n)`, by Newton-Schulz iteration.
 
     Singular values above a thousandth of the largest (float64: 1e-7) become 1 within 1e-4; zero stays zero, and those
-    in between end between 0 and 1. Everything is returned as it is if one entry is not finite.
+    in between end between 0 and 1. Everything is returned as it is if one entry is not finite. With `parts`, `matrix`
+    is what one process holds.
     """
-    xp = of(matrix)
-    x = matrix if _is_tall(matrix) else _transposed(matrix)
-    x = x / _at_least(TINY, _MARGIN * norm_bound(x))
-    x = _iterated(_precision(x).rank, lambda alpha, x: _cubic(alpha, x, x @ _gram(x)), x)
-    return xp.where(xp.all_of(xp.isfinite(matrix)), x if _is_tall(matrix) else _transposed(x), matrix)
+    x = matrix if _is_tall(matrix, parts) else _transposed(matrix)
+    x = x / _at_least(TINY, _MARGIN * norm_bound(x, parts))
+    x = _iterated(_precision(x).rank, lambda alpha, x: _cubic(alpha, x, x @ _gram(x, parts)), x)
+    return of(x).where(_is_finite(matrix, parts), x if _is_tall(matrix, parts) else _transposed(x), matrix)
 
 
-def norm_bound(matrix: Tensor) -> Tensor:
+def norm_bound(matrix: Tensor, parts: Parts | None = None) -> Tensor:
     """Return upper bounds, up to rounding, of the spectral norms of `(..., m, n)`: `(..., 1, 1)`, zero for zero.
 
     They are Schatten norms of order 64, above the truth by the factor r^(1/64) at most, r the shorter side.
     """
     xp = of(matrix)
-    largest = xp.largest(abs(matrix), (-2, -1))
+    largest = _peak(matrix, parts)
     bound = _at_least(TINY, largest)  # every factor is taken out before a square: 1e-30 and 1e+30 stay in range
-    power, root = _gram(matrix / bound), 0.5
+    power, root = _gram(matrix / bound, parts), 0.5
     for last in [False] * _SQUARINGS + [True]:
         size = _at_least(TINY, _frobenius(power))
         bound, root = bound * size**root, root / 2
@@ -112,28 +119,28 @@ def norm_bound(matrix: Tensor) -> Tensor:
     return xp.where(largest > 0, bound, 0.0)
 
 
-def _lowered(state: _Pass, target: Tensor) -> _Pass:
+def _lowered(state: _Pass, target: Tensor, parts: Parts | None) -> _Pass:
     # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
     matrix, level = state
     goal = _at_least(target, level / _REACH)
-    gram = _gram(matrix / goal)
+    gram = _gram(matrix / goal, parts)
     excess = _positive_part(gram - _eye_like(gram))
-    return _Pass(_multiplied(matrix, _inverse_root(excess), excess), goal)
+    return _Pass(_multiplied(matrix, _inverse_root(excess), excess, parts), goal)
 
 
-def _lowered_by_eigenvectors(state: _Pass, target: Tensor) -> _Pass:
+def _lowered_by_eigenvectors(state: _Pass, target: Tensor, parts: Parts | None) -> _Pass:
     xp, matrix = of(state.matrix), state.matrix
-    size = _at_least(TINY, xp.largest(abs(matrix), (-2, -1)))
-    values, vectors = xp.eigh(_gram(matrix / size))
+    size = _at_least(TINY, _peak(matrix, parts))
+    values, vectors = xp.eigh(_gram(matrix / size, parts))
     goal = _at_least(target, size * xp.sqrt(_at_least(0.0, values[..., -1:, None])) / _REACH)
     excess = _at_least(0.0, values[..., None, :] * (size / goal) ** 2 - 1)
     changed = (vectors * (1 / xp.sqrt(1 + excess) - 1)) @ _transposed(vectors)  # nothing where nothing is
-    return _Pass(_multiplied(matrix, _eye_like(changed) + changed, excess), goal)
+    return _Pass(_multiplied(matrix, _eye_like(changed) + changed, excess, parts), goal)
 
 
-def _multiplied(matrix: Tensor, factor: Tensor, excess: Tensor) -> Tensor:
+def _multiplied(matrix: Tensor, factor: Tensor, excess: Tensor, parts: Parts | None) -> Tensor:
     # Of several matrices, one that is inside the ball is left as it is.
-    clipped = matrix @ factor if _is_tall(matrix) else factor @ matrix
+    clipped = matrix @ factor if _is_tall(matrix, parts) else factor @ matrix
     return of(matrix).where(_frobenius(excess) > _precision(matrix).excess, clipped, matrix)
 
 
@@ -174,13 +181,25 @@ def _cubic(alpha: Tensor | float, x: Tensor, cube: Tensor) -> Tensor:
     return (1.5 * alpha) * x - (0.5 * alpha**3) * cube
 
 
-def _gram(matrix: Tensor) -> Tensor:
+def _gram(matrix: Tensor, parts: Parts | None) -> Tensor:
     other = _transposed(matrix)
-    return other @ matrix if _is_tall(matrix) else matrix @ other
+    gram = other @ matrix if _is_tall(matrix, parts) else matrix @ other
+    return parts.summed(gram) if parts else gram
 
 
-def _is_tall(matrix: Tensor) -> bool:
-    return bool(matrix.shape[-2] >= matrix.shape[-1])
+def _peak(matrix: Tensor, parts: Parts | None) -> Tensor:
+    largest = of(matrix).largest(abs(matrix), (-2, -1))
+    return parts.largest(largest) if parts else largest
+
+
+def _is_finite(matrix: Tensor, parts: Parts | None) -> Tensor:
+    xp = of(matrix)
+    finite = xp.all_of(xp.isfinite(matrix))
+    return parts.largest(xp.where(finite, 0.0, 1.0)) == 0 if parts else finite
+
+
+def _is_tall(matrix: Tensor, parts: Parts | None = None) -> bool:
+    return parts is not None or bool(matrix.shape[-2] >= matrix.shape[-1])
 
 
 def _transposed(matrix: Tensor) -> Tensor:

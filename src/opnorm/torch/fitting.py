@@ -10,8 +10,9 @@ from torch import Tensor
 
 from opnorm.backends import Tensor as AnyTensor
 from opnorm.checks import require
-from opnorm.rules import Constraint, MaxSpectralNorm, Rule, SpectralNorm, find, overwrite
+from opnorm.rules import Clip, Constraint, Orthogonalize, Rule, find, overwrite
 from opnorm.torch.geometry import KernelGeometry
+from opnorm.torch.shards import is_sharded, overwrite_shards
 from opnorm.torch.sites import Kernel
 
 
@@ -52,10 +53,9 @@ def fit(constraint: Constraint, kernel: Kernel, index: int = 0) -> Fitted:
 def _require_matrix(kernel: Kernel, geometry: KernelGeometry, constraint: Constraint) -> None:
     """Raise for what cannot be done on the shards of a DTensor, as FSDP2 has them."""
     slides = constraint.operator == "convolution" and geometry.strides is not None
-    scales = isinstance(constraint, SpectralNorm | MaxSpectralNorm)
-    must = "must be SpectralNorm or MaxSpectralNorm, of kernels that are one matrix, where these are sharded"
-    one = scales and not slides and geometry.groups == 1
-    require(one or not hasattr(kernel.tensor, "device_mesh"), "rule", must, f"{constraint} for {kernel.path}")
+    must = "must be of kernels that are one matrix, not of blocks or what slides, where these are sharded"
+    one = not slides and geometry.groups == 1
+    require(one or not is_sharded(kernel.tensor), "rule", must, f"{constraint} for {kernel.path}")
 
 
 def overwrite_all(
@@ -66,9 +66,16 @@ def overwrite_all(
     for places in by_device(kernels):
         found, after = find([rules[i] for i in places], [kernels[i] for i in places], [states[i] for i in places])
         for i, what, state in zip(places, found, after, strict=True):
-            overwrite(rules[i], kernels[i], what)
+            _overwrite(rules[i], kernels[i], what)
             following[i] = state
     return following
+
+
+def _overwrite(rule: Rule, kernel: Tensor, what: AnyTensor) -> None:
+    if isinstance(rule, Clip | Orthogonalize) and is_sharded(kernel):
+        overwrite_shards(rule, kernel, what)
+    else:
+        overwrite(rule, kernel, what)
 
 
 def by_device(kernels: Sequence[Tensor]) -> list[list[int]]:
