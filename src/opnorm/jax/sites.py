@@ -136,7 +136,7 @@ def _found(model: Any, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> tu
         require(not keywords, "keywords", "must be given for a flax.linen.Module only", keywords)
         answers = list(_walked(model, "", {}, lambda node: isinstance(node, types) or is_registered(node)))
         nnx = sys.modules.get("flax.nnx")
-        answers = _tied(answers) if nnx is not None and isinstance(model, nnx.Module) else answers
+        answers = _tied(model, answers, nnx.Variable) if nnx is not None and isinstance(model, nnx.Module) else answers
     dtypes = {path: leaf.dtype for path, leaf, _ in answers}
     twice = [path for path, count in Counter(path for path, _, _ in answers).items() if count > 1]
     require(not twice, "model", "must not have two arrays of one path", twice)
@@ -160,16 +160,16 @@ def _walked(
             yield path, leaf, told.get(name) or _unlisted(tree, path, leaf, told.get("*", ""), is_layer(tree))
 
 
-def _tied(answers: list[tuple[str, Any, Answer]]) -> list[tuple[str, Any, Answer]]:
+def _tied(model: Any, answers: list[tuple[str, Any, Answer]], variable: type) -> list[tuple[str, Any, Answer]]:
     """Return the answers with a reason for what is there again: a state of flax.nnx has shared variables once."""
-    first: dict[int, str] = {}
+    # Variables, not their arrays: a clone's are its own, and share the arrays until they are trained.
+    whole = take_apart(model, lambda node: isinstance(node, variable))
+    held = {name: id(leaf) for name, leaf in zip(whole.names, whole.leaves, strict=True)}
+    first: dict[Any, str] = {}
+    owners = [first.setdefault(held.get(path, path), path) for path, _, _ in answers]
     return [
-        (
-            path,
-            leaf,
-            what if first.setdefault(id(leaf), path) == path or what is None else f"tied to {first[id(leaf)]!r}",
-        )
-        for path, leaf, what in answers
+        (path, leaf, what if owner == path or what is None else f"tied to {owner!r}")
+        for owner, (path, leaf, what) in zip(owners, answers, strict=True)
     ]
 
 
