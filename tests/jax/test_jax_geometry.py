@@ -223,6 +223,9 @@ def test_a_normalized_kernel_has_the_norm_and_its_gradient_goes_through_it():
         (jnp.ones((2, 3)), {"state": jnp.ones((1, 7))}, "`state` must have the shape"),
         (jnp.ones((2, 3)), {"geometry": 0}, "`geometry` must be a KernelGeometry"),
         (jnp.ones((2, 3)), {"operator": "reshaped"}, "`operator` must be one of"),
+        (jnp.ones((0, 3)), {}, "`kernel` must have entries"),
+        (jnp.ones(()), {}, r"`geometry` must fit a kernel of shape \(\)"),
+        (jnp.ones((2, 3)), {"geometry": oj.KernelGeometry(rank=3)}, r"`geometry` must fit a kernel of shape \(2, 3\)"),
     ],
 )
 def test_what_cannot_be_normalized_is_refused(kernel, options, message):

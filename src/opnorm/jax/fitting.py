@@ -115,7 +115,7 @@ def apply_all(
 
     # GPUs and TPUs multiply float32 in fewer digits unless they are told: sigma would be known to 1e-2 only.
     with jax.default_matmul_precision("highest"):
-        return _without_explicit_axes(applied, list(arrays), list(states))
+        return without_explicit_axes(applied, list(arrays), list(states))
 
 
 def _made(rule: Rule, kernel: Tensor, found: Any, least: float) -> Tensor:
@@ -126,7 +126,7 @@ def _made(rule: Rule, kernel: Tensor, found: Any, least: float) -> Tensor:
     return jnp.where(small, least * kernel, made)
 
 
-def _without_explicit_axes(
+def without_explicit_axes(
     applied: Callable[..., tuple[list[Tensor], list[Tensor]]], arrays: list[Tensor], states: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return `applied(arrays, states)`; where shardings are part of the types, the compiler chooses those inside."""

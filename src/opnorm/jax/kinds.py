@@ -41,8 +41,8 @@ class KernelGeometry(NamedTuple):
     note: str = ""
 
     def fits(self, shape: Shape) -> bool:
-        """Return whether an array of `shape`, which has `rank` axes or more, can be such a kernel."""
-        if self.rank is not None and self.rank < 1:
+        """Return whether an array of `shape` can be such a kernel."""
+        if self.rank is not None and not 1 <= self.rank <= len(shape):
             return False
         own = len(shape) - len(self.stack(shape))
         outputs, spatial = several(self.axis), self.spatial
