@@ -157,7 +157,7 @@ def _walked(
             }
             yield from _walked(leaf, path, inner, is_layer)
         elif is_array(leaf):
-            yield path, leaf, told.get(name) or _unlisted(tree, path, leaf, told.get("*", ""), is_layer(tree))
+            yield path, leaf, _answer(tree, name, path, leaf, told, is_layer(tree))
 
 
 def _tied(model: Any, answers: list[tuple[str, Any, Answer]], variable: type) -> list[tuple[str, Any, Answer]]:
@@ -173,11 +173,16 @@ def _tied(model: Any, answers: list[tuple[str, Any, Answer]], variable: type) ->
     ]
 
 
-def _unlisted(tree: Any, path: str, leaf: Any, reason: KernelGeometry | str, typed: bool) -> Answer:
-    if len(leaf.shape) < 2 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+def _answer(
+    tree: Any, name: str, path: str, leaf: Any, told: Mapping[str, KernelGeometry | str], typed: bool
+) -> Answer:
+    may_be = len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    if "*" in told:
+        return told["*"] if may_be else None
+    if name in told:
+        return told[name]
+    if not may_be or is_registered(tree):
         return None
-    if reason or is_registered(tree):
-        return reason or None
     return _UNKNOWN if typed else guessed(path, tuple(leaf.shape))
 
 
