@@ -172,14 +172,14 @@ def test_zero_kernels_stay_zero_and_are_constrained_once_they_are_not():
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_kernel_far_outside_its_ball_comes_into_it_in_a_few_updates_and_does_not_vanish(name):
-    rule, holds = RULES[name]
+    rule, _ = RULES[name]
     params = {"w": 1e30 * two_layers()["first"]["kernel"]}
     optimizer = oj.constrain(rule)
     state, update, still = optimizer.init(params), jax.jit(optimizer.update), {"w": jnp.zeros((6, 10))}
     for _ in range(7):
         updates, state = update(still, state, params)
         params = optax.apply_updates(params, updates)
-    assert holds(values(params["w"]), np.full(6, 2.0))
+    assert values(params["w"])[0] == pytest.approx(rule.ball, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", RULES)
