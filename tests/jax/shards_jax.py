@@ -90,9 +90,28 @@ def explicit():
     return [np.linalg.svd(np.float64(kernel), compute_uv=False)[0] for kernel in new.values()]
 
 
+def normalized():
+    """Return the norm of a kernel that is normalized in the forward pass, on such a mesh."""
+    placed = NamedSharding(jax.make_mesh((4,), ("a",), (AxisType.Explicit,)), PartitionSpec("a", None))
+    kernel, _ = jax.jit(oj.normalized)(jax.device_put(start()["one"], placed))
+    assert kernel.sharding == placed
+    return np.linalg.svd(np.float64(kernel), compute_uv=False)[0]
+
+
+def mapped():
+    """Return the norms after an update inside `jax.shard_map`, where each device has whole kernels."""
+    mesh = jax.make_mesh((4,), ("a",), (AxisType.Auto,))
+    whole, split = PartitionSpec(), PartitionSpec("a")
+    params = start()
+    x = jax.random.normal(jax.random.key(1), (16, ROWS))
+    inside = jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, split), out_specs=(whole, whole))
+    new, _ = jax.jit(inside)(params, optimizer().init(params), x)
+    return [np.linalg.svd(np.float64(kernel), compute_uv=False)[0] for kernel in new.values()]
+
+
 def report():
     alone, its, _ = trained(PartitionSpec(), PartitionSpec(), (1, 1))
-    said = {"explicit": explicit()}
+    said = {"explicit": explicit(), "normalized": normalized(), "mapped": mapped()}
     for name, specs in LAYOUTS.items():
         params, state, collectives = trained(*specs, (2, 2) if name == "both" else (4, 1))
         norms = [np.linalg.svd(np.float64(kernel), compute_uv=False)[0] for kernel in params.values()]

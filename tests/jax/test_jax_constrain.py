@@ -170,6 +170,29 @@ def test_zero_kernels_stay_zero_and_are_constrained_once_they_are_not():
     assert abs(values(updates["w"])[0] - 1) < 1e-3
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_kernel_far_outside_its_ball_comes_into_it_in_a_few_updates_and_does_not_vanish(name):
+    rule, _ = RULES[name]
+    params = {"w": 1e30 * two_layers()["first"]["kernel"]}
+    optimizer = oj.constrain(rule)
+    state, update, still = optimizer.init(params), jax.jit(optimizer.update), {"w": jnp.zeros((6, 10))}
+    for _ in range(7):
+        updates, state = update(still, state, params)
+        params = optax.apply_updates(params, updates)
+    assert values(params["w"])[0] == pytest.approx(rule.ball, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_kernel_without_entries_is_passed_over(name):
+    params = {"none": jnp.zeros((0, 5)), "some": two_layers()["first"]["kernel"]}
+    optimizer = oj.constrain(RULES[name][0])
+    updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    assert new["none"].shape == (0, 5)
+    assert RULES[name][1](values(new["some"]), values(params["some"]))
+    assert "none" not in state.vectors
+
+
 def test_stacked_layers_have_a_norm_each():
     table = oj.geometry({"w": jnp.ones((3, 4, 5))}, kernels={"w": oj.KernelGeometry(rank=2)})
     params = {"w": jax.random.normal(jax.random.key(0), (3, 4, 5))}
@@ -182,7 +205,7 @@ def test_the_rule_of_a_convolution_is_that_of_what_slides():
     from opnorm import Convolution, spectral_norm
 
     params = {"conv": {"kernel": jax.random.normal(jax.random.key(1), (3, 3, 2, 4))}}
-    optimizer = oj.constrain(oj.SpectralNorm(operator="convolution"))
+    optimizer = oj.constrain(oj.SpectralNorm(operator="convolution"), oj.geometry(params))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     new = np.asarray(optax.apply_updates(params, updates)["conv"]["kernel"])
     bounds = spectral_norm(Convolution(new))

@@ -79,6 +79,7 @@ def test_what_other_layers_make_in_the_forward_pass_is_a_row_that_says_so():
     rows = {row.path: row for row in oj.geometry({"a": nn.Linear(2, 2, key=KEY), "b": Mine(jnp.ones((2, 2)), wrapped)})}
     assert "register the layer's type" in rows["b.weight"].note
     assert "equinox's SpectralNorm" in rows["b.inner.layer.weight"].note
+    assert "b.inner.layer.bias" not in rows
     assert [path for path, row in rows.items() if row.geometry is not None] == ["a.weight"]
 
 

@@ -114,6 +114,25 @@ def test_shared_variables_are_constrained_once():
     assert set(oj.constrain(oj.SpectralNorm(), table).init(nnx.state(model, nnx.Param)).vectors) == {"one.kernel"}
 
 
+def test_a_clone_is_constrained_by_itself_though_it_starts_with_the_same_arrays():
+    class Critics(nnx.Module):
+        def __init__(self):
+            self.one = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+            self.two = nnx.clone(self.one)
+
+    assert list(oj.geometry(Critics()).kernels) == ["one.kernel", "two.kernel"]
+
+
+def test_muon_and_the_constraint_share_a_table_in_an_nnx_optimizer():
+    model = nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0))
+    table = oj.geometry(model)
+    numbers = partial(oj.dimension_numbers, geometry=table)
+    muon = optax.contrib.muon(0.1, muon_weight_dimension_numbers=numbers)
+    optimizer = nnx.Optimizer(model, optax.chain(muon, oj.constrain(oj.SpectralNorm(), table)), wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda m: jnp.mean(m(jnp.ones((2, 3)))))(model))
+    assert values(model.kernel[...].reshape(3, 8))[0] == pytest.approx(1, rel=1e-3)
+
+
 class Linen(linen.Module):
     @linen.compact
     def __call__(self, x, train=False):
@@ -163,3 +182,28 @@ def test_what_linen_makes_in_the_forward_pass_is_a_row_that_says_so():
     assert [row.note for row in rows.values()].count(
         "made of other arrays in the forward pass, by flax's SpectralNorm"
     ) == 1
+
+
+def test_linen_modules_that_take_arguments_by_name_and_trees_of_inputs_tell_their_kernels():
+    class Named(linen.Module):
+        @linen.compact
+        def __call__(self, batch, *, train):
+            return linen.Dropout(0.5, deterministic=not train)(linen.Dense(2)(batch["x"]))
+
+    batch = {"x": jax.ShapeDtypeStruct((1, 3), "float32")}
+    assert list(oj.geometry(Named(), batch, keywords={"train": False}).kernels) == ["Dense_0.kernel"]
+    with pytest.raises(ValueError, match=r"`inputs` must be what the module's `init` takes after the key"):
+        oj.geometry(Named())
+
+
+def test_a_mask_over_variables_of_linen_leaves_out_a_part_of_them():
+    variables = {"params": {"body": {"kernel": 2 * jnp.eye(3)}, "head": {"kernel": 2 * jnp.eye(3)}}}
+    rule = oj.constrain(oj.SpectralNorm(), oj.geometry(variables["params"]))
+    masked = optax.masked(rule, {"params": {"body": False, "head": True}})
+    assert set(masked.init(variables).inner_state.vectors) == {"head.kernel"}
+
+
+@pytest.mark.parametrize("model", [nnx.Linear(2, 2, rngs=nnx.Rngs(0)), linen.Dense(2)])
+def test_a_model_in_the_place_of_its_geometry_is_refused(model):
+    with pytest.raises(ValueError, match=r"`geometry` must be what `opnorm.jax.geometry\(model\)` returned"):
+        oj.constrain(oj.SpectralNorm(), model)

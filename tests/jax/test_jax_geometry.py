@@ -33,6 +33,10 @@ NAMES = [
     ("experts.w", (2, 4, 5), "3 axes do not tell"),
     ("layers.kernel", (12, 512, 8, 64), "4 axes do not tell"),
     ("conv2_d_transpose.w", (3, 3, 4, 5), "transposed"),
+    ("transposed_net/~/conv2_d.w", (3, 3, 4, 5), -1),
+    ("conv_net/~/batched_linear.w", (3, 4, 5), "3 axes do not tell"),
+    ("net/~/depthwise_conv2_d.w", (3, 3, 1, 5), "how many groups"),
+    ("dense.lora_a", (4, 2), "one factor"),
 ]
 
 
@@ -70,6 +74,15 @@ def test_what_may_be_a_kernel_is_warned_of_and_a_table_is_trusted():
     oj.constrain(oj.SpectralNorm(), oj.geometry(tree)).init(tree)
 
 
+def test_a_guess_is_warned_of_and_a_table_is_trusted():
+    tree = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}}
+    with pytest.warns(
+        UserWarning, match=r"1 arrays are guessed, 'conv.kernel' the first: taken for an ungrouped.*print"
+    ):
+        oj.constrain(oj.SpectralNorm()).init(tree)
+    oj.constrain(oj.SpectralNorm(), oj.geometry(tree)).init(tree)
+
+
 @pytest.mark.parametrize(
     ("tree", "options", "message"),
     [
@@ -80,11 +93,38 @@ def test_what_may_be_a_kernel_is_warned_of_and_a_table_is_trusted():
         ({"w": shaped((3, 4))}, {"include": "v"}, r"`include` must match a kernel of the model; it has w"),
         ({"w": shaped((3, 4))}, {"kernels": {"v": oj.KernelGeometry()}}, r"`kernels` must match arrays.*w"),
         ({"w": shaped((3, 4))}, {"kernels": {"w": 1}}, r"`kernels` must map patterns to KernelGeometry"),
+        ({"w": shaped((3, 4))}, {"kernels": "w"}, r"`kernels` must map patterns to KernelGeometry"),
+        ({"w": shaped((3, 4))}, {"keywords": {"train": False}}, r"`keywords` must be given for a flax.linen.Module"),
+        ({"a.b": shaped((3, 4)), "a": {"b": shaped((4, 4))}}, {}, r"two arrays of one path.*'a.b'"),
     ],
 )
 def test_a_model_without_a_sound_kernel_is_refused(tree, options, message):
     with pytest.raises(ValueError, match=message):
         oj.geometry(tree, **options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        oj.KernelGeometry(axis=5),
+        oj.KernelGeometry(axis=(3, -1)),
+        oj.KernelGeometry(axis=()),
+        oj.KernelGeometry(rank=0),
+        oj.KernelGeometry(groups=3),
+        oj.KernelGeometry(spatial=(0,)),
+        oj.KernelGeometry(spatial=(0, 3)),
+    ],
+)
+def test_a_geometry_that_does_not_fit_its_array_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"`kernels` must fit the array 'w' of shape \(3, 3, 4, 5\)"):
+        oj.geometry({"w": shaped((3, 3, 4, 5))}, kernels={"w": wrong})
+
+
+@pytest.mark.parametrize("wrong", [oj.SpectralNorm(axis=0), oj.MaxSpectralNorm(groups=2), oj.SpectralClip(strides=2)])
+def test_a_rule_that_says_what_the_geometry_says_is_refused(wrong):
+    for use in (oj.constrain, lambda rule: oj.project(two_layers(), rule)):
+        with pytest.raises(ValueError, match=r"`rule` must leave (axis|groups|strides) to `opnorm.jax.geometry"):
+            use(wrong)
 
 
 def test_what_does_not_belong_together_is_refused():
@@ -99,6 +139,12 @@ def test_what_does_not_belong_together_is_refused():
         optimizer.update({"second": params["second"]}, state, params)
     with pytest.raises(ValueError, match=r"`state` must be of these parameters: call `init`.*'first.kernel'"):
         optimizer.update(params, oj.ConstraintState({}), params)
+    with pytest.raises(ValueError, match=r"`state` must be of these parameters.*shape \(2, 10\) of 'first.kernel'"):
+        optimizer.update(jax.tree.map(jnp.transpose, params), state, jax.tree.map(jnp.transpose, params))
+    with pytest.raises(ValueError, match=r"`state` must be what `init` returned"):
+        optimizer.update(params, (state,), params)
+    with pytest.raises(ValueError, match=r"`params` must have the kernel 'second.kernel'.*exclude"):
+        optimizer.init({"first": params["first"]})
     with pytest.raises(ValueError, match=r"`rule` must be one of opnorm.jax's constraints"):
         oj.constrain(1.0)
     with pytest.raises(ValueError, match=r"`geometry` must be what"):
@@ -177,6 +223,9 @@ def test_a_normalized_kernel_has_the_norm_and_its_gradient_goes_through_it():
         (jnp.ones((2, 3)), {"state": jnp.ones((1, 7))}, "`state` must have the shape"),
         (jnp.ones((2, 3)), {"geometry": 0}, "`geometry` must be a KernelGeometry"),
         (jnp.ones((2, 3)), {"operator": "reshaped"}, "`operator` must be one of"),
+        (jnp.ones((0, 3)), {}, "`kernel` must have entries"),
+        (jnp.ones(()), {}, r"`geometry` must fit a kernel of shape \(\)"),
+        (jnp.ones((2, 3)), {"geometry": oj.KernelGeometry(rank=3)}, r"`geometry` must fit a kernel of shape \(2, 3\)"),
     ],
 )
 def test_what_cannot_be_normalized_is_refused(kernel, options, message):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / "jax.md", ROOT / "docs" / "migration-jax.md"]
-NEEDS = {"": "optax", " nnx": "flax.nnx", " equinox": "equinox"}
+NEEDS = {"": "optax", " nnx": "flax.nnx", " equinox": "equinox", " haiku": "haiku"}
 
 
 @pytest.mark.parametrize("kind", NEEDS, ids=NEEDS.values())

@@ -39,3 +39,8 @@ def test_the_rule_gathers_no_kernel_that_is_split(said, layout):
 
 def test_shardings_that_are_part_of_the_types_are_kept(said):
     assert said["explicit"] == pytest.approx([1, 1], abs=1e-3)
+    assert said["normalized"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_rule_runs_inside_shard_map(said):
+    assert said["mapped"] == pytest.approx([1, 1], abs=1e-3)

@@ -11,11 +11,15 @@ import optax
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
-from opnorm.jax.fitting import Fitted, GeometryLike, apply_all, fit_all, place_of
+from opnorm.jax.bare import CONVOLUTION
+from opnorm.jax.fitting import Fitted, GeometryLike, apply_all, fit_all, place_of, require_rule, table_of
 from opnorm.jax.paths import Leaves, take_apart
-from opnorm.jax.sites import Geometry
+from opnorm.jax.sites import Geometry, is_model
 from opnorm.jax.sites import geometry as by_type_or_name
 from opnorm.rules import Constraint
+
+# What is left of a sum of two numbers 2**24 times as large is rounding, or zero, and a zero kernel stays zero.
+_LEAST = 2.0**-20
 
 
 class ConstraintState(NamedTuple):
@@ -48,26 +52,29 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
     Example:
         >>> optimizer = optax.chain(optax.adam(1e-3), opnorm.jax.constrain(opnorm.jax.SpectralNorm()))
     """
-    require(isinstance(rule, Constraint), "rule", "must be one of opnorm.jax's constraints", rule)
-    sound = isinstance(geometry, Geometry) or callable(geometry)
+    require_rule(rule)
+    sound = isinstance(geometry, Geometry) or (callable(geometry) and not is_model(geometry))
     require(sound, "geometry", "must be what `opnorm.jax.geometry(model)` returned, or a function of params", geometry)
 
     def init(params: Any) -> ConstraintState:
-        if not isinstance(geometry, Geometry):
-            _warn_of_strangers(geometry(params))
-        leaves, fitted = fit_all(rule, geometry, params)
+        told = table_of(geometry, params)
+        if told is not geometry:
+            _warn_of_guesses(told)
+        leaves, fitted = fit_all(rule, told, params)
         starts = {one.path: one.start(leaves.leaves[one.place]) for one in fitted}
-        return ConstraintState({path: start for path, start in starts.items() if start is not None})
+        return ConstraintState({path: jnp.asarray(start) for path, start in starts.items() if start is not None})
 
     def update(updates: Any, state: ConstraintState, params: Any = None, **extra: Any) -> tuple[Any, ConstraintState]:
         if params is None:
             raise ValueError(
                 "Argument `params` must be given: `optimizer.update(gradients, opt_state, params)`. Received: None"
             )
+        must = "must be what `init` returned; `optimizer.init(params)` is that of a whole chain"
+        require(isinstance(state, ConstraintState), "state", must, state)
         steps, due = _due(rule, geometry, updates, params)
         states = [_vectors(state, one) for one in due]
         fitted, wanted = [one.fitted for one in due], [one.wanted for one in due]
-        changed, following = apply_all(fitted, [one.constraint.rule for one in fitted], wanted, states)
+        changed, following = apply_all(fitted, [one.constraint.rule for one in fitted], wanted, states, _LEAST)
         new = {one.place: one.step_to(kernel) for one, kernel in zip(due, changed, strict=True)}
         vectors = {one.path: kept for one, kept in zip(fitted, following, strict=True) if kept is not None}
         return steps.replaced(new), ConstraintState({**state.vectors, **vectors})
@@ -86,7 +93,7 @@ class _Due(NamedTuple):
     @property
     def wanted(self) -> Tensor:
         """The kernel that the update alone leads to, in float32 or wider."""
-        kind = jnp.promote_types(jnp.result_type(self.before, self.step), jnp.float32)
+        kind = jnp.float64 if jnp.float64 in (self.before.dtype, self.step.dtype) else jnp.float32
         wanted: Tensor = self.before.astype(kind) + self.step.astype(kind)
         return wanted
 
@@ -111,20 +118,23 @@ def _due(rule: Constraint, geometry: GeometryLike, updates: Any, params: Any) ->
 
 
 def _vectors(state: ConstraintState, one: _Due) -> Tensor:
-    kept = state.vectors.get(one.fitted.path)
-    if kept is None and one.fitted.start(one.before) is not None:
+    start, kept = one.fitted.start(one.before), state.vectors.get(one.fitted.path)
+    if (None if start is None else start.shape) != (None if kept is None else kept.shape):
+        found = "no vectors" if kept is None else f"vectors of shape {kept.shape}"
         raise ValueError(
-            "Argument `state` must be of these parameters: call `init` on them. Received: no vectors of "
-            f"{one.fitted.path!r}"
+            "Argument `state` must be of these parameters: call `init` on them, with this rule. Received: "
+            f"{found} of {one.fitted.path!r}"
         )
     return kept
 
 
-def _warn_of_strangers(table: Geometry) -> None:
+def _warn_of_guesses(table: Geometry) -> None:
     strangers = [row for row in table if row.geometry is None and row.note != "not selected"]
-    if strangers:
-        warnings.warn(
-            f"{len(strangers)} arrays that may be kernels are not constrained, {strangers[0].path!r} the first: "
-            f"{strangers[0].note}. Remedy: `geometry=opnorm.jax.geometry(model)`, of which `print` shows all.",
-            stacklevel=3,
-        )
+    guesses = [row for row in table if row.geometry is not None and row.note == CONVOLUTION]
+    for several, what in ((strangers, "that may be kernels are not constrained"), (guesses, "are guessed")):
+        if several:
+            warnings.warn(
+                f"{len(several)} arrays {what}, {several[0].path!r} the first: {several[0].note}. Remedy: "
+                "`geometry=opnorm.jax.geometry(model)`, of which `print` shows all.",
+                stacklevel=3,
+            )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from opnorm.backends import Tensor
@@ -14,6 +15,7 @@ from opnorm.jax.paths import Leaves, is_hole, take_apart
 from opnorm.jax.sites import Geometry
 from opnorm.rules import Constraint, Rule, Scale, find
 
+_GEOMETRY = {"axis": -1, "groups": 1, "strides": 1}  # arguments of a constraint, and what they are by default
 GeometryLike = Geometry | Callable[[Any], Geometry]
 
 
@@ -34,10 +36,25 @@ class Fitted(NamedTuple):
         """Return the array of `shape` of which `kernel` is the view."""
         return self.geometry.unview(kernel, self.constraint.operator, shape)
 
-    def start(self, array: Tensor) -> Tensor:
+    def start(self, array: Tensor) -> np.ndarray | None:
         """Return the rule's first state; None where it needs none."""
-        start = self.constraint.initial_state(jax.eval_shape(self.view, array), self.number)
-        return None if start is None else jnp.asarray(start)
+        slides = self.geometry.slides(self.constraint.operator)
+        return self.constraint.initial_state(jax.eval_shape(self.view, array) if slides else array, self.number)
+
+
+def require_rule(rule: Any) -> None:
+    """Raise unless `rule` is a constraint that leaves to the geometry what the geometry says."""
+    require(isinstance(rule, Constraint), "rule", "must be one of opnorm.jax's constraints", rule)
+    told = [name for name, default in _GEOMETRY.items() if getattr(rule, name, default) != default]
+    must = f"must leave {' and '.join(told)} to `opnorm.jax.geometry(model, kernels={{pattern: KernelGeometry(...)}})`"
+    require(not told, "rule", must, rule)
+
+
+def table_of(geometry: GeometryLike, params: Any) -> Geometry:
+    """Return what `geometry` says of `params`; raise unless it is a table, or a function that returns one."""
+    told = geometry if isinstance(geometry, Geometry) else geometry(params)
+    require(isinstance(told, Geometry), "geometry", "must be, or return, what `opnorm.jax.geometry` returns", told)
+    return told
 
 
 def fit_all(constraint: Constraint, geometry: GeometryLike, params: Any) -> tuple[Leaves, list[Fitted]]:
@@ -46,13 +63,11 @@ def fit_all(constraint: Constraint, geometry: GeometryLike, params: Any) -> tupl
     Raises:
         ValueError: When the geometry names none of the leaves, or one that is not there, or does not fit.
     """
-    told = geometry if isinstance(geometry, Geometry) else geometry(params)
-    require(isinstance(told, Geometry), "geometry", "must be, or return, what `opnorm.jax.geometry` returns", told)
-    leaves = take_apart(params)
+    told, leaves = table_of(geometry, params), take_apart(params)
     fitted = []
     for index, (path, one) in enumerate(told.kernels.items()):
         place = place_of(leaves, path, "params")
-        if place is not None:
+        if place is not None and 0 not in leaves.leaves[place].shape:  # no entries, no norm
             fitted.append(_fit(constraint, path, place, one, leaves.leaves[place], index))
     if not fitted:
         raise ValueError(
@@ -73,29 +88,45 @@ def place_of(leaves: Leaves, path: str, name: str) -> int | None:
     except KeyError:
         known = ", ".join(one for one, leaf in zip(leaves.names, leaves.leaves, strict=True) if not is_hole(leaf))
         raise ValueError(
-            f"Argument `{name}` must have the kernel {path!r}, which `geometry` names: both must be of one model. "
+            f"Argument `{name}` must have the kernel {path!r}, which `geometry` names: both must be of one model; of a "
+            "part of it, `opnorm.jax.geometry(model, exclude=...)` leaves out the rest. "
             f"Received: {known or 'no leaves'}"
         ) from None
 
 
 def apply_all(
-    fitted: Sequence[Fitted], rules: Sequence[Rule], arrays: Sequence[Tensor], states: Sequence[Tensor]
+    fitted: Sequence[Fitted],
+    rules: Sequence[Rule],
+    arrays: Sequence[Tensor],
+    states: Sequence[Tensor],
+    least: float = 0.0,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return all arrays as their rules make them, found together, and the next states."""
+    """Return all arrays as their rules make them, found together, and the next states.
+
+    None becomes smaller than `least` times what it was.
+    """
 
     def applied(arrays: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         kernels = [one.view(array) for one, array in zip(fitted, arrays, strict=True)]
         found, following = find(rules, kernels, states)
-        changed = [rule.act(kernel, what) for rule, kernel, what in zip(rules, kernels, found, strict=True)]
+        changed = [_made(*one, least) for one in zip(rules, kernels, found, strict=True)]
         back = [one.unview(kernel, array.shape) for one, kernel, array in zip(fitted, changed, arrays, strict=True)]
         return back, following
 
     # GPUs and TPUs multiply float32 in fewer digits unless they are told: sigma would be known to 1e-2 only.
     with jax.default_matmul_precision("highest"):
-        return _without_explicit_axes(applied, list(arrays), list(states))
+        return without_explicit_axes(applied, list(arrays), list(states))
 
 
-def _without_explicit_axes(
+def _made(rule: Rule, kernel: Tensor, found: Any, least: float) -> Tensor:
+    if isinstance(rule, Scale):
+        return rule.act(kernel, jnp.maximum(found, least))
+    made = rule.act(kernel, found)
+    small = jnp.max(jnp.abs(made)) < least * jnp.max(jnp.abs(kernel))
+    return jnp.where(small, least * kernel, made)
+
+
+def without_explicit_axes(
     applied: Callable[..., tuple[list[Tensor], list[Tensor]]], arrays: list[Tensor], states: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return `applied(arrays, states)`; where shardings are part of the types, the compiler chooses those inside."""

@@ -40,6 +40,20 @@ class KernelGeometry(NamedTuple):
     parts: int = 1
     note: str = ""
 
+    def fits(self, shape: Shape) -> bool:
+        """Return whether an array of `shape` can be such a kernel."""
+        if self.rank is not None and not 1 <= self.rank <= len(shape):
+            return False
+        own = len(shape) - len(self.stack(shape))
+        outputs, spatial = several(self.axis), self.spatial
+        if not all(-own <= axis < own for axis in (*outputs, *spatial)):
+            return False
+        taken = [axis % own for axis in (*outputs, *spatial)]
+        inputs = own - len(taken)
+        slides = len(outputs) == inputs == 1 or not spatial
+        channels = prod(shape[len(shape) - own + axis % own] for axis in outputs)
+        return bool(outputs) and len(set(taken)) == len(taken) and slides and channels % self.groups == 0
+
     def stack(self, shape: Shape) -> Shape:
         """Return the sizes of the axes that stack several kernels in an array of `shape`."""
         return shape[: len(shape) - (len(shape) if self.rank is None else self.rank)]
@@ -51,33 +65,33 @@ class KernelGeometry(NamedTuple):
     def operator(self, operator: str, shape: Shape, blockwise: bool) -> Operator:
         """Return the operator of `view` for an array of `shape`; a kernel that does not slide is its own matrix."""
         stack = self.stack(shape)
-        if self._slides(operator):
+        if self.slides(operator):
             return Operator("convolution", -1, self.strides, prod(stack) * self.groups)
         axes = (*range(len(stack)), *self._outputs(len(shape)))
         return Operator("matrix", axes[0] if len(axes) == 1 else axes, 1, prod(stack) * self.blocks(blockwise))
 
     def view(self, array: Tensor, operator: str) -> Tensor:
         """Return the array as the rules read it: of a convolution `(*spatial, in / groups, stack * out)`."""
-        if not self._slides(operator):
+        if not self.slides(operator):
             return array
         split, order, shape = self._sliding(array.shape)
         return array.reshape(split).transpose(order).reshape(shape)
 
     def unview(self, kernel: Tensor, operator: str, shape: Shape) -> Tensor:
         """Return the array of `shape` of which `kernel` is the view."""
-        if not self._slides(operator):
+        if not self.slides(operator):
             return kernel
         split, order, _ = self._sliding(shape)
         return kernel.reshape([split[i] for i in order]).transpose(_inverse(order)).reshape(shape)
 
-    def _slides(self, operator: str) -> bool:
+    def slides(self, operator: str) -> bool:
+        """Return whether the kernel is a convolution for that `operator`, not a matrix."""
         return operator == "convolution" and bool(self.spatial)
 
     def _outputs(self, rank: int) -> Shape:
         """Return the output axes of an array of `rank` axes, counted from its first."""
         own = rank if self.rank is None else self.rank
-        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
-        return tuple(rank - own + axis % own for axis in axes)
+        return tuple(rank - own + axis % own for axis in several(self.axis))
 
     def _sliding(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
         """Return how to cut an array's axes, the order to put them in, and the shape to join them to."""
@@ -92,6 +106,11 @@ class KernelGeometry(NamedTuple):
         spatial, into = [axis + (axis > out) for axis in spatial], into + (into > out)
         order = (*spatial, out + 1, *range(stack), out, into)
         return split, order, (*(split[i] for i in (*spatial, out + 1)), -1)
+
+
+def several(axes: int | Shape) -> Shape:
+    """Return an axis, or axes, as a tuple."""
+    return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
 def _inverse(order: Shape) -> list[int]:

@@ -1,12 +1,13 @@
 """The kernels of a `flax.linen` module, whose layers exist only while it is called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen
 
+from opnorm.checks import require
 from opnorm.jax.kinds import KernelGeometry, is_registered, kernels
 from opnorm.jax.paths import is_array, take_apart
 
@@ -15,8 +16,12 @@ _WRAPPED = "made of other arrays in the forward pass, by flax's {}"
 Told = dict[str, tuple[KernelGeometry | str, tuple[int, ...]]]
 
 
-def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any, KernelGeometry | str | None]]:
+def answered(
+    module: linen.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
+) -> list[tuple[str, Any, KernelGeometry | str | None]]:
     """Return the path of every parameter, its shape and dtype, and what its layer makes of it; nothing is computed."""
+    must = "must be what the module's `init` takes after the key: arrays, or `jax.ShapeDtypeStruct`s"
+    require(bool(inputs or keywords), "inputs", must, inputs)
     told: Told = {}
     registered: set[str] = set()
     wrapped: dict[str, str] = {}
@@ -32,7 +37,7 @@ def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any
         return result
 
     with linen.intercept_methods(record):
-        variables = _initial(module, inputs)
+        variables = _initial(module, inputs, keywords)
     told |= {path: (why, ()) for path in told for layer, why in wrapped.items() if path.startswith(f"{layer}.")}
     leaves = take_apart(variables.get("params", {}))
     return [
@@ -41,15 +46,17 @@ def answered(module: linen.Module, inputs: Sequence[Any]) -> list[tuple[str, Any
     ]
 
 
-def _initial(module: linen.Module, inputs: Sequence[Any]) -> Any:
-    """Return what `init` would, without numbers; inputs that are no arrays are handed over as they are."""
-    places = [i for i, one in enumerate(inputs) if is_array(one)]
+def _initial(module: linen.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """Return what `init` would, without numbers; what is no array is handed over as it is."""
+    leaves, structure = jax.tree.flatten((tuple(inputs), dict(keywords)))
+    places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
 
-    def init(key: Any, arrays: Any) -> Any:
+    def init(key: Any, arrays: Sequence[Any]) -> Any:
         given = dict(zip(places, arrays, strict=True))
-        return module.init(key, *(given.get(i, one) for i, one in enumerate(inputs)))
+        several, named = structure.unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)])
+        return module.init(key, *several, **named)
 
-    return jax.eval_shape(init, jax.random.key(0), [inputs[i] for i in places])
+    return jax.eval_shape(init, jax.random.key(0), [leaves[place] for place in places])
 
 
 def _of_layer(layer: Any) -> Told:

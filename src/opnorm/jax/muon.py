@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from opnorm.jax.fitting import GeometryLike, fit_all
-from opnorm.jax.kinds import KernelGeometry
+from opnorm.jax.kinds import KernelGeometry, several
 from opnorm.jax.sites import geometry as by_type_or_name
 from opnorm.rules import SpectralNorm
 
@@ -23,6 +23,10 @@ def dimension_numbers(params: Any, geometry: GeometryLike = by_type_or_name) -> 
     Example:
         >>> numbers = opnorm.jax.dimension_numbers(params)
         >>> optax.contrib.muon(1e-2, muon_weight_dimension_numbers=numbers)
+
+    In flax.nnx, whose optimizer hands over variables at one time and their arrays at another, give Muon the function:
+
+        >>> optax.contrib.muon(1e-2, muon_weight_dimension_numbers=partial(dimension_numbers, geometry=table))
     """
     leaves, fitted = fit_all(SpectralNorm(), geometry, params)
     numbers = {one.place: _numbers(one.geometry, leaves.leaves[one.place].shape) for one in fitted}
@@ -33,7 +37,6 @@ def _numbers(geometry: KernelGeometry, shape: tuple[int, ...]) -> Any:
     if geometry.groups > 1:
         return None
     stack, rank = len(geometry.stack(shape)), len(shape)
-    axes = (geometry.axis,) if isinstance(geometry.axis, int) else geometry.axis
-    outputs = tuple(stack + axis % (rank - stack) for axis in axes)
+    outputs = tuple(stack + axis % (rank - stack) for axis in several(geometry.axis))
     inputs = tuple(axis for axis in range(stack, rank) if axis not in outputs)
     return optax.contrib.MuonDimensionNumbers(inputs, outputs)

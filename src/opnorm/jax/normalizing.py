@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from opnorm.backends import Tensor
 from opnorm.checks import require, to_count, to_flag, to_fraction, to_operator, to_positive
+from opnorm.jax.fitting import without_explicit_axes
 from opnorm.jax.kinds import KernelGeometry
 from opnorm.rules import Normalizer
 
@@ -28,9 +29,9 @@ def normalized(
 ) -> tuple[Tensor, Tensor]:
     """Return value * W / sigma(W), whose gradient goes through sigma, and the next state; pure.
 
-    Sigma is an estimate from below, in float32, by subspace iteration; no gradient goes through the search. A zero
-    kernel stays zero. Keep the next state in training, and throw it away in evaluation: the result is then that of the
-    stored vectors.
+    Sigma is an estimate from below, in float32, by subspace iteration; no gradient goes through the search, so that
+    second derivatives by the kernel itself hold the singular vectors fixed. A zero kernel stays zero. Keep the next
+    state in training, and throw it away in evaluation: the result is then that of the stored vectors.
 
     Args:
         kernel: The array.
@@ -61,6 +62,8 @@ def normalized(
     kernel = jnp.asarray(kernel)
     real = jnp.issubdtype(kernel.dtype, jnp.floating)
     require(real, "kernel", "must be real and floating point", str(kernel.dtype))
+    require(kernel.size > 0, "kernel", "must have entries", kernel.shape)
+    require(geometry.fits(kernel.shape), "geometry", f"must fit a kernel of shape {kernel.shape}", geometry)
     blockwise = bool(geometry.stack(kernel.shape))
     normalizer = Normalizer(
         value=to_positive("value", value),
@@ -73,11 +76,17 @@ def normalized(
         blockwise=blockwise,
         **geometry.operator(to_operator(operator, -1), kernel.shape, False)._asdict(),
     )
-    view = geometry.view(kernel, operator)
-    start = normalizer.start(view.shape, (0 if seed is None else to_count("seed", seed, 0),))
+    shape = jax.eval_shape(lambda kernel: geometry.view(kernel, operator), kernel).shape
+    start = normalizer.start(shape, (0 if seed is None else to_count("seed", seed, 0),))
     state = jnp.asarray(start) if state is None else state
     require(state.shape == start.shape, "state", f"must have the shape {start.shape}", state.shape)
+
+    def applied(kernels: list[Tensor], states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        view = geometry.view(kernels[0], operator)
+        factor, following = normalizer.factor(view, states[0])
+        wide = view.astype(jnp.promote_types(view.dtype, factor.dtype)) * factor
+        return [geometry.unview(wide.astype(kernel.dtype), operator, kernel.shape)], [following]
+
     with jax.default_matmul_precision("highest"):
-        factor, following = normalizer.factor(view, state)
-    wide = view.astype(jnp.promote_types(view.dtype, factor.dtype))
-    return geometry.unview((wide * factor).astype(kernel.dtype), operator, kernel.shape), following
+        (changed,), (following,) = without_explicit_axes(applied, [kernel], [state])
+    return changed, following

@@ -1,6 +1,6 @@
 """Pytrees as leaves with names: `"layers.0.kernel"`, the same for a module, for its state and for its gradient."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ class Leaves(NamedTuple):
     names: list[str]
     leaves: list[Any]
     rebuild: Callable[[list[Any]], Any]
+    places: Mapping[str, int]
 
     def find(self, name: str) -> int | None:
         """Return the place of a name among the leaves; None where a mask or a filter has left a hole.
@@ -24,11 +25,13 @@ class Leaves(NamedTuple):
         Raises:
             KeyError: When there is nothing of that name.
         """
-        for place, (known, leaf) in enumerate(zip(self.names, self.leaves, strict=True)):
-            if known == name or known == _LINEN + name:
-                return None if is_hole(leaf) else place
-            if is_hole(leaf) and f"{name}.".startswith(f"{known}." if known else ""):
-                return None
+        full = name, _LINEN + name
+        found = next((self.places[one] for one in full if one in self.places), None)
+        if found is not None:
+            return None if is_hole(self.leaves[found]) else found
+        above = (self.places[outer] for one in full for outer in _above(one) if outer in self.places)
+        if any(is_hole(self.leaves[place]) for place in above):
+            return None
         raise KeyError(name)
 
     def replaced(self, leaves: Mapping[int, Any]) -> Any:
@@ -45,7 +48,8 @@ def take_apart(tree: Any, stop: Callable[[Any], bool] = lambda node: False) -> L
     """Return the leaves of a pytree, and its holes, with their names; nodes for which `stop` holds are leaves."""
     pairs, structure = tree_flatten_with_path(tree, is_leaf=lambda node: is_hole(node) or stop(node))
     names = [named(path) for path, _ in pairs]
-    return Leaves(names, [leaf for _, leaf in pairs], lambda leaves: tree_unflatten(structure, leaves))
+    places = {name: place for place, name in enumerate(names)}
+    return Leaves(names, [leaf for _, leaf in pairs], lambda leaves: tree_unflatten(structure, leaves), places)
 
 
 def named(path: tuple[Any, ...]) -> str:
@@ -53,6 +57,12 @@ def named(path: tuple[Any, ...]) -> str:
     if len(path) > 1 and path[-1] == _VARIABLE:
         path = path[:-1]
     return str(keystr(path, simple=True, separator="."))
+
+
+def _above(name: str) -> Iterator[str]:
+    """Return the names of what a leaf of that name is in, the whole tree first."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(len(parts)))
 
 
 def is_array(leaf: Any) -> bool:

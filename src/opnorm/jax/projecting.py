@@ -4,8 +4,7 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 
-from opnorm.checks import require
-from opnorm.jax.fitting import GeometryLike, apply_all, fit_all
+from opnorm.jax.fitting import GeometryLike, apply_all, fit_all, require_rule
 from opnorm.jax.sites import geometry as by_type_or_name
 from opnorm.rules import Constraint
 
@@ -28,10 +27,11 @@ def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_o
     Example:
         >>> params = opnorm.jax.project(params, opnorm.jax.SpectralNorm())
     """
-    require(isinstance(rule, Constraint), "rule", "must be one of opnorm.jax's constraints", rule)
+    require_rule(rule)
     leaves, fitted = fit_all(rule, geometry, params)
     arrays = [jnp.asarray(leaves.leaves[one.place]) for one in fitted]
     starts = [one.start(array) for one, array in zip(fitted, arrays, strict=True)]
+    starts = [None if start is None else jnp.asarray(start) for start in starts]
     changed, _ = apply_all(fitted, [one.constraint.rule.converged for one in fitted], arrays, starts)
     projected: Params = leaves.replaced({one.place: array for one, array in zip(fitted, changed, strict=True)})
     return projected
