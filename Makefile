@@ -4,13 +4,14 @@ BACKEND ?= jax
 BIN := .venv/bin
 KERAS_TESTS := test-tensorflow test-jax test-torch
 
-.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types clean
+.PHONY: help demo test test-plain test-legacy $(KERAS_TESTS) lint types gallery clean
 
 help:
 	@echo "make demo   train on real digits with and without the constraints, and show what each does (BACKEND=$(BACKEND))"
 	@echo "make test   run all tests, on TensorFlow, JAX and PyTorch"
 	@echo "make lint   check style and formatting"
 	@echo "make types  check types"
+	@echo "make gallery  run the scripts of docs/gallery and take what they print and draw into its pages (PAGES=\"wgan lora\")"
 
 demo: .venv/demo-$(BACKEND)
 	$(BIN)/opnorm demo --backend $(BACKEND)
@@ -33,6 +34,10 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+# Some twenty minutes on two cores that are not busy, all pages together.
+gallery: .venv/dev
+	$(BIN)/python docs/gallery/render.py $(PAGES)
 
 clean:
 	rm -rf .venv
