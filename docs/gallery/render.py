@@ -27,7 +27,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 ROOT, PICTURES = HERE.parents[1], HERE / "pictures"
 LARGEST = 200 * 1024  # bytes of a picture
-THUMBNAIL = (360, 240)  # pixels
+THUMBNAIL = (480, 320)  # pixels
 # Packages whose version is told, by the name that a script imports.
 TOLD = {"jax": "jax", "keras": "keras", "opnorm": "opnorm", "sklearn": "scikit-learn", "torch": "torch"}
 FIRST = re.compile(r"!\[[^]]*\]\(pictures/(\S+)\)")

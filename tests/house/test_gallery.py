@@ -108,4 +108,4 @@ def test_a_page_gets_its_scripts_code_what_it_printed_and_its_pictures(tmp_path,
         Image.open(tmp_path / "pictures/page.png") as small,
     ):
         assert np.ptp(np.asarray(picture.convert("L")).astype(int)) == 255
-        assert (picture.size, small.size) == ((900, 300), (360, 120))
+        assert (picture.size, small.size) == ((900, 300), (480, 160))
