@@ -28,7 +28,7 @@ from rich.progress import track
 import opnorm
 import opnorm.jax
 
-BLOCKS, WIDTH, BATCH, CAP, SIDE = 24, 64, 256, 0.97, 28
+WIDTH, BATCH, CAP, SIDE = 64, 256, 0.97, 28
 EXTENT, GRID = 3.5, 280  # the square in which the density is looked at, and points on its side
 STACKED = {"*kernel": opnorm.jax.KernelGeometry(rank=2)}  # the first axis counts the blocks
 VARIANTS = {"nothing": None, f"opnorm.jax.SpectralClip({CAP})": opnorm.jax.SpectralClip(CAP)}
@@ -65,12 +65,12 @@ def ink(index):
     return Ink(chances, centre, np.sqrt(variance))
 
 
-def start(key):
+def start(key, blocks):
     """Return the parameters: of each layer those of all blocks in one array, and a diagonal map at the end."""
     sizes = {"first": (2, WIDTH), "last": (WIDTH, 2)}
     keys = jax.random.split(key, len(sizes))
     params = {
-        name: {"kernel": jax.random.normal(k, (BLOCKS, *size)) / size[0] ** 0.5, "bias": jnp.zeros((BLOCKS, size[1]))}
+        name: {"kernel": jax.random.normal(k, (blocks, *size)) / size[0] ** 0.5, "bias": jnp.zeros((blocks, size[1]))}
         for k, (name, size) in zip(keys, sizes.items(), strict=True)
     }
     return {"blocks": params, "end": {"scale": jnp.zeros(2), "bias": jnp.zeros(2)}}
@@ -122,24 +122,22 @@ def optimizer_of(rule, params, steps):
     return optax.chain(*chain)
 
 
-def train(rule, source, steps, seed, name):
-    """Return the parameters after so many steps, and the loss of each."""
-    params = start(jax.random.key(seed))
+def train(rule, source, blocks, steps, seed, name):
+    """Return the parameters after so many steps."""
+    params = start(jax.random.key(seed), blocks)
     if rule is not None:
         params = opnorm.jax.project(params, rule, opnorm.jax.geometry(params, kernels=STACKED))
     optimizer = optimizer_of(rule, params, steps)
 
     @jax.jit
     def step(params, state, points):
-        loss, gradient = jax.value_and_grad(cross_entropy)(params, points)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        updates, state = optimizer.update(jax.grad(cross_entropy)(params, points), state, params)
+        return optax.apply_updates(params, updates), state
 
-    state, draw, losses = optimizer.init(params), np.random.default_rng(seed), []
+    state, draw = optimizer.init(params), np.random.default_rng(seed)
     for _ in track(range(steps), name, console=Console(stderr=True)):
-        params, state, loss = step(params, state, source.points(draw, BATCH))
-        losses.append(loss)
-    return params, np.array(losses)
+        params, state = step(params, state, source.points(draw, BATCH))
+    return params
 
 
 def lipschitz(params):
@@ -213,8 +211,9 @@ def main(
 ) -> None:
     """Train a flow with and without the constraint; print what its density is worth, and draw it."""
     output.mkdir(parents=True, exist_ok=True)
-    steps, source = 10 if short else steps, ink(digit)
-    flows = {name: train(rule, source, steps, seed, name)[0] for name, rule in VARIANTS.items()}
+    blocks, steps = (4, 10) if short else (24, steps)
+    source = ink(digit)
+    flows = {name: train(rule, source, blocks, steps, seed, name) for name, rule in VARIANTS.items()}
     print(f"{steps} steps; the entropy of the ink is {source.entropy:.3f} nats")
     heads = "cross-entropy", "integral", "brought back", "constant <="
     print(f"{'blocks with':<34}" + "".join(f"{head:>15}" for head in heads))
