@@ -159,7 +159,7 @@ def measure(params, source, seed):
     points = source.points(np.random.default_rng([seed, 1]), 2000)
     density = np.exp(on_grid(partial(log_density, params)), dtype="float64")
     back = jax.jit(jax.vmap(lambda x: inverse(params, forward(params, x)[0])))(points)
-    found = np.mean(np.linalg.norm(np.asarray(back) - points, axis=1) < 1e-3)
+    found = np.mean(np.linalg.norm(np.asarray(back, "float64") - points, axis=1) < 1e-3)
     return float(cross_entropy(params, points)), density.sum() * (2 * EXTENT / GRID) ** 2, found, lipschitz(params)
 
 
@@ -185,7 +185,7 @@ def picture(flows, points, seed):
     rows = figure.subplots(len(flows), 3)
     for row, (name, params) in zip(rows, flows.items(), strict=True):
         draw_flow(row, params, points, seed)
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(f"blocks with {name}")
         for axes in row:
             axes.set(aspect="equal", xticks=[], yticks=[])
     for axes, title in zip(
