@@ -35,7 +35,7 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-# Some twenty minutes on two cores that are not busy, all pages together.
+# Seven minutes of processor time, all pages together.
 gallery: .venv/dev
 	$(BIN)/python docs/gallery/render.py $(PAGES)
 

@@ -167,7 +167,7 @@ def main(
     """Train all three, print what each ended with, and draw it."""
     output.mkdir(parents=True, exist_ok=True)
     steps = 30 if short else steps
-    table = Table("critic with", "distance before", "after", "critic finds", "constant <=")
+    table = Table("critic with", "before", "after", "critic finds", "constant <=", title="Distance before and after")
     results = {name: trained(attach, steps, seed) for name, attach in VARIANTS.items()}
     for name, result in results.items():
         table.add_row(name, *(f"{number:.3f}" for number in result[:4]))

@@ -6,7 +6,7 @@ test compares it, so that no page keeps the figures of another script. The comma
 starts with `python examples/`; pictures in its output folder come to `pictures/`, each with a page's name before its
 own; a thumbnail of the page's first stands beside them.
 
-Run: make gallery            (all pages: some twenty minutes on two cores)
+Run: make gallery            (all pages: seven minutes of processor time)
      make gallery PAGES=wgan
 """
 
