@@ -138,9 +138,9 @@ def _save(picture, path):
 
 def render(name, path):
     """Run a page's script and write the page anew."""
-    text = path.read_text(encoding="utf-8")
     with TemporaryDirectory() as folder:
-        printed, seconds = run(*command_of(text), folder)
+        printed, seconds = run(*command_of(path.read_text(encoding="utf-8")), folder)
+        text = path.read_text(encoding="utf-8")  # whoever wrote on it meanwhile keeps their words
         keep_pictures(name, text, Path(folder))
     path.write_text(with_printed(with_code(text), printed, seconds), encoding="utf-8")
     print(f"{name}: {seconds:.0f} s of processor time")
