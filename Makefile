@@ -16,6 +16,7 @@ help:
 	@echo "make test-oldest    run the tests that matter on the oldest versions of everything (gigabytes of downloads)"
 	@echo "make lint types     check style and formatting; check types"
 	@echo "make docs           build the documentation as a site, in build/site"
+	@echo "make gallery        run the scripts of docs/gallery and take what they print and draw into its pages (PAGES='wgan lora')"
 	@echo "make release-check  build wheel and sdist, and use them in bare environments, one for each extra"
 	@echo "make clean          remove .venv"
 
@@ -58,6 +59,10 @@ docs: .venv/docs
 	$(BIN)/python docs/site/build.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/mkdocs.yml
 	$(BIN)/python docs/site/links.py build/site
+
+# Seven minutes of processor time, all pages together.
+gallery: .venv/dev
+	$(BIN)/python docs/gallery/render.py $(PAGES)
 
 clean:
 	rm -rf .venv

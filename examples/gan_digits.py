@@ -148,7 +148,7 @@ def draw_samples(images):
     for axes, (title, some) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         tiles = some[:96].reshape(12, 8, SIDE, SIDE).transpose(0, 2, 1, 3).reshape(12 * SIDE, 8 * SIDE)
         axes.imshow(tiles, cmap="gray_r", vmin=-1, vmax=1)
-        axes.set(title=title, xticks=[], yticks=[])
+        axes.set(title=f"discriminator with {title}", xticks=[], yticks=[])
     return figure
 
 

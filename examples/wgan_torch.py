@@ -1,17 +1,19 @@
-"""A Wasserstein GAN in plain PyTorch, its critic with and without a spectral norm, on eight clusters in the plane.
+"""A Wasserstein GAN in plain PyTorch, on eight clusters in the plane, its critic free, of norm 1, or orthogonal.
 
 A critic whose layers have norm 1 is 1-Lipschitz, so that what it finds between real and generated points is never more
 than their Wasserstein distance; a critic without a constraint says anything. Samples have an exact distance, by optimal
 assignment, to compare with. The product of the proved norms of its layers bounds the critic's constant.
 
-Run: python examples/wgan_torch.py
+Run: python examples/wgan_torch.py --output wgan
 """
 
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import linear_sum_assignment
@@ -21,11 +23,14 @@ import opnorm
 import opnorm.torch
 
 torch.set_num_threads(1)  # the networks are small
-BATCH, CRITIC_STEPS, NOISE, WIDTH = 128, 5, 8, 64
+BATCH, CRITIC_STEPS, NOISE, WIDTH, WATCH = 128, 5, 8, 64, 20
 VARIANTS = {
     "nothing": lambda critic, optimizer: None,
     "opnorm.torch.SpectralNorm": lambda critic, optimizer: opnorm.torch.constrain(
         critic, optimizer, opnorm.torch.SpectralNorm()
+    ),
+    "opnorm.torch.Orthogonal": lambda critic, optimizer: opnorm.torch.constrain(
+        critic, optimizer, opnorm.torch.Orthogonal()
     ),
 }
 
@@ -37,6 +42,8 @@ class Result(NamedTuple):
     after: float  # and at the end
     found: float  # what the critic finds between these real and generated points
     lipschitz: float  # of the critic, proved from above
+    curve: list[tuple[int, float, float]]  # the step, the distance and what the critic finds, on the way
+    networks: tuple[nn.Module, nn.Module]  # the generator and the critic
 
 
 class MaxMin(nn.Module):
@@ -77,7 +84,7 @@ def distance(real, fake):
 def trained(attach, steps, seed):
     """Return the result of `steps` steps of the generator."""
     torch.manual_seed(seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw, watch = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     generator, critic = networks()
     slow = torch.optim.Adam(generator.parameters(), 1e-3, betas=(0.5, 0.9))
     fast = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.5, 0.9))
@@ -87,8 +94,9 @@ def trained(attach, steps, seed):
         noise = torch.randn(count, NOISE, generator=draw)
         return critic(clusters(count, draw)).mean() - critic(generator(noise)).mean()
 
-    before = measured(generator, draw)
-    for _ in range(steps):
+    before, _ = measured(generator, critic, draw)
+    curve = []
+    for step in range(steps):
         for _ in range(CRITIC_STEPS):
             fast.zero_grad()
             (-gap(BATCH)).backward()
@@ -96,29 +104,76 @@ def trained(attach, steps, seed):
         slow.zero_grad()
         gap(BATCH).backward()
         slow.step()
+        if step % WATCH == 0:
+            curve.append((step, *measured(generator, critic, watch)))
+    bounds = [opnorm.spectral_norm(layer).upper for layer in critic if isinstance(layer, nn.Linear)]
+    after = measured(generator, critic, draw)
+    return Result(before, *after, float(np.prod(bounds)), curve, (generator, critic))
+
+
+def measured(generator, critic, draw):
+    """Return the distance of 512 generated points from as many real ones, and what the critic finds between them."""
     with torch.no_grad():
         real, fake = clusters(512, draw), generator(torch.randn(512, NOISE, generator=draw))
-        found = float(critic(real).mean() - critic(fake).mean())
-    bounds = [opnorm.spectral_norm(layer).upper for layer in critic if isinstance(layer, nn.Linear)]
-    return Result(before, distance(real, fake), found, float(np.prod(bounds)))
+        return distance(real, fake), float(critic(real).mean() - critic(fake).mean())
 
 
-def measured(generator, draw):
-    """Return the distance of 512 generated points from as many real ones."""
-    with torch.no_grad():
-        return distance(clusters(512, draw), generator(torch.randn(512, NOISE, generator=draw)))
+def draw_critics(results, seed):
+    """Return a figure of each critic's level curves, real points and generated ones."""
+    figure = Figure((4 * len(results), 4.4), layout="constrained")
+    draw = torch.Generator().manual_seed(seed + 2)
+    ticks = torch.linspace(-3, 3, 121)
+    x, y = torch.meshgrid(ticks, ticks, indexing="xy")
+    for axes, (name, result) in zip(figure.subplots(1, len(results), sharey=True), results.items(), strict=True):
+        generator, critic = result.networks
+        with torch.no_grad():
+            surface = critic(torch.stack([x, y], -1))[..., 0]
+            fake = generator(torch.randn(512, NOISE, generator=draw))
+        axes.contourf(x, y, surface, 16, cmap="Greys", alpha=0.5)
+        axes.scatter(*clusters(512, draw).T, s=6, label="real")
+        axes.scatter(*fake.T, s=6, label="generated")
+        axes.set(title=f"critic with {name}", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2.5)
+    return figure
+
+
+def draw_distances(results):
+    """Return a figure of the true distance and of what each critic finds, over the steps."""
+    figure = Figure((4 * len(results), 3.4), layout="constrained")
+    for axes, (name, result) in zip(figure.subplots(1, len(results)), results.items(), strict=True):
+        steps, distances, found = zip(*result.curve, strict=True)
+        axes.plot(steps, distances, color="black", label="Wasserstein distance")
+        axes.plot(steps, found, color="C1", label="found by the critic")
+        if max(map(abs, found)) > 10:  # of a free critic, and below 0 now and then
+            axes.set_yscale("symlog", linthresh=1)
+        axes.set(title=f"critic with {name}", xlabel="step of the generator")
+    axes.legend()
+    return figure
+
+
+def save(write, path):
+    """Let `write` write a file whole before it has its name."""
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    write(unfinished)
+    unfinished.replace(path)
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Steps of the generator.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the weights, the noise and the points.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("wgan"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the generator.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the noise and the points.")] = 0,
+    short: Annotated[bool, typer.Option("--short", help="A few steps, to see that it runs.")] = False,
 ) -> None:
-    """Train both, and print what each ended with."""
-    table = Table("critic with", "distance before", "after", "the critic finds", "its Lipschitz constant <=")
-    for name, attach in VARIANTS.items():
-        result = trained(attach, steps, seed)
-        table.add_row(name, *(f"{number:.3f}" for number in result))
+    """Train all three, print what each ended with, and draw it."""
+    output.mkdir(parents=True, exist_ok=True)
+    steps = 30 if short else steps
+    table = Table("critic with", "before", "after", "critic finds", "constant <=", title="Distance before and after")
+    results = {name: trained(attach, steps, seed) for name, attach in VARIANTS.items()}
+    for name, result in results.items():
+        table.add_row(name, *(f"{number:.3f}" for number in result[:4]))
     Console().print(table)
+    save(draw_critics(results, seed).savefig, output / "critics.png")
+    save(draw_distances(results).savefig, output / "distances.png")
 
 
 if __name__ == "__main__":
