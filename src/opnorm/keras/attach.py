@@ -9,8 +9,8 @@ import keras
 from opnorm.checks import require
 from opnorm.keras.attachments import Attachment, Attachments, describe
 from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.optimizers import optimizers_of
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels, walk
-from opnorm.keras.slots import optimizers_of
 from opnorm.selection import Selection, choose
 
 # Layers that make several kernels with the one constraint of their configuration.
@@ -89,6 +89,7 @@ def _fitted(template: OperatorConstraint, kernels: list[Kernel]) -> list[Operato
         ValueError: When a kernel does not fit its geometry.
     """
     config = template.get_config()
+    config |= {name: getattr(template, name) for name in config if callable(getattr(template, name, None))}  # schedules
     copies: dict[tuple[Any, ...], OperatorConstraint] = {}
     fitted = []
     for kernel in kernels:
