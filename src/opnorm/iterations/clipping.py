@@ -69,15 +69,15 @@ def clip_between(matrix: Tensor, target: float | Tensor, least: float) -> Tensor
     `[least, target]`, but for rounding, is returned bit for bit; so is everything if one entry is not finite.
     """
     xp = of(matrix)
-    clipped = clip(matrix, target)
-    polar = orthogonalize(clipped)
-    few = clip(clipped, 2 * least)  # the same directions; what is far above `least` would cost the sign its resolution
+    clipped, finite = clip(matrix, target), xp.all_of(xp.isfinite(matrix))
+    sound = xp.where(finite, clipped, 0.0)
+    polar = orthogonalize(sound)
+    few = clip(sound, 2 * least)  # the same directions; what is far above `least` would cost the sign its resolution
     hermitian = (_transposed(polar) @ few if _is_tall(matrix) else few @ _transposed(polar)) / least
     hermitian = 0.5 * (hermitian + _transposed(hermitian))
     missing = _positive_part(_eye_like(hermitian) - hermitian, 1.0)
-    raised = clipped + least * (polar @ missing if _is_tall(matrix) else missing @ polar)
-    acts = xp.all_of(xp.isfinite(matrix)) & (_frobenius(missing) > _precision(matrix).excess)
-    return xp.where(acts, raised, clipped)
+    raised = sound + least * (polar @ missing if _is_tall(matrix) else missing @ polar)
+    return xp.where(finite & (_frobenius(missing) > _precision(matrix).excess), raised, clipped)
 
 
 def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor, least: float = 0.0) -> Tensor:
