@@ -88,8 +88,8 @@ def _fitted(template: OperatorConstraint, kernels: list[Kernel]) -> list[Operato
     Raises:
         ValueError: When a kernel does not fit its geometry.
     """
-    config = template.get_config()
-    config |= {name: getattr(template, name) for name in config if callable(getattr(template, name, None))}  # schedules
+    own = type(template).get_config is not OperatorConstraint.get_config
+    config = template.get_config() if own else template.arguments()  # where a function of the step is itself
     copies: dict[tuple[Any, ...], OperatorConstraint] = {}
     fitted = []
     for kernel in kernels:

@@ -125,9 +125,12 @@ class OperatorConstraint(keras.constraints.Constraint):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor; JSON-serializable, where a function of the step is."""
-        values = {name: getattr(self, name) for name in signature(type(self)).parameters}
         stored = keras.saving.serialize_keras_object
-        return {name: stored(value) if callable(value) else value for name, value in values.items()}
+        return {name: stored(value) if callable(value) else value for name, value in self.arguments().items()}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor as they are."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
