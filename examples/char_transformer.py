@@ -4,7 +4,7 @@ The text is Python's own help topics. Without a cap the norms of the kernels gro
 their products, and the loss with them, until it is no number. With `MaxSpectralNorm("rms", blockwise=True)` no kernel,
 and of the attention no head, lets the root mean square of a vector grow, whatever the learning rate. There is no layer
 normalization, as in Newhouse et al., Training Transformers with Enforced Lipschitz Constants, 2025; `--layer-norm`
-puts it in: then the uncapped loss stays finite, and high.
+puts it in: the uncapped loss then comes back from where it jumps to.
 
 Run: python examples/char_transformer.py --picture loss.png
 """

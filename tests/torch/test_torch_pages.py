@@ -22,6 +22,14 @@ def test_the_python_of_the_page_runs(page, capsys):
         assert shown in capsys.readouterr().out
 
 
+def test_the_part_of_the_page_on_transformers_that_is_on_pytorch_runs():
+    text = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
+    namespace = {}
+    for block in re.findall(r"^```python torch\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "transformers.md", "exec"), namespace)
+    assert "muon" in namespace
+
+
 def test_the_lines_of_the_readme_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```py\n(import torch\n.*?)^```", text, re.DOTALL | re.MULTILINE)
