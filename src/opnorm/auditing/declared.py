@@ -1,7 +1,7 @@
 """Whether a tensor keeps the constraint that its file declares for it."""
 
 from collections.abc import Mapping
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from typing import Any, NamedTuple
 
 from scipy.sparse.linalg import LinearOperator
@@ -53,14 +53,13 @@ def declared(config: Mapping[str, Any], known: Known) -> dict[str, Any]:
 
 def _number(norm: Any, options: Mapping[str, Any], known: Known) -> Any:
     """Return what a norm by shape is for a tensor; any other as it is declared, None for a function of the step."""
-    if isinstance(norm, Mapping):
-        return None
-    text = norm.removesuffix("rms").strip() if isinstance(norm, str) and norm.endswith("rms") else None
+    if not isinstance(norm, str) or not norm.endswith("rms"):
+        return None if isinstance(norm, Mapping) else norm
     try:
         axes, groups = options.get("axis", -1), int(options.get("groups", 1))
         columns = prod(known.shape[axis] for axis in ([axes] if isinstance(axes, int) else axes)) / groups
-        rows = prod(known.shape) / (groups * columns)
-        return norm if text is None else float(text or 1) * sqrt(columns / rows)
+        number = float(norm.removesuffix("rms") or 1) * sqrt(columns**2 * groups / prod(known.shape))
+        return number if isfinite(number) else norm
     except (ArithmeticError, IndexError, TypeError, ValueError):
         return norm
 
