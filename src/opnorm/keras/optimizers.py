@@ -29,7 +29,7 @@ def updates(optimizer: Optimizer) -> Tensor:
     return ops.convert_to_tensor(optimizer.iterations)
 
 
-def last_step(variable: Any) -> Tensor | int:
+def last_step(variable: Any) -> Tensor:
     """Return the number, from 0, of the last update of a variable by the optimizer built last; 0 before the first."""
     optimizers = optimizers_of(variable)
-    return ops.maximum(updates(optimizers[-1]) - 1, 0) if optimizers else 0
+    return ops.cast(ops.maximum(updates(optimizers[-1]) - 1, 0) if optimizers else 0, "float32")
