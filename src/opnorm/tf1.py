@@ -311,7 +311,7 @@ class SpectralClip(_Constraint):
 
 def _to_norm(name: str, value: Any) -> float | str:
     """Return a norm as one writes it down; raise unless it is a positive number, or one times sqrt(out / in)."""
-    return str(to_norm(name, value)) if isinstance(value, str) else to_positive(name, value)
+    return str(to_norm(name, value)) if isinstance(value, str) and "rms" in value else to_positive(name, value)
 
 
 def _value(w: Any) -> Any:

@@ -90,7 +90,7 @@ class Constraint:
     @property
     def target(self) -> Target:
         """The norm that no kernel exceeds after an update."""
-        return Target()
+        return target_of(getattr(self, "value", getattr(self, "max_value", 1.0)))  # `Orthogonal` has neither: 1
 
     def ball(self, shape: tuple[int, ...], step: int | None = None) -> float | None:
         """Return the norm that no kernel of `shape` exceeds after an update; None where that depends on the `step`."""
@@ -215,11 +215,6 @@ class SpectralNorm(_Scaled):
         """What is done to a kernel."""
         return self._scale(cap=False)
 
-    @property
-    def target(self) -> Target:
-        """The norm that no kernel exceeds after an update."""
-        return target_of(self.value)
-
 
 @dataclass(frozen=True, repr=False)
 class MaxSpectralNorm(_Scaled):
@@ -238,11 +233,6 @@ class MaxSpectralNorm(_Scaled):
     def rule(self) -> Scale:
         """What is done to a kernel."""
         return self._scale(cap=True)
-
-    @property
-    def target(self) -> Target:
-        """The norm that no kernel exceeds after an update."""
-        return target_of(self.max_value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -277,11 +267,6 @@ class SpectralClip(Constraint):
         operator = Operator(self.operator, self.axis, self.strides, self.groups)
         least = target_of(self.min_value).size
         return Clip(self.target.size, operator, self.margin, min_value=least, rms=self.target.rms)
-
-    @property
-    def target(self) -> Target:
-        """The norm that no kernel exceeds after an update."""
-        return target_of(self.max_value)
 
 
 @dataclass(frozen=True, repr=False)
