@@ -4,7 +4,8 @@ Every public function sees real, finite float64 arrays, positive integers and nu
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from operator import index
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Norm = float | str | Callable[[Any], Any]  # what a rule aims at: see `to_norm`
 
 _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate would speak of another matrix
 _TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that is of use may miss
 _LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
+_RMS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)?\s*rms\s*")
 _LONG = 120  # characters of a received value in an error
 
 
@@ -170,6 +173,27 @@ def to_positive(name: str, value: Any) -> float:
     """Return `value` as a float; raise unless it is a positive finite number."""
     require(_is_real(value) and 0 < float(value) < math.inf, name, "must be a positive finite number", value)
     return float(value)
+
+
+def to_norm(name: str, value: Any) -> Any:
+    """Return a norm to aim at as one writes it down; raise unless it is one.
+
+    That is a positive number, returned as a float; `"rms"` or `"0.5 rms"`, so many times sqrt(out / in); a function of
+    the step; or, where a framework traces it, an array without axes.
+    """
+    if _is_real(value):
+        return to_positive(name, value)
+    if callable(value) or _is_number_array(value):
+        return value
+    found = _RMS.fullmatch(value) if isinstance(value, str) else None
+    count = float(found[1] or 1) if found else 0.0
+    must = "must be a positive finite number, 'rms', a multiple such as '0.5 rms', or a function of the step"
+    require(0 < count < math.inf, name, must, value)
+    return "rms" if count == 1 else f"{count!r} rms"
+
+
+def _is_number_array(value: Any) -> bool:
+    return getattr(value, "shape", None) == () and hasattr(value, "dtype") and not isinstance(value, np.ndarray)
 
 
 def to_not_negative(name: str, value: Any) -> float:

@@ -31,7 +31,8 @@ def written(thing: Any, **others: Any) -> str:
 def _argument(parameter: Parameter, value: Any) -> str:
     if parameter.default is Parameter.empty:
         return repr(value)
-    return "" if value == parameter.default else f"{parameter.name}={value!r}"
+    traced = hasattr(value, "dtype")  # a tracer's comparison says neither yes nor no
+    return "" if not traced and value == parameter.default else f"{parameter.name}={value!r}"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

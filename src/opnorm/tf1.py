@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, to_axis, to_count, to_fraction, to_positive
+from opnorm.checks import require, to_axis, to_count, to_fraction, to_norm, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
-from opnorm.rules import Clip, Operator, Rule, Scale, find, updated
+from opnorm.rules import Clip, Operator, Rule, Scale, find, target_of, to_least, updated
 
 try:
     if not sys.modules.get("tf_keras"):
@@ -110,13 +110,15 @@ class _Scaling(_Constraint):
 
     @property
     @abstractmethod
-    def _target(self) -> tuple[float, bool]:
+    def _target(self) -> tuple[float | str, bool]:
         """The norm, and whether a smaller one is left alone."""
 
     @property
     def _rule(self) -> Scale:
         search = Search(self.power_iterations, self.warmup_iterations, self.tolerance, self.perturbation)
-        return Scale(*self._target, Operator(axis=self.axis), search, companion=False)
+        norm, cap = self._target
+        size, rms, _ = target_of(norm)
+        return Scale(size, cap, Operator(axis=self.axis), search, companion=False, rms=rms)
 
     def _constrained(self, w: Any, kernel: Any) -> Any:
         size = int(np.prod(self._rule.start(tuple(kernel.shape.as_list()), (0,)).shape))
@@ -181,7 +183,8 @@ class SpectralNorm(_Scaling):
         2.0
 
     Args:
-        value: The spectral norm of the constrained kernel: positive and finite.
+        value: The spectral norm of the constrained kernel: positive and finite; or `"rms"` for sqrt(out / in),
+            `"0.5 rms"` for half of it.
         axis: The kernel's output axes, an int or a sequence of ints. -1 fits `dense` and `conv2d`; use -2 for
             `conv2d_transpose`, whose kernel is (height, width, output, input).
         power_iterations: Iterations in every call, at least 1.
@@ -201,7 +204,7 @@ class SpectralNorm(_Scaling):
 
     def __init__(
         self,
-        value: float = 1.0,
+        value: float | str = 1.0,
         *,
         axis: int | Sequence[int] = -1,
         power_iterations: int = 1,
@@ -218,10 +221,10 @@ class SpectralNorm(_Scaling):
             perturbation=perturbation,
             seed=seed,
         )
-        self.value = to_positive("value", value)
+        self.value = _to_norm("value", value)
 
     @property
-    def _target(self) -> tuple[float, bool]:
+    def _target(self) -> tuple[float | str, bool]:
         return self.value, False
 
 
@@ -232,7 +235,7 @@ class MaxSpectralNorm(_Scaling):
     A kernel inside the ball is left bit for bit as it is. Everything else is as in `SpectralNorm`.
 
     Args:
-        max_value: The largest spectral norm allowed: positive and finite.
+        max_value: The largest spectral norm allowed, given as the `value` of `SpectralNorm`.
         axis: See `SpectralNorm`; so are `power_iterations`, `warmup_iterations`, `tolerance`, `perturbation`, `seed`.
 
     Reference: Gouk et al., "Regularisation of Neural Networks by Enforcing Lipschitz Continuity", 2018.
@@ -240,7 +243,7 @@ class MaxSpectralNorm(_Scaling):
 
     def __init__(
         self,
-        max_value: float = 1.0,
+        max_value: float | str = 1.0,
         *,
         axis: int | Sequence[int] = -1,
         power_iterations: int = 1,
@@ -257,10 +260,10 @@ class MaxSpectralNorm(_Scaling):
             perturbation=perturbation,
             seed=seed,
         )
-        self.max_value = to_positive("max_value", max_value)
+        self.max_value = _to_norm("max_value", max_value)
 
     @property
-    def _target(self) -> tuple[float, bool]:
+    def _target(self) -> tuple[float | str, bool]:
         return self.max_value, True
 
 
@@ -273,30 +276,42 @@ class SpectralClip(_Constraint):
     of the clipped kernel, by a singular value decomposition in the backward pass.
 
     Args:
-        max_value: The largest singular value allowed: positive and finite.
+        max_value: The largest singular value allowed, given as the `value` of `SpectralNorm`.
         axis: The kernel's output axes; see `SpectralNorm`.
+        min_value: Singular values below it are raised to it, as far as the rank allows, those above a thousandth of the
+            largest within 1e-3. At most `max_value`, and in its unit.
     """
 
-    def __init__(self, max_value: float = 1.0, *, axis: int | Sequence[int] = -1) -> None:
+    def __init__(
+        self, max_value: float | str = 1.0, *, axis: int | Sequence[int] = -1, min_value: float | str = 0.0
+    ) -> None:
         super().__init__()
-        self.max_value = to_positive("max_value", max_value)
+        self.max_value = _to_norm("max_value", max_value)
         self.axis = to_axis("axis", axis)
+        self.min_value = to_least(min_value, self.max_value, "matrix", 0.0)
 
     @property
     def _rule(self) -> Clip:
-        return Clip(self.max_value, Operator(axis=self.axis))
+        size, rms, _ = target_of(self.max_value)
+        return Clip(size, Operator(axis=self.axis), min_value=target_of(self.min_value).size, rms=rms)
 
     def _constrained(self, w: Any, kernel: Any) -> Any:
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def clipped(kernel: Any) -> Any:
-            return self._rule.act(kernel, None), functools.partial(self._gradient, kernel)
+            return updated([self._rule], [kernel], [None])[0][0], functools.partial(self._gradient, kernel)
 
         return clipped(kernel)
 
     def _gradient(self, kernel: Any, upstream: Any) -> Any:
         matrix, cotangent = (to_matrix(x, self.axis, 1)[:, 0] for x in (kernel, upstream))
-        gradient = clip_gradient(matrix, self.max_value, cotangent)
+        most, least = self._rule.ends(kernel)
+        gradient = clip_gradient(matrix, most, cotangent, least)
         return from_matrix(gradient[:, None], tuple(kernel.shape.as_list()), self.axis)
+
+
+def _to_norm(name: str, value: Any) -> float | str:
+    """Return a norm as one writes it down; raise unless it is a positive number, or one times sqrt(out / in)."""
+    return str(to_norm(name, value)) if isinstance(value, str) and "rms" in value else to_positive(name, value)
 
 
 def _value(w: Any) -> Any:

@@ -27,6 +27,14 @@ def test_the_python_of_the_page_runs(page, kind, capsys):
         assert shown in capsys.readouterr().out
 
 
+def test_the_part_of_the_page_on_transformers_that_is_on_jax_runs():
+    text = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
+    namespace = {}
+    for block in re.findall(r"^```python jax\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "transformers.md", "exec"), namespace)
+    assert "muon" in namespace
+
+
 def test_the_example_holds_its_cap_and_is_unsure_far_from_the_data(monkeypatch):
     pytest.importorskip("flax.nnx")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))

@@ -1,5 +1,6 @@
 """Every rule on every framework against the dense truth, alone and among many kernels."""
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -111,6 +112,19 @@ CASES = {
         gaussian(3, 8, 5) * np.r_[0.01, 0.125, 9][:, None, None],
         stacked,
         clipped_below,
+    ),
+    "normalized, rms": Case(replace(scale(), rms=True), gaussian(20, 12), whole, lambda s: 0.6**0.5 * by_largest(s)),
+    "capped stack, rms, each": Case(
+        replace(scale(True, True, **STACK), rms=True),
+        gaussian(3, 8, 5) * np.r_[0.01, 1, 9][:, None, None],
+        stacked,
+        lambda s: s / np.maximum(1, s[:, :1] / (C * (5 / 8) ** 0.5)),
+    ),
+    "raised stack, rms": Case(
+        Clip(C, Operator(**STACK), min_value=0.4, rms=True),
+        gaussian(3, 8, 5) * np.r_[0.1, 1, 9][:, None, None],
+        stacked,
+        lambda s: np.clip(s, 0.4 * (5 / 8) ** 0.5, C * (5 / 8) ** 0.5),
     ),
     "orthogonal": Case(Orthogonalize(Operator()), gaussian(12, 20), whole, np.ones_like),
     "orthogonal stack": Case(Orthogonalize(Operator(**STACK)), gaussian(3, 8, 5), stacked, np.ones_like),
@@ -283,3 +297,16 @@ def test_more_vectors_than_a_kernel_has_singular_values_do_no_harm(framework):
         vectors = array(found.vectors)
         assert array(found.sigma).item() == pytest.approx(np.linalg.norm(kernel, 2), rel=1e-3)
         assert np.isfinite(vectors).all()
+
+
+@every_framework
+def test_a_level_multiplies_the_targets_of_the_kernels_that_have_one(framework):
+    rules = [scale(), scale(True), Clip(C, Operator()), Clip(C, Operator(), 0.1), Clip(C, Operator("convolution"))]
+    made = [gaussian(3, 3, 4, 6, seed=i).astype("float32") for i in range(len(rules))]
+    starts = [rule.start((3, 3, 4, 6), (1,)) for rule in rules]
+    several = [[tensor(framework, x) for x in xs] for xs in (made, starts, [np.float32(0.5)] * 5)]
+    results, _ = updated([rule.converged for rule in rules], *several[:2], [None, *several[2][1:]])
+    wide = [array(x).astype("float64") for x in results]
+    norms = [*(np.linalg.norm(x.reshape(-1, 6), 2) for x in wide[:4]), symbol_norm(wide[4], 1)]
+    np.testing.assert_allclose(norms, C * np.r_[1, 0.5, 0.5, 0.45, 0.5], rtol=2e-2)  # a convolution's margin is 1 %
+    np.testing.assert_allclose(norms[:4], C * np.r_[1, 0.5, 0.5, 0.45], rtol=1e-3)  # what `project` documents

@@ -178,7 +178,7 @@ ARGUMENTS = {
         "perturbation": 0.01,
         "seed": 5,
     },
-    "SpectralClip": {"max_value": 2.0, "axis": [0, -1]},
+    "SpectralClip": {"max_value": 2.0, "axis": [0, -1], "min_value": 0.5},
 }
 ARGUMENTS["MaxSpectralNorm"] = {"max_value": 2.0, **dict(list(ARGUMENTS["SpectralNorm"].items())[1:])}
 

@@ -19,6 +19,7 @@ CONSTRAINTS = (ot.SpectralNorm, ot.MaxSpectralNorm, ot.SpectralClip, ot.Orthogon
 WRONG = {
     "value": [0, -1.0, float("nan"), "1", True],
     "max_value": [0, float("inf"), None],
+    "min_value": [-0.5, 2.0, "rms", True],
     "operator": ["reshaped", "", None],
     "strides": [0, 1.5, (), "two"],
     "groups": [0, True],

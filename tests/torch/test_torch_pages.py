@@ -47,3 +47,15 @@ def test_the_constrained_critic_never_finds_more_than_the_distance(monkeypatch):
     result = example.trained(example.VARIANTS["opnorm.torch.SpectralNorm"], 15, 0)
     assert result.lipschitz <= 1.01
     assert 0 < result.found <= result.after
+
+
+def test_the_capped_transformer_trains_where_the_other_blows_up(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = import_module("char_transformer")
+    free, capped = (example.trained(variant, 40, 0) for variant in example.VARIANTS[1:])
+    assert not max(free.losses) < 100  # it is there by its 20th step
+    assert max(capped.losses) < 7  # log(94) = 4.5 nats are those of one who knows nothing
+    assert capped.end < 3.2
+    assert capped.logits <= 0.25 * 1.02  # of each head (32, 8): at most sqrt(8 / 32) times itself
+    example.draw(tmp_path / "loss.png", {example.VARIANTS[1]: [free], example.VARIANTS[2]: [capped]})
+    assert (tmp_path / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -1,6 +1,7 @@
 """Whether a tensor keeps the constraint that its file declares for it."""
 
 from collections.abc import Mapping
+from math import isfinite, prod, sqrt
 from typing import Any, NamedTuple
 
 from scipy.sparse.linalg import LinearOperator
@@ -37,14 +38,30 @@ def declared(config: Mapping[str, Any], known: Known) -> dict[str, Any]:
     name = str(config.get("class_name", "")).rpartition(">")[2]
     options = config.get("config")
     options = options if isinstance(options, Mapping) else {}
-    value = options.get("value", options.get("max_value", 1.0 if name == "Orthogonal" else None))
+    value = _number(
+        options.get("value", options.get("max_value", 1.0 if name == "Orthogonal" else None)), options, known
+    )
     operator = options.get("operator", "matrix")
     result = {"name": name, "operator": operator, "value": value, "met": "unknown"}
     ours = str(config.get("registered_name", "")).startswith("opnorm>")
     bracket = _bracket(options, operator, known)
     if ours and isinstance(value, int | float) and value > 0 and bracket:
         result["met"] = _verdict(name, bracket, float(value))
-    return result
+    raised = result["met"] == "yes" and options.get("min_value", 0) != 0  # of the singular values one end is measured
+    return result | {"met": "unknown"} if raised else result
+
+
+def _number(norm: Any, options: Mapping[str, Any], known: Known) -> Any:
+    """Return what a norm by shape is for a tensor; any other as it is declared, None for a function of the step."""
+    if not isinstance(norm, str) or not norm.endswith("rms"):
+        return None if isinstance(norm, Mapping) else norm
+    try:
+        axes, groups = options.get("axis", -1), int(options.get("groups", 1))
+        columns = prod(known.shape[axis] for axis in ([axes] if isinstance(axes, int) else axes)) / groups
+        number = float(norm.removesuffix("rms") or 1) * sqrt(columns**2 * groups / prod(known.shape))
+        return number if isfinite(number) else norm
+    except (ArithmeticError, IndexError, TypeError, ValueError):
+        return norm
 
 
 def _verdict(name: str, bracket: Bracket, value: float) -> str:

@@ -1,9 +1,10 @@
 """Singular values clipped, or all set to one, by matrix products: the same on every backend and device.
 
 With W = U S V^T in units of the target, the clipped matrix is W f(W^T W), f(x) = max(1, x)^(-1/2). Two iterations
-make f: the sign of W^T W - I, and the inverse square root of a matrix >= I. Each step is the best cubic for the
-interval that the eigenvalues are left in. Eigenvectors are used only
-where LAPACK finds them, on the CPU: XLA's own are slow.
+make f: the sign of W^T W - I, and the inverse square root of a matrix >= I. From below, with the polar factor
+Q = U V^T and W = Q H, singular values under a bound a rise to it by Q (a I - H)+, whose positive part takes a sign too.
+Each step is the best cubic for the interval that the eigenvalues are left in. Eigenvectors are used only where LAPACK
+finds them, on the CPU: XLA's own are slow.
 
 Reference:
     Higham, Functions of Matrices, 2008, chapters 5, 6 and 8.
@@ -48,7 +49,7 @@ class _Pass(NamedTuple):
 _PRECISION = {"float32": _Precision(1e-5, 5e-4, 1e-7, 2e-4), "float64": _Precision(1e-11, 1e-8, 1e-13, 1e-9)}
 
 
-def clip(matrix: Tensor, target: float, parts: Parts | None = None) -> Tensor:
+def clip(matrix: Tensor, target: float | Tensor, parts: Parts | None = None) -> Tensor:
     """Return the matrices nearest to `matrix`, `(..., m, n)`, in Frobenius norm with spectral norms at most `target`.
 
     The relative error is 1e-4 at most in float32. A matrix whose norm is below `target`, by more than rounding, is
@@ -58,7 +59,7 @@ def clip(matrix: Tensor, target: float, parts: Parts | None = None) -> Tensor:
     lapack = xp.has_lapack(matrix)  # eigenvectors are 3 to 5 times faster there than products, and tell the norm too
     bound = _peak(matrix, parts) + float("inf") if lapack else norm_bound(matrix, parts)
     level = xp.where(_is_finite(matrix, parts), bound, 0.0)
-    goal = xp.constant(np.asarray(target), matrix)  # rounded as `level` is, so that they become equal
+    goal = _goal(target, matrix)  # rounded as `level` is, so that they become equal
     return xp.repeat_while(
         lambda state: xp.any_of(state.level > goal),
         lambda state: _lowered_by_eigenvectors(state, goal, parts) if lapack else _lowered(state, goal, parts),
@@ -67,18 +68,39 @@ def clip(matrix: Tensor, target: float, parts: Parts | None = None) -> Tensor:
     ).matrix
 
 
-def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor) -> Tensor:
-    """Return the gradient by `matrix`, `(m, n)`, of the inner product of `clip(matrix, target)` with `cotangent`.
+def clip_between(matrix: Tensor, target: float | Tensor, least: float) -> Tensor:
+    """Return `clip(matrix, target)` with singular values below `least`, which is at most `target`, raised to it.
+
+    So are those above a thousandth of the largest (float64: 1e-7), within 1e-3. Zero has no direction to rise in and
+    stays zero, and those in between end between 0 and `least`. A matrix without singular values outside
+    `[least, target]`, but for rounding, is returned bit for bit; so is everything if one entry is not finite.
+    """
+    xp = of(matrix)
+    clipped, finite = clip(matrix, target), xp.all_of(xp.isfinite(matrix))
+    sound = xp.where(finite, clipped, 0.0)
+    polar = orthogonalize(sound)
+    few = clip(sound, 2 * least)  # the same directions; what is far above `least` would cost the sign its resolution
+    hermitian = (_transposed(polar) @ few if _is_tall(matrix) else few @ _transposed(polar)) / least
+    hermitian = 0.5 * (hermitian + _transposed(hermitian))
+    missing = _positive_part(_eye_like(hermitian) - hermitian, 1.0)
+    raised = sound + least * (polar @ missing if _is_tall(matrix) else missing @ polar)
+    return xp.where(finite & (_frobenius(missing) > _precision(matrix).excess), raised, clipped)
+
+
+def clip_gradient(matrix: Tensor, target: float, cotangent: Tensor, least: float = 0.0) -> Tensor:
+    """Return the gradient by `matrix`, `(m, n)`, of the inner product of `clip_between` with `cotangent`.
+
+    With `least` 0 it is that of `clip`. In a null direction, which has no derivative, it is the cotangent's own part.
 
     Reference:
         Daleckii and Krein; Lewis and Sendov, Nonsmooth analysis of singular values, 2005.
     """
     if not _is_tall(matrix):
-        return _transposed(clip_gradient(_transposed(matrix), target, _transposed(cotangent)))
+        return _transposed(clip_gradient(_transposed(matrix), target, _transposed(cotangent), least))
     xp = of(matrix)
     u, s, v = xp.svd(matrix)
-    g, r = xp.where(s > target, target, s), s[None, :]
-    kept = xp.cast(s <= target, xp.dtype(s)) + 0 * r
+    g, r = _at_least(least, xp.where(s > target, target, s)), s[None, :]
+    kept = xp.cast((s <= target) & (s >= least), xp.dtype(s)) + 0 * r
     pairs = _transposed(u) @ cotangent @ v
     even, odd = 0.5 * (pairs + _transposed(pairs)), 0.5 * (pairs - _transposed(pairs))
     gaps, sums = s[:, None] - r, s[:, None] + r
@@ -119,6 +141,11 @@ def norm_bound(matrix: Tensor, parts: Parts | None = None) -> Tensor:
     return xp.where(largest > 0, bound, 0.0)
 
 
+def _goal(target: float | Tensor, matrix: Tensor) -> Tensor:
+    xp = of(matrix)
+    return xp.cast(target, xp.dtype(matrix)) if hasattr(target, "dtype") else xp.constant(np.asarray(target), matrix)
+
+
 def _lowered(state: _Pass, target: Tensor, parts: Parts | None) -> _Pass:
     # One pass, and the bound after it. Of several matrices, one that is inside the ball is left as it is.
     matrix, level = state
@@ -144,9 +171,9 @@ def _multiplied(matrix: Tensor, factor: Tensor, excess: Tensor, parts: Parts | N
     return of(matrix).where(_frobenius(excess) > _precision(matrix).excess, clipped, matrix)
 
 
-def _positive_part(matrix: Tensor) -> Tensor:
-    # (D + |D|) / 2, |D| = D sign(D), of a symmetric matrix D with eigenvalues from -1 to _REACH**2.
-    sign = matrix / (_MARGIN * _REACH**2)
+def _positive_part(matrix: Tensor, largest: float = _REACH**2) -> Tensor:
+    # (D + |D|) / 2, |D| = D sign(D), of a symmetric matrix D with eigenvalues from -1 to `largest`.
+    sign = matrix / (_MARGIN * largest)
     sign = _iterated(_precision(matrix).resolution, lambda alpha, x: _cubic(alpha, x, x @ (x @ x)), sign)
     return 0.5 * (matrix + matrix @ sign)
 

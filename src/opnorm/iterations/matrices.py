@@ -59,6 +59,18 @@ def matrix_maps(matrix: Tensor, alone: bool = False) -> Maps:
     return Maps(lambda u: xp.images(flat, u[:, 0])[:, None], lambda v: xp.preimages(flat, v[:, 0])[:, None], part)
 
 
+def product_maps(first: Tensor, second: Tensor) -> Maps:
+    """Return the maps of A B^T of each pair of blocks of `(rows, groups, columns)`, which is not written out."""
+    einsum = of(first).einsum
+    rows, groups, _ = of(first).shape(first)
+    part = (Part(groups, rows, int(second.shape[0]), alone=True),)
+    return Maps(
+        lambda u: einsum("igd,kgd->kgi", first, einsum("jgd,kgj->kgd", second, u)),
+        lambda v: einsum("jgd,kgd->kgj", second, einsum("igd,kgi->kgd", first, v)),
+        part,
+    )
+
+
 def output_shape(shape: tuple[int, ...], axis: Axis, groups: int) -> tuple[int, int]:
     """Return the blocks and the columns of each of a kernel of `shape`: `(groups, columns)`."""
     columns = prod(shape[i] for i in _output_axes(shape, axis))

@@ -27,9 +27,11 @@ class ConstraintState(NamedTuple):
 
     Args:
         vectors: Of each kernel the singular vectors that are followed, by its path; float32.
+        step: How many updates there were, where the norm is a function of it; None elsewhere.
     """
 
     vectors: dict[str, Tensor]
+    step: Tensor | None = None
 
 
 def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> optax.GradientTransformationExtraArgs:
@@ -41,7 +43,8 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
     is left alone.
 
     Args:
-        rule: `opnorm.jax.SpectralNorm()` or another; the geometry is filled in.
+        rule: `opnorm.jax.SpectralNorm()` or another; the geometry is filled in. Its norm may be a schedule of optax's,
+            or a number that `optax.inject_hyperparams` hands in.
         geometry: What `opnorm.jax.geometry(model)` returned, or a function that makes it of the parameters:
             `functools.partial(opnorm.jax.geometry, exclude="head")`. By default the layers' types where the parameters
             still have them, as equinox's do, names and axes elsewhere; give the model's for flax.
@@ -62,7 +65,8 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
             _warn_of_guesses(told)
         leaves, fitted = fit_all(rule, told, params)
         starts = {one.path: one.start(leaves.leaves[one.place]) for one in fitted}
-        return ConstraintState({path: jnp.asarray(start) for path, start in starts.items() if start is not None})
+        vectors = {path: jnp.asarray(start) for path, start in starts.items() if start is not None}
+        return ConstraintState(vectors, jnp.zeros((), jnp.int32) if rule.target.moves else None)
 
     def update(updates: Any, state: ConstraintState, params: Any = None, **extra: Any) -> tuple[Any, ConstraintState]:
         if params is None:
@@ -74,10 +78,12 @@ def constrain(rule: Constraint, geometry: GeometryLike = by_type_or_name) -> opt
         steps, due = _due(rule, geometry, updates, params)
         states = [_vectors(state, one) for one in due]
         fitted, wanted = [one.fitted for one in due], [one.wanted for one in due]
-        changed, following = apply_all(fitted, [one.constraint.rule for one in fitted], wanted, states, _LEAST)
+        rules = [one.constraint.rule for one in fitted]
+        changed, following = apply_all(fitted, rules, wanted, states, rule.target.at(state.step), _LEAST)
         new = {one.place: one.step_to(kernel) for one, kernel in zip(due, changed, strict=True)}
         vectors = {one.path: kept for one, kept in zip(fitted, following, strict=True) if kept is not None}
-        return steps.replaced(new), ConstraintState({**state.vectors, **vectors})
+        following_step = None if state.step is None else optax.safe_increment(state.step)
+        return steps.replaced(new), ConstraintState({**state.vectors, **vectors}, following_step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

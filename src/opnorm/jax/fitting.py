@@ -99,23 +99,25 @@ def apply_all(
     rules: Sequence[Rule],
     arrays: Sequence[Tensor],
     states: Sequence[Tensor],
+    level: Tensor,
     least: float = 0.0,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return all arrays as their rules make them, found together, and the next states.
 
-    None becomes smaller than `least` times what it was.
+    What the rules aim at is multiplied by the level, unless that is None. No array becomes smaller than `least` times
+    what it was.
     """
 
-    def applied(arrays: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def applied(arrays: Sequence[Tensor], states: Sequence[Tensor], level: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         kernels = [one.view(array) for one, array in zip(fitted, arrays, strict=True)]
-        found, following = find(rules, kernels, states)
+        found, following = find(rules, kernels, states, [level] * len(rules))
         changed = [_made(*one, least) for one in zip(rules, kernels, found, strict=True)]
         back = [one.unview(kernel, array.shape) for one, kernel, array in zip(fitted, changed, arrays, strict=True)]
         return back, following
 
     # GPUs and TPUs multiply float32 in fewer digits unless they are told: sigma would be known to 1e-2 only.
     with jax.default_matmul_precision("highest"):
-        return without_explicit_axes(applied, list(arrays), list(states))
+        return without_explicit_axes(applied, list(arrays), list(states), level)
 
 
 def _made(rule: Rule, kernel: Tensor, found: Any, least: float) -> Tensor:
@@ -127,17 +129,20 @@ def _made(rule: Rule, kernel: Tensor, found: Any, least: float) -> Tensor:
 
 
 def without_explicit_axes(
-    applied: Callable[..., tuple[list[Tensor], list[Tensor]]], arrays: list[Tensor], states: list[Tensor]
+    applied: Callable[..., tuple[list[Tensor], list[Tensor]]],
+    arrays: list[Tensor],
+    states: list[Tensor],
+    *more: Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return `applied(arrays, states)`; where shardings are part of the types, the compiler chooses those inside."""
+    """Return `applied(...)` of the rest; where shardings are part of the types, the compiler chooses those inside."""
     shardings = [jax.typeof(array).sharding for array in arrays]
     explicit = [one.mesh for one in shardings if AxisType.Explicit in one.mesh.axis_types]
     if not explicit:
-        return applied(arrays, states)
+        return applied(arrays, states, *more)
     everywhere = NamedSharding(explicit[0], PartitionSpec())
     result: tuple[list[Tensor], list[Tensor]] = auto_axes(
         applied, out_sharding=(shardings, [None if state is None else everywhere for state in states])
-    )(arrays, states)
+    )(arrays, states, *more)
     return result
 
 

@@ -1,6 +1,6 @@
 """A pytree of parameters brought into its balls at once: averaged copies, loaded weights, loops of one's own."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
@@ -11,7 +11,7 @@ from opnorm.rules import Constraint
 Params = TypeVar("Params")
 
 
-def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_or_name) -> Params:
+def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_or_name, *, step: Any = None) -> Params:
     """Return `params` with every kernel as `rule` makes it, from a fresh start and to convergence.
 
     Each kernel then has the norm that the rule asks for, within 1e-3. Pure; nothing else of `params` is changed.
@@ -20,9 +20,10 @@ def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_o
         params: A pytree: parameters, an `equinox.Module`, a `flax.nnx.Module` or its state.
         rule: `opnorm.jax.SpectralNorm()` or another, for all kernels.
         geometry: As for `opnorm.jax.constrain`.
+        step: How many updates came before, where the rule's norm is a function of it.
 
     Raises:
-        ValueError: When there is no kernel, or `geometry` is of another model.
+        ValueError: When there is no kernel, `geometry` is of another model, or the rule needs the `step`.
 
     Example:
         >>> params = opnorm.jax.project(params, opnorm.jax.SpectralNorm())
@@ -32,6 +33,7 @@ def project(params: Params, rule: Constraint, geometry: GeometryLike = by_type_o
     arrays = [jnp.asarray(leaves.leaves[one.place]) for one in fitted]
     starts = [one.start(array) for one, array in zip(fitted, arrays, strict=True)]
     starts = [None if start is None else jnp.asarray(start) for start in starts]
-    changed, _ = apply_all(fitted, [one.constraint.rule.converged for one in fitted], arrays, starts)
+    rules = [one.constraint.rule.converged for one in fitted]
+    changed, _ = apply_all(fitted, rules, arrays, starts, rule.target.at(step))
     projected: Params = leaves.replaced({one.place: array for one, array in zip(fitted, changed, strict=True)})
     return projected

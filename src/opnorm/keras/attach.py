@@ -9,8 +9,8 @@ import keras
 from opnorm.checks import require
 from opnorm.keras.attachments import Attachment, Attachments, describe
 from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.optimizers import optimizers_of
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels, walk
-from opnorm.keras.slots import optimizers_of
 from opnorm.selection import Selection, choose
 
 # Layers that make several kernels with the one constraint of their configuration.
@@ -88,7 +88,8 @@ def _fitted(template: OperatorConstraint, kernels: list[Kernel]) -> list[Operato
     Raises:
         ValueError: When a kernel does not fit its geometry.
     """
-    config = template.get_config()
+    own = type(template).get_config is not OperatorConstraint.get_config
+    config = template.get_config() if own else template.arguments()  # where a function of the step is itself
     copies: dict[tuple[Any, ...], OperatorConstraint] = {}
     fitted = []
     for kernel in kernels:

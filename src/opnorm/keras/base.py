@@ -17,12 +17,16 @@ from keras import ops
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
-from opnorm.rules import Rule, updated
+from opnorm.rules import Rule, Target, target_of, updated
 from opnorm.showing import written
 
 
 class Update(Protocol):
     """An update that an optimizer is applying, at the end of which all constraints act together."""
+
+    @property
+    def step(self) -> Tensor:
+        """How many updates came before it."""
 
     def later(self, constraint: "OperatorConstraint", kernel: Any) -> bool:
         """Note that `constraint` is to act on `kernel`; return False where the optimizer keeps no place for it."""
@@ -46,6 +50,21 @@ class OperatorConstraint(keras.constraints.Constraint):
     def rule(self) -> Rule:
         """What is done to a kernel."""
 
+    @property
+    def norm(self) -> Target:
+        """The norm that no kernel exceeds after an update."""
+        return target_of(getattr(self, "value", getattr(self, "max_value", 1.0)))  # `Orthogonal` has neither: 1
+
+    def level(self, step: Any) -> Tensor | None:
+        """Return what the norm is multiplied by in a step, counted from 0; None where it is the same in all.
+
+        Raises:
+            ValueError: When it is a function of the step and `step` is None.
+        """
+        norm = self.norm
+        level = norm.at(ops.cast(step, "float32") if norm.moves and step is not None else None)
+        return level if level is None else ops.convert_to_tensor(level, dtype="float32")
+
     def initial_state(self, kernel: Any, index: int = 0) -> np.ndarray | None:
         """Return the state for the first update of `kernel`, a float32 array, or None where no state is needed.
 
@@ -55,12 +74,13 @@ class OperatorConstraint(keras.constraints.Constraint):
         """
         return None if is_empty(kernel) else self.rule.start(tuple(kernel.shape), (self._start, index))
 
-    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
+    def update(self, kernel: Tensor, state: Tensor = None, step: Any = None) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
 
         Args:
             kernel: A tensor or variable, after the optimizer's update.
             state: What `initial_state` or the last `update` returned; None starts afresh.
+            step: How many updates came before, for a norm that is a function of it.
         """
         tensor = real_tensor(kernel)
         if is_empty(tensor):
@@ -72,17 +92,17 @@ class OperatorConstraint(keras.constraints.Constraint):
             state = ops.convert_to_tensor(self.initial_state(tensor) if state is None else state, dtype="float32")
             shape = tuple(state.shape)
             require(shape == wanted, "state", f"must have the shape of `initial_state`, {wanted}", shape)
-        (changed,), (state,) = updated([self.rule], [tensor], [state])
+        (changed,), (state,) = updated([self.rule], [tensor], [state], [self.level(step)])
         return changed, state
 
-    def project(self, kernel: Tensor) -> Tensor:
+    def project(self, kernel: Tensor, step: Any = None) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
         tensor = real_tensor(kernel)
         if is_empty(tensor):
             return tensor
         start = self.initial_state(tensor)
         start = None if start is None else ops.convert_to_tensor(start)
-        return updated([self.rule.converged], [tensor], [start])[0][0]
+        return updated([self.rule.converged], [tensor], [start], [self.level(step)])[0][0]
 
     def __call__(self, w: Any) -> Tensor:
         """Return the constrained kernel, and advance its state where an optimizer holds one.
@@ -101,11 +121,22 @@ class OperatorConstraint(keras.constraints.Constraint):
                 return constrained
         if isinstance(w, keras.Variable) and self.initial_state(w) is not None:
             self._warn_once(w)
-        return self.project(w)
+        return self.project(w, update.step if update is not None and self.norm.moves else None)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor; JSON-serializable."""
+        """Return the arguments of the constructor; JSON-serializable, where a function of the step is."""
+        stored = keras.saving.serialize_keras_object
+        return {name: stored(value) if callable(value) else value for name, value in self.arguments().items()}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor as they are."""
         return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return the constraint of a configuration."""
+        live = keras.saving.deserialize_keras_object
+        return cls(**{name: live(value) if isinstance(value, dict) else value for name, value in config.items()})
 
     def __repr__(self) -> str:
         return written(self)

@@ -5,12 +5,12 @@ from abc import abstractmethod
 
 import keras
 
-from opnorm.checks import to_axis, to_count, to_counts, to_flag, to_fraction, to_operator, to_positive
+from opnorm.checks import Norm, to_axis, to_count, to_counts, to_flag, to_fraction, to_norm, to_operator, to_positive
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
 from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint
-from opnorm.rules import Operator, Scale
+from opnorm.rules import Operator, Scale, require_matrix
 
 
 class SpectralConstraint(OperatorConstraint):
@@ -46,7 +46,7 @@ class SpectralConstraint(OperatorConstraint):
 
     @property
     @abstractmethod
-    def target(self) -> tuple[float, bool]:
+    def target(self) -> tuple[Norm, bool]:
         """The norm, and whether a smaller one is left alone."""
 
     @property
@@ -54,7 +54,8 @@ class SpectralConstraint(OperatorConstraint):
         """What is done to a kernel."""
         operator = Operator(self.operator, self.axis, self.strides, self.groups)
         search = Search(self.power_iterations, self.warmup_iterations, self.tolerance, self.perturbation)
-        return Scale(*self.target, operator, search, self.companion, self.blockwise)
+        size, rms, _ = self.norm
+        return Scale(size, self.target[1], operator, search, self.companion, self.blockwise, rms=rms)
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -71,7 +72,10 @@ class SpectralNorm(SpectralConstraint):
     whatever the kernel's dtype.
 
     Args:
-        value: The target norm, positive.
+        value: The target norm: a positive number; `"rms"` for sqrt(out / in) of the kernel, or of each of its blocks,
+            `"0.5 rms"` for half of that (a matrix of norm `"rms"` lets the root mean square of no vector grow); or a
+            function of the step that returns a positive number, such as a `keras.optimizers.schedules` schedule, which
+            is given what the learning rate's would be: docs/transformers.md.
         operator: `"matrix"`; or `"convolution"`: the norm of the sliding operator with zero padding ("same", "valid",
             "causal"), for every image size and dilation, by one power iteration at each frequency of a grid. It serves
             transposed convolutions too. Sigma is below the true norm: by at most 0.5 % on 41 of the 42 kernels measured
@@ -104,7 +108,7 @@ class SpectralNorm(SpectralConstraint):
 
     def __init__(
         self,
-        value: float = 1.0,
+        value: Norm = 1.0,
         *,
         operator: str = "matrix",
         axis: Axis = -1,
@@ -131,10 +135,11 @@ class SpectralNorm(SpectralConstraint):
             companion=companion,
             seed=seed,
         )
-        self.value = to_positive("value", value)
+        self.value = to_norm("value", value)
+        require_matrix("value", self.value, self.operator)
 
     @property
-    def target(self) -> tuple[float, bool]:
+    def target(self) -> tuple[Norm, bool]:
         """The norm, which a smaller one is scaled up to."""
         return self.value, False
 
@@ -146,7 +151,7 @@ class MaxSpectralNorm(SpectralConstraint):
     A kernel inside the ball is left bit for bit as it is. Everything else is as in `SpectralNorm`.
 
     Args:
-        max_value: The largest norm allowed, positive.
+        max_value: The largest norm allowed, given as the `value` of `SpectralNorm`.
         operator: See `SpectralNorm`; so are `axis`, `strides`, `groups`, `blockwise`, `power_iterations`,
             `warmup_iterations`, `tolerance`, `perturbation`, `companion` and `seed`.
 
@@ -159,7 +164,7 @@ class MaxSpectralNorm(SpectralConstraint):
 
     def __init__(
         self,
-        max_value: float = 1.0,
+        max_value: Norm = 1.0,
         *,
         operator: str = "matrix",
         axis: Axis = -1,
@@ -186,9 +191,10 @@ class MaxSpectralNorm(SpectralConstraint):
             companion=companion,
             seed=seed,
         )
-        self.max_value = to_positive("max_value", max_value)
+        self.max_value = to_norm("max_value", max_value)
+        require_matrix("max_value", self.max_value, self.operator)
 
     @property
-    def target(self) -> tuple[float, bool]:
+    def target(self) -> tuple[Norm, bool]:
         """The largest norm, and that a smaller one is left alone."""
         return self.max_value, True

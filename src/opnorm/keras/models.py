@@ -8,6 +8,7 @@ from keras import ops
 
 from opnorm.checks import require
 from opnorm.keras.base import OperatorConstraint, is_empty, real_tensor
+from opnorm.keras.optimizers import last_step
 from opnorm.keras.writing import write
 from opnorm.rules import find
 
@@ -16,7 +17,8 @@ def project(model: keras.Model) -> None:
     """Apply every constraint of `model` now; spectral constraints to convergence, from a fresh start.
 
     After it each constrained kernel has the norm its constraint asks for, within 1e-3. Call it after loading weights,
-    or after a step of an optimizer that is not Keras's. Frozen variables are left alone.
+    or after a step of an optimizer that is not Keras's. Frozen variables are left alone. A norm that is a function of
+    the step is that of the last update of the optimizer built last, or of step 0.
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
@@ -52,5 +54,6 @@ def _project(kernels: list[keras.Variable]) -> None:
     rules = [kernel.constraint.rule.converged for kernel in kernels]
     starts = [kernel.constraint.initial_state(kernel) for kernel in kernels]
     states = [None if start is None else ops.convert_to_tensor(start) for start in starts]
-    found, _ = find(rules, [real_tensor(kernel) for kernel in kernels], states)
+    levels = [kernel.constraint.level(last_step(kernel)) for kernel in kernels]
+    found, _ = find(rules, [real_tensor(kernel) for kernel in kernels], states, levels)
     write(kernels, rules, found)

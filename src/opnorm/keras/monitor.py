@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from opnorm.checks import require, to_count, to_operator
+from opnorm.keras.attention import Logits, attentions
 from opnorm.keras.sites import PassedOver
 from opnorm.keras.watch import Watched, estimates, watched
 from opnorm.selection import Selection, to_selection
@@ -27,7 +28,9 @@ class SpectralMonitor(keras.callbacks.Callback):
     Every `every` batches and at each epoch's end, by power iteration from the last vectors. A kernel with a constraint
     of opnorm's is measured as the constraint means it; any other one as the matrix that its layer makes of it, see
     `opnorm.kernels`. Inside `opnorm.SpectralNormalization`, what the wrapper makes of the stored kernel is measured,
-    and logged as `<path>/normalized`.
+    and logged as `<path>/normalized`. Of attention layers the norm of W_q W_k^T, the largest over the heads, is
+    logged as `spectral/<path>/query_key`, and the largest of all layers as `spectral/query_key`: a head's logits are at
+    most |x| |y| times it, before they are divided by the root of its size.
     Callbacks later in the list see the values in their `logs`, and so do `History` and the progress bar: put the
     monitor before `CSVLogger`, `TensorBoard` and `ModelCheckpoint`, and behind `SwapEMAWeights`. One warning is given
     for each kernel whose norm is found outside the ball that its constraint or wrapper declares.
@@ -74,6 +77,7 @@ class SpectralMonitor(keras.callbacks.Callback):
         self.history: list[tuple[int, dict[str, float]]] = []
         self.passed_over: list[PassedOver] = []
         self._kernels: list[Watched] | None = None
+        self._attentions: list[Logits] = []
         self._step = self._before = self._thread = 0
         self._proved: dict[str, tuple[float, float]] = {}
         self._warned: set[str] = set()
@@ -92,21 +96,21 @@ class SpectralMonitor(keras.callbacks.Callback):
             return
         last, self._step = self._step, self._before + batch + 1
         if self._step // self.every > last // self.every:
-            self._log(logs, "spectral", self._measure())
+            self._log_all(logs, "spectral", self._measure())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure, and prove where it is due."""
         if self._step == self._before:  # another thread reports the batches, some after the epoch's end
             self._step += self.params.get("steps") or 0
-        self._log(logs, "spectral", self._measure())
+        self._log_all(logs, "spectral", self._measure())
         if self.exact_every is None:
             return
         due = epoch % self.exact_every == 0
-        proved = {kernel.name: kernel.proved() if due else (nan, nan) for kernel in self._watched()}
+        proved = {one.name: one.proved() if due else (nan, nan) for one in self._everything()}
         if due:
             self._proved = dict(proved)
-        self._log(logs, "spectral_lower", {name: lower for name, (lower, _) in proved.items()})
-        self._log(logs, "spectral_upper", {name: upper for name, (_, upper) in proved.items()})
+        self._log_all(logs, "spectral_lower", {name: lower for name, (lower, _) in proved.items()})
+        self._log_all(logs, "spectral_upper", {name: upper for name, (_, upper) in proved.items()})
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Warn where what is evaluated is outside its ball, as averages are that `SwapEMAWeights` puts in place."""
@@ -117,7 +121,7 @@ class SpectralMonitor(keras.callbacks.Callback):
         from plotly.graph_objects import Figure
 
         figure = Figure(layout={"xaxis": {"title": "batches"}, "yaxis": {"title": "spectral norm"}})
-        for kernel in self._kernels or []:
+        for kernel in self._everything():
             steps = [step for step, norms in self.history if kernel.name in norms]
             norms = [norms[kernel.name] for _, norms in self.history if kernel.name in norms]
             figure.add_scatter(x=steps, y=norms, name=kernel.name)
@@ -137,7 +141,7 @@ class SpectralMonitor(keras.callbacks.Callback):
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []
-        for kernel in self._kernels or []:
+        for kernel in self._everything():
             norms = [norms[kernel.name] for _, norms in self.history if kernel.name in norms]
             numbers = norms[0], norms[-1], max(norms), kernel.ball, *self._proved.get(kernel.name, (None, None))
             rows.append((kernel.name, *("" if number is None else f"{number:.5g}" for number in numbers)))
@@ -157,10 +161,15 @@ class SpectralMonitor(keras.callbacks.Callback):
     def _watched(self) -> list[Watched]:
         if self._kernels is None:
             self._kernels, self.passed_over = watched(self.model, self.operator, self.include, self.exclude)
+            self._attentions = list(attentions(self.model, [one.variable for one in self._kernels]))
         return self._kernels
+
+    def _everything(self) -> list[Watched | Logits]:
+        return [*(self._kernels or []), *self._attentions]
 
     def _measure(self) -> dict[str, float]:
         norms = self._norms()
+        norms |= {one.name: one.estimate() for one in self._attentions}
         if self.history and self.history[-1][0] == self._step:
             self.history.pop()  # the epoch ends on a step that was measured
         self.history.append((self._step, norms))
@@ -177,12 +186,22 @@ class SpectralMonitor(keras.callbacks.Callback):
             self._check(kernel, norms[kernel.name])
         return norms
 
-    def _log(self, logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
+    def _log_all(self, logs: dict[str, Any] | None, prefix: str, norms: dict[str, float]) -> None:
         if logs is None or not norms:
             return
+        products = {one.name: norms[one.name] for one in self._attentions}
+        self._log(logs, prefix, {name: norm for name, norm in norms.items() if name not in products})
+        if products:
+            logs[f"{prefix}/query_key"] = nan if any(map(isnan, products.values())) else max(products.values())
+            self._log_each(logs, prefix, products)
+
+    def _log(self, logs: dict[str, Any], prefix: str, norms: dict[str, float]) -> None:
         logs[f"{prefix}/largest"] = nan if any(map(isnan, norms.values())) else max(norms.values())
         if prefix == "spectral":
             logs[f"{prefix}/outside"] = sum(not _within(kernel, norms[kernel.name]) for kernel in self._watched())
+        self._log_each(logs, prefix, norms)
+
+    def _log_each(self, logs: dict[str, Any], prefix: str, norms: dict[str, float]) -> None:
         if len(norms) <= _FEW if self.per_kernel is None else self.per_kernel:
             logs.update({f"{prefix}/{name}": norm for name, norm in norms.items()})
 

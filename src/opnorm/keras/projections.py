@@ -2,11 +2,11 @@
 
 import keras
 
-from opnorm.checks import require, to_axis, to_count, to_counts, to_flag, to_fraction, to_operator, to_positive
+from opnorm.checks import Norm, require, to_axis, to_count, to_counts, to_flag, to_fraction, to_norm, to_operator
 from opnorm.iterations.frequencies import Strides
 from opnorm.iterations.matrices import Axis
 from opnorm.keras.base import OperatorConstraint
-from opnorm.rules import Clip, Operator, Orthogonalize
+from opnorm.rules import Clip, Operator, Orthogonalize, require_matrix, target_of, to_least
 
 
 @keras.saving.register_keras_serializable("opnorm")
@@ -31,7 +31,7 @@ class SpectralClip(OperatorConstraint):
     `SpectralNorm`, and costs as much as `MaxSpectralNorm` while the kernel is inside.
 
     Args:
-        max_value: The largest singular value allowed, positive.
+        max_value: The largest singular value allowed, given as the `value` of `SpectralNorm`.
         operator: `"matrix"` or `"convolution"`.
         axis: The output axis or axes of the kernel, an int or a tuple of ints; for a convolution -1,
             for a depthwise kernel `(-2, -1)` with `groups=channels`.
@@ -43,6 +43,11 @@ class SpectralClip(OperatorConstraint):
             faster. Of a matrix the norm is then estimated from below by vectors in the optimizer, like that of
             `SpectralNorm`, and what lies within a tenth of the margin, 0.003 at least, below `max_value` counts as too
             large, for what the estimate may miss. A convolution has a margin of 0.01 at least.
+        min_value: Singular values of a matrix below it are raised to it, within 1e-3, those above a thousandth of the
+            largest. A zero one has no direction to rise in: a zero kernel stays zero, and the null directions of a
+            rank-deficient one end between 0 and `min_value`, until a gradient, or rounding, gives them a direction. At
+            most `max_value` and in its unit: `SpectralClip("rms", min_value="0.1 rms")`. It costs a search for the
+            polar factor in every update, and allows no `margin`.
 
     Example:
         >>> layer = keras.layers.Dense(256, kernel_constraint=opnorm.SpectralClip(0.95, margin=0.05))
@@ -50,7 +55,7 @@ class SpectralClip(OperatorConstraint):
 
     def __init__(
         self,
-        max_value: float = 1.0,
+        max_value: Norm = 1.0,
         *,
         operator: str = "matrix",
         axis: Axis = -1,
@@ -58,19 +63,24 @@ class SpectralClip(OperatorConstraint):
         groups: int = 1,
         blockwise: bool = False,
         margin: float = 0.0,
+        min_value: float | str = 0.0,
     ) -> None:
         self.axis = to_axis("axis", axis)
         self.operator = to_operator(operator, self.axis)
         self.strides = to_counts("strides", strides, 1)
         self.groups = to_count("groups", groups, 1)
         self.blockwise = to_flag("blockwise", blockwise)
-        self.max_value = to_positive("max_value", max_value)
+        self.max_value = to_norm("max_value", max_value)
+        require_matrix("max_value", self.max_value, self.operator)
         self.margin = to_fraction("margin", margin)
+        self.min_value = to_least(min_value, self.max_value, self.operator, self.margin)
 
     @property
     def rule(self) -> Clip:
         """What is done to a kernel."""
-        return Clip(self.max_value, Operator(self.operator, self.axis, self.strides, self.groups), self.margin)
+        operator = Operator(self.operator, self.axis, self.strides, self.groups)
+        size, rms, _ = self.norm
+        return Clip(size, operator, self.margin, min_value=target_of(self.min_value).size, rms=rms)
 
 
 @keras.saving.register_keras_serializable("opnorm")

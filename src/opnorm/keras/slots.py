@@ -17,6 +17,7 @@ from keras.optimizers import LossScaleOptimizer, Optimizer
 from opnorm.backends import Tensor
 from opnorm.keras.base import OperatorConstraint, current, real_tensor, state_shape
 from opnorm.keras.models import project_variables
+from opnorm.keras.optimizers import note, updates
 from opnorm.keras.writing import write
 from opnorm.rules import Rule, find, updated
 
@@ -25,7 +26,7 @@ class _Due(NamedTuple):
     """A kernel that waits for the end of the update."""
 
     kernel: keras.Variable
-    rule: Rule
+    constraint: OperatorConstraint
     state: keras.Variable | None
 
 
@@ -37,11 +38,16 @@ class OptimizerUpdate:
         self._steps = optimizer.gradient_accumulation_steps
         self._due: list[_Due] = []
 
+    @property
+    def step(self) -> Tensor:
+        """How many updates came before this one, while it goes on."""
+        return updates(self._optimizer)
+
     def later(self, constraint: OperatorConstraint, kernel: Any) -> bool:
         """Note that `constraint` is to act on `kernel`; return False where the optimizer keeps no place for it."""
         slot = _fitting(self._optimizer, kernel, constraint.rule)
         if slot is not None:
-            self._due.append(_Due(kernel, constraint.rule, slot.state))
+            self._due.append(_Due(kernel, constraint, slot.state))
         return slot is not None
 
     def now(self, constraint: OperatorConstraint, kernel: Any) -> Tensor | None:
@@ -49,7 +55,7 @@ class OptimizerUpdate:
         slot = _fitting(self._optimizer, kernel, constraint.rule)
         if slot is None:
             return None
-        one = _Due(kernel, constraint.rule, slot.state)
+        one = _Due(kernel, constraint, slot.state)
         (changed,), states = self._when_due([one], coming=1)
         _keep([one], states)
         return changed
@@ -72,26 +78,33 @@ class OptimizerUpdate:
         return next(v for v in self._optimizer.variables if v.name == "iteration")
 
     def _act(self) -> None:
-        found, states = find(*_tensors(self._due))
-        write([one.kernel for one in self._due], [one.rule for one in self._due], found)
+        rules, kernels, states = _tensors(self._due)
+        found, states = find(rules, kernels, states, self._levels(self._due, coming=0))
+        write([one.kernel for one in self._due], rules, found)
         _keep(self._due, states)
 
     def _when_due(self, due: list[_Due], coming: int) -> tuple[list[Tensor], list[Tensor]]:
         rules, kernels, states = _tensors(due)
+        levels = self._levels(due, coming)
         if self._steps is None:
-            return updated(rules, kernels, states)
+            return updated(rules, kernels, states, levels)
         flat = ops.cond(
             (self._iteration.value + coming) % self._steps == 0,
-            lambda: _present(*updated(rules, kernels, states)),
+            lambda: _present(*updated(rules, kernels, states, levels)),
             lambda: _present(kernels, states),
         )
         rest = iter(flat[len(due) :])
         return list(flat[: len(due)]), [None if state is None else next(rest) for state in states]
 
+    def _levels(self, due: list[_Due], coming: int) -> list[Tensor]:
+        moves = any(one.constraint.norm.moves for one in due)
+        step = self.step - (1 - coming) if moves else None  # at its end an update is counted already
+        return [one.constraint.level(step) for one in due]
+
 
 def _tensors(due: list[_Due]) -> tuple[list[Rule], list[Tensor], list[Tensor]]:
     states = [None if one.state is None else one.state.value for one in due]
-    return [one.rule for one in due], [one.kernel.value for one in due], states
+    return [one.constraint.rule for one in due], [one.kernel.value for one in due], states
 
 
 def _present(kernels: list[Tensor], states: list[Tensor]) -> tuple[Tensor, ...]:
@@ -110,20 +123,12 @@ class _Slot(NamedTuple):
 
 _WRAPPERS = LossScaleOptimizer, getattr(keras.optimizers, "MultiOptimizer", LossScaleOptimizer)  # not in Keras 3.12
 _slots: WeakKeyDictionary[Optimizer, dict[int, _Slot]] = WeakKeyDictionary()
-_updated: WeakKeyDictionary[Optimizer, frozenset[int]] = (
-    WeakKeyDictionary()
-)  # ids stay: an optimizer keeps its variables
 
 
 def state_of(optimizer: Optimizer, kernel: keras.Variable) -> keras.Variable | None:
     """Return the variable of `optimizer` that holds the state of the constraint of `kernel`, None if there is none."""
     slot = _find(optimizer, kernel)
     return slot and slot.state
-
-
-def optimizers_of(variable: keras.Variable) -> list[Optimizer]:
-    """Return the optimizers that were built to update `variable`, before now, and are still in use."""
-    return [optimizer for optimizer, held in list(_updated.items()) if id(variable) in held]
 
 
 def _find(optimizer: Optimizer, kernel: keras.Variable) -> _Slot | None:
@@ -174,7 +179,7 @@ def _build(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def build(self: Optimizer, variables: list[keras.Variable]) -> None:
         original(self, variables)
-        _updated[self] = frozenset(map(id, variables))
+        note(self, variables)
         _add_slots(self, variables)
 
     return build

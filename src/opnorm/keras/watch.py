@@ -15,6 +15,7 @@ from opnorm.bounds.brackets import spectral_norm
 from opnorm.iterations.matrices import to_matrix
 from opnorm.iterations.power import Search
 from opnorm.keras.base import OperatorConstraint, is_empty
+from opnorm.keras.optimizers import last_step
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels
 from opnorm.keras.wrappers import SpectralNormalization
 from opnorm.operators.convolution import Convolution
@@ -47,15 +48,20 @@ class Watched:
     def __init__(self, name: str, kernel: Kernel, operator: str, wrappers: tuple[SpectralNormalization, ...]) -> None:
         self.name = name
         variable: Any = kernel.variable
-        self._variable = variable
+        self.variable = variable
         self._wrappers = wrappers
         if wrappers:
-            self.ball: float | None = wrappers[-1].value  # the innermost one acts last
             self.meaning = Operator(**kernel.geometry.options(wrappers[-1].operator))
         else:
-            self.ball = radius(variable.constraint)
             self.meaning = _meaning(kernel, operator)
         self.vectors: Tensor = ops.convert_to_tensor(first_vectors(self.meaning, tuple(variable.shape), 2, (0,)))
+
+    @property
+    def ball(self) -> float | None:
+        """The norm that is declared for the kernel now; None where none is."""
+        if self._wrappers:
+            return float(self._wrappers[-1].value)  # the innermost one acts last
+        return radius(self.variable)
 
     @property
     def value(self) -> Tensor:
@@ -63,7 +69,7 @@ class Watched:
         with ExitStack() as stack:
             for wrapper in self._wrappers:
                 stack.enter_context(wrapper.normalized())
-            return ops.stop_gradient(self._variable.value)
+            return ops.stop_gradient(self.variable.value)
 
     def estimate(self) -> float:
         """Return sigma, from below, by power iteration from the vectors of the last call; nan if not finite."""
@@ -133,12 +139,14 @@ def _found(
             yield one, wrappers
 
 
-def radius(constraint: Any) -> float | None:
-    """Return the norm at which a constraint of opnorm's holds a kernel; None where it declares no number."""
+def radius(kernel: Any) -> float | None:
+    """Return the norm at which a constraint of opnorm's holds a kernel now; None where there is none."""
+    constraint = kernel.constraint
     if not isinstance(constraint, OperatorConstraint):
         return None
-    declared = getattr(constraint, "value", getattr(constraint, "max_value", 1.0))  # `Orthogonal` has neither: 1
-    return float(declared) if isinstance(declared, float | int) else None
+    axis, groups = getattr(constraint, "axis", -1), getattr(constraint, "groups", 1)
+    step = last_step(kernel) if constraint.norm.moves else None
+    return constraint.norm.ball(tuple(kernel.shape), axis, groups, step)
 
 
 def _meaning(kernel: Kernel, operator: str) -> Operator:

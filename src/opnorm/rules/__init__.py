@@ -9,7 +9,9 @@ from opnorm.rules.constraints import Constraint, MaxSpectralNorm, Orthogonal, Sp
 from opnorm.rules.normalizing import Normalizer
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
 from opnorm.rules.orthogonal import Orthogonalize
+from opnorm.rules.products import first_product_vectors, product_norm
 from opnorm.rules.scaling import Scale
+from opnorm.rules.targets import Target, require_matrix, target_of, to_least
 from opnorm.rules.together import Rule, find, overwrite, updated
 
 __all__ = [
@@ -25,9 +27,15 @@ __all__ = [
     "Scale",
     "SpectralClip",
     "SpectralNorm",
+    "Target",
     "find",
     "find_norms",
+    "first_product_vectors",
     "first_vectors",
     "overwrite",
+    "product_norm",
+    "require_matrix",
+    "target_of",
+    "to_least",
     "updated",
 ]

@@ -14,12 +14,14 @@ import numpy as np
 
 from opnorm.backends import Tensor, of
 from opnorm.checks import (
+    Norm,
     require,
     to_axis,
     to_count,
     to_counts,
     to_flag,
     to_fraction,
+    to_norm,
     to_operator,
     to_positive,
 )
@@ -30,6 +32,7 @@ from opnorm.rules.clipping import Clip
 from opnorm.rules.norms import Operator
 from opnorm.rules.orthogonal import Orthogonalize
 from opnorm.rules.scaling import Scale
+from opnorm.rules.targets import Target, as_tensor, require_matrix, target_of, to_least
 from opnorm.rules.together import Rule, updated
 from opnorm.showing import written
 
@@ -44,8 +47,9 @@ def _as_it_is(name: str, value: Any) -> Any:
 
 _at_least_one, _not_negative = partial(to_count, least=1), partial(to_count, least=0)
 _CHECKS: dict[str, Callable[..., Any]] = {
-    "value": to_positive,
-    "max_value": to_positive,
+    "value": to_norm,
+    "max_value": to_norm,
+    "min_value": _as_it_is,  # together with the largest
     "operator": _as_it_is,  # together with the axis
     "axis": to_axis,
     "strides": partial(to_counts, least=1),
@@ -75,6 +79,8 @@ class Constraint:
         for field in fields(self):
             object.__setattr__(self, field.name, _CHECKS[field.name](field.name, getattr(self, field.name)))
         to_operator(self.operator, self.axis)
+        require_matrix("value", getattr(self, "value", None), self.operator)
+        require_matrix("max_value", getattr(self, "max_value", None), self.operator)
 
     @property
     @abstractmethod
@@ -82,9 +88,13 @@ class Constraint:
         """What is done to a kernel."""
 
     @property
-    @abstractmethod
-    def ball(self) -> float:
+    def target(self) -> Target:
         """The norm that no kernel exceeds after an update."""
+        return target_of(getattr(self, "value", getattr(self, "max_value", 1.0)))  # `Orthogonal` has neither: 1
+
+    def ball(self, shape: tuple[int, ...], step: int | None = None) -> float | None:
+        """Return the norm that no kernel of `shape` exceeds after an update; None where that depends on the `step`."""
+        return self.target.ball(shape, self.axis, self.groups, step)
 
     def of(self, operator: Operator, blockwise: bool) -> Self:
         """Return the same constraint of another operator; each of its blocks has its own norm if `blockwise`."""
@@ -103,31 +113,32 @@ class Constraint:
         shape = tuple(kernel.shape)
         return None if 0 in shape else self.rule.start(shape, (getattr(self, "seed", None) or 0, index))
 
-    def update(self, kernel: Tensor, state: Tensor = None) -> tuple[Tensor, Tensor]:
+    def update(self, kernel: Tensor, state: Tensor = None, step: Any = None) -> tuple[Tensor, Tensor]:
         """Return the constrained kernel and the next state; pure, so it serves any training loop.
 
         Args:
             kernel: A tensor of NumPy, PyTorch, JAX or TensorFlow, after the optimizer's update.
             state: What `initial_state` or the last `update` returned; None starts afresh.
+            step: How many updates came before, for a norm that is a function of it.
         """
-        return self._made(self.rule, kernel, state)
+        return self._made(self.rule, kernel, state, step)
 
-    def project(self, kernel: Tensor) -> Tensor:
+    def project(self, kernel: Tensor, step: Any = None) -> Tensor:
         """Return the constrained kernel, from a fresh start and to convergence."""
-        return self._made(self.rule.converged, kernel, None)[0]
+        return self._made(self.rule.converged, kernel, None, step)[0]
 
-    def _made(self, rule: Rule, kernel: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _made(self, rule: Rule, kernel: Tensor, state: Tensor, step: Any) -> tuple[Tensor, Tensor]:
         require_kernel(kernel, self.axis)
-        start = self.initial_state(kernel)
+        start, level = self.initial_state(kernel), as_tensor(self.target.at(step), kernel)
         if start is None:
-            return (kernel, state) if 0 in kernel.shape else (updated([rule], [kernel], [None])[0][0], None)
+            return (kernel, state) if 0 in kernel.shape else (updated([rule], [kernel], [None], [level])[0][0], None)
         xp = of(kernel)
         state = xp.cast(xp.constant(np.asarray(start), kernel), "float32") if state is None else state
         shape = tuple(state.shape)
         require(shape == start.shape, "state", f"must have the shape of `initial_state`, {start.shape}", shape)
         if isinstance(state, np.ndarray):
             state = xp.cast(xp.constant(state, kernel), "float32")
-        (changed,), (state,) = updated([rule], [kernel], [state])
+        (changed,), (state,) = updated([rule], [kernel], [state], [level])
         return changed, state
 
     def __repr__(self) -> str:
@@ -163,10 +174,11 @@ class _Scaled(Constraint):
     companion: bool = True
     seed: int | None = None
 
-    def _scale(self, target: float, cap: bool) -> Scale:
+    def _scale(self, cap: bool) -> Scale:
+        size, rms, _ = self.target
         operator = Operator(self.operator, self.axis, self.strides, self.groups)
         search = Search(self.power_iterations, self.warmup_iterations, self.tolerance, self.perturbation)
-        return Scale(target, cap, operator, search, self.companion, self.blockwise)
+        return Scale(size, cap, operator, search, self.companion, self.blockwise, rms=rms)
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +189,8 @@ class SpectralNorm(_Scaled):
     float32 whatever the kernel's dtype.
 
     Args:
-        value: The target norm, positive.
+        value: The target norm: a positive number; `"rms"` for sqrt(out / in) of the kernel, or of each of its blocks,
+            `"0.5 rms"` for half of that; or a function of the step, counted from 0, that returns a positive number.
         operator: `"matrix"`; or `"convolution"`: the norm of the sliding operator with zero padding, for every image
             size and dilation. Kernels that do not slide are matrices all the same where a module tells the geometry.
         axis: The output axis or axes of the kernel; `strides` and `groups` are those of the layer. All three are filled
@@ -195,40 +208,31 @@ class SpectralNorm(_Scaled):
         Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018.
     """
 
-    value: float = 1.0
+    value: Norm = 1.0
 
     @property
     def rule(self) -> Scale:
         """What is done to a kernel."""
-        return self._scale(self.value, cap=False)
-
-    @property
-    def ball(self) -> float:
-        """The norm that no kernel exceeds after an update."""
-        return self.value
+        return self._scale(cap=False)
 
 
 @dataclass(frozen=True, repr=False)
 class MaxSpectralNorm(_Scaled):
     """Constrains a kernel to spectral norm at most `max_value`: W <- W / max(1, sigma / max_value).
 
-    A kernel inside the ball is left bit for bit as it is. Everything else is as in `SpectralNorm`.
+    A kernel inside the ball is left bit for bit as it is. Everything else is as in `SpectralNorm`; `max_value` is given
+    as `value` is there.
 
     Reference:
         Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, 2018.
     """
 
-    max_value: float = 1.0
+    max_value: Norm = 1.0
 
     @property
     def rule(self) -> Scale:
         """What is done to a kernel."""
-        return self._scale(self.max_value, cap=True)
-
-    @property
-    def ball(self) -> float:
-        """The norm that no kernel exceeds after an update."""
-        return self.max_value
+        return self._scale(cap=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -236,7 +240,9 @@ class SpectralClip(Constraint):
     """Constrains a kernel to spectral norm at most `max_value` by clipping: W = U S V^T <- U min(S, max_value) V^T.
 
     Args:
-        max_value: The largest singular value allowed, positive.
+        max_value: The largest singular value allowed, given as the `value` of `SpectralNorm`.
+        min_value: Singular values below it are raised to it, as far as the kernel's rank allows: see
+            `opnorm.SpectralClip`. At most `max_value` and in the same unit; 0 leaves them as they are.
         operator: `"matrix"` or `"convolution"`, of which the result is near the kernel, but not the nearest.
         margin: Above 0, nothing is done until the norm exceeds `max_value`; then singular values are clipped to
             `(1 - margin) * max_value`, so that the next updates find nothing to do.
@@ -244,20 +250,23 @@ class SpectralClip(Constraint):
     `axis`, `strides`, `groups`: see `SpectralNorm`. Each block is clipped by itself, whatever `blockwise`.
     """
 
-    max_value: float = 1.0
+    max_value: Norm = 1.0
     _: KW_ONLY
     strides: Strides = 1
     margin: float = 0.0
+    min_value: float | str = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = to_least(self.min_value, self.max_value, self.operator, self.margin)
+        object.__setattr__(self, "min_value", least)
 
     @property
     def rule(self) -> Clip:
         """What is done to a kernel."""
-        return Clip(self.max_value, Operator(self.operator, self.axis, self.strides, self.groups), self.margin)
-
-    @property
-    def ball(self) -> float:
-        """The norm that no kernel exceeds after an update."""
-        return self.max_value
+        operator = Operator(self.operator, self.axis, self.strides, self.groups)
+        least = target_of(self.min_value).size
+        return Clip(self.target.size, operator, self.margin, min_value=least, rms=self.target.rms)
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,8 +288,3 @@ class Orthogonal(Constraint):
     def rule(self) -> Orthogonalize:
         """What is done to a kernel."""
         return Orthogonalize(Operator("matrix", self.axis, 1, self.groups))
-
-    @property
-    def ball(self) -> float:
-        """The norm that no kernel exceeds after an update."""
-        return 1.0

@@ -8,6 +8,7 @@ from opnorm.iterations.clipping import orthogonalize
 from opnorm.iterations.matrices import output_shape
 from opnorm.rules.norms import Operator
 from opnorm.rules.projecting import projected
+from opnorm.rules.targets import Levels
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Orthogonalize:
 
     @staticmethod
     def find(
-        rules: Sequence["Orthogonalize"], kernels: Sequence[Tensor], states: Sequence[Tensor]
+        rules: Sequence["Orthogonalize"], kernels: Sequence[Tensor], states: Sequence[Tensor], levels: Levels = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return None for every kernel, and no states: nothing is to be found beforehand."""
         return [None] * len(kernels), [None] * len(kernels)

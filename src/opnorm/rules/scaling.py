@@ -9,6 +9,7 @@ from opnorm.backends import TINY, Tensor, of
 from opnorm.iterations.matrices import spread
 from opnorm.iterations.power import Search, converged
 from opnorm.rules.norms import Operator, Question, find_norms, first_vectors
+from opnorm.rules.targets import Levels, levelled, unit
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Scale:
         companion: Whether a second vector follows the second singular value.
         blockwise: Whether each block is scaled by its own norm, instead of all by the largest.
         climbs: See `Question`.
+        rms: Whether the target is `value * sqrt(out / in)` of a matrix, or of each of its blocks.
     """
 
     value: float
@@ -32,6 +34,7 @@ class Scale:
     companion: bool = True
     blockwise: bool = False
     climbs: int = 1
+    rms: bool = False
 
     def start(self, shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
         """Return the state for the first update of a kernel of `shape`."""
@@ -44,12 +47,15 @@ class Scale:
 
     @staticmethod
     def find(
-        rules: Sequence["Scale"], kernels: Sequence[Tensor], states: Sequence[Tensor]
+        rules: Sequence["Scale"], kernels: Sequence[Tensor], states: Sequence[Tensor], levels: Levels = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factor for each kernel, to be broadcast over its entries, and the next states."""
         questions = [Question(rule.operator, rule.search, rule.climbs, rule.blockwise) for rule in rules]
         norms, following = find_norms(questions, kernels, states)
-        return [rule._factor(*one) for rule, *one in zip(rules, norms, kernels, strict=True)], following
+        factors = [
+            rule._factor(*one) for rule, *one in zip(rules, norms, kernels, levels or [None] * len(rules), strict=True)
+        ]
+        return factors, following
 
     def act(self, kernel: Tensor, factor: Tensor) -> Tensor:
         """Return `factor * kernel`, multiplied in float32, or in float64 for a float64 kernel."""
@@ -57,11 +63,13 @@ class Scale:
         kind = "float64" if xp.dtype(kernel) == "float64" else xp.dtype(factor)
         return xp.cast(xp.cast(kernel, kind) * xp.cast(factor, kind), xp.dtype(kernel))
 
-    def _factor(self, norms: Tensor, kernel: Tensor) -> Tensor:
+    def _factor(self, norms: Tensor, kernel: Tensor, level: Tensor) -> Tensor:
         xp = of(norms)
         sigma = norms if self.blockwise else xp.largest(norms, (0,))
-        acts = sigma > self.value * (1.0 if self.cap else TINY)
-        factor = xp.where(acts, self.value / (sigma + TINY), 1.0)
+        value = self.value * unit(self.rms, xp.shape(kernel), self.operator.axis, self.operator.groups)
+        value = levelled(value, level, norms)
+        acts = sigma > value * (1.0 if self.cap else TINY)
+        factor = xp.where(acts, value / (sigma + TINY), 1.0)
         if xp.shape(factor)[0] == 1:
             return xp.reshape(factor, ())
         return spread(factor, xp.shape(kernel), self.operator.axis)

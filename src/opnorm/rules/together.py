@@ -8,6 +8,7 @@ import numpy as np
 
 from opnorm.backends import Tensor, of
 from opnorm.rules.scaling import Scale
+from opnorm.rules.targets import Levels
 
 
 class Rule(Protocol):
@@ -28,32 +29,47 @@ class Rule(Protocol):
         """The rule for a single use from a fresh start."""
 
     @staticmethod
-    def find(rules: Sequence[Any], kernels: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+    def find(
+        rules: Sequence[Any], kernels: Sequence[Tensor], states: Sequence[Tensor], levels: Levels = None
+    ) -> tuple[list[Any], list[Any]]:
         """Return what `act` needs to know of each kernel, and the next states."""
 
     def act(self, kernel: Tensor, found: Any) -> Tensor:
         """Return the changed kernel."""
 
 
-def find(rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+def find(
+    rules: Sequence[Rule],
+    kernels: Sequence[Tensor],
+    states: Sequence[Tensor],
+    levels: Levels = None,
+) -> tuple[list[Any], list[Any]]:
     """Return what each rule's `act` needs to know of its kernel, and the next states; none of it has a gradient.
 
     Args:
         rules: One a kernel.
         kernels: Tensors of one framework, floating point.
         states: What `start` or the last call returned.
+        levels: What each rule's target is multiplied by in this step: tensors without axes, not part of what is
+            compiled; None for 1.
     """
     if not kernels:
         return [], []
-    pair: tuple[list[Any], list[Any]] = of(kernels[0]).compiled(_find)(tuple(rules), (list(kernels), list(states)))
+    levels = [None] * len(kernels) if levels is None else list(levels)
+    pair: tuple[list[Any], list[Any]] = of(kernels[0]).compiled(_find)(
+        tuple(rules), (list(kernels), list(states), levels)
+    )
     return pair
 
 
 def updated(
-    rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor]
+    rules: Sequence[Rule],
+    kernels: Sequence[Tensor],
+    states: Sequence[Tensor],
+    levels: Levels = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return every kernel as its rule makes it, and the next states; none of it is part of a gradient."""
-    found, states = find(rules, kernels, states)
+    found, states = find(rules, kernels, states, levels)
     changed = [rule.act(of(k).detach(k), f) for rule, k, f in zip(rules, kernels, found, strict=True)]
     return changed, states
 
@@ -71,12 +87,14 @@ def overwrite(rule: Rule, kernel: Tensor, found: Any) -> None:
         kernel.copy_(rule.act(kernel, found))
 
 
-def _find(rules: tuple[Rule, ...], tensors: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Any], list[Any]]:
+def _find(
+    rules: tuple[Rule, ...], tensors: tuple[list[Tensor], list[Tensor], list[Tensor]]
+) -> tuple[list[Any], list[Any]]:
     kernels = [of(kernel).detach(kernel) for kernel in tensors[0]]
     found: list[Any] = [None] * len(rules)
     following: list[Any] = [None] * len(rules)
     for kind, places in _by_kind(rules).items():
-        chosen = [[several[i] for i in places] for several in (rules, kernels, tensors[1])]
+        chosen = [[several[i] for i in places] for several in (rules, kernels, *tensors[1:])]
         for i, *one in zip(places, *kind.find(*chosen), strict=True):
             found[i], following[i] = one
     return found, following

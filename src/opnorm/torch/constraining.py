@@ -6,31 +6,18 @@ goes wherever that goes.
 
 import gc
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from opnorm.checks import require
 from opnorm.rules import Constraint
 from opnorm.selection import Selection, choose
 from opnorm.torch.attachments import Attachment, Attachments
-from opnorm.torch.fitting import Fitted, fit, overwrite_all
+from opnorm.torch.fitting import fit
+from opnorm.torch.keeping import Held, Keeper, taken
 from opnorm.torch.sites import Kernel, PassedOver, find_kernels, mark
-
-STATE = "spectral_vectors"  # the key of `optimizer.state[parameter]`
-
-
-class _Held(NamedTuple):
-    """A kernel that is held in its ball."""
-
-    kernel: Kernel
-    parameter: nn.Parameter
-    fitted: Fitted
 
 
 def constrain(
@@ -80,8 +67,8 @@ def constrain(
     found = find_kernels(module)
     kernels = _chosen(module, found, include, exclude)
     owned = _owned(module, optimizer, kernels)
-    held = [_Held(one, p, fit(rule, one, i)) for i, (one, p) in enumerate(owned.values())]
-    keeper = _Keeper(optimizer, held)
+    held = [Held(one, p, fit(rule, one, i)) for i, (one, p) in enumerate(owned.values())]
+    keeper = Keeper(optimizer, held)
     rows = [_row(one, kernels, owned, keeper) for one in found]
     for one in held:
         mark(one.kernel, rule)
@@ -149,127 +136,24 @@ def _require_owned(module: nn.Module, optimizer: Optimizer, owned: dict[int, Any
         )
 
 
-# By optimizer; a keeper knows its own by a weak reference, so that neither is kept alive by this table.
-_keepers: WeakKeyDictionary[Optimizer, list["_Keeper"]] = WeakKeyDictionary()
-
-
 def _require_free(owned: dict[int, tuple[Kernel, nn.Parameter]]) -> None:
-    taken = _taken()
-    if not taken.isdisjoint(owned):
+    held = taken()
+    if not held.isdisjoint(owned):
         gc.collect()  # a scheduler and its optimizer hold each other: those of a notebook's last run may still be there
-        taken = _taken()
+        held = taken()
     for key, (kernel, _) in owned.items():
-        if key in taken:
+        if key in held:
             raise ValueError(
                 "Argument `module` must have no kernel that is constrained already: call `remove()` of the table that "
                 f"`opnorm.torch.constrain` returned first. Received: {kernel.path!r}, constrained twice"
             )
 
 
-def _taken() -> set[int]:
-    return {id(one.parameter) for several in _keepers.values() for keeper in several for one in keeper.held}
-
-
-class _Keeper:
-    """The hooks of an optimizer that hold kernels in their balls."""
-
-    def __init__(self, optimizer: Optimizer, held: Sequence[_Held]) -> None:
-        self.held = tuple(held)
-        self._optimizer = ref(optimizer)
-        self._aside: dict[int, Tensor] = {}  # states of parameters that the optimizer has not begun to update
-        self._loaded: dict[int, Tensor] = {}
-        # What acts depends on numbers: a compiled step calls it as it is. PyTorch's optimizers have imported Dynamo.
-        self._act: Callable[[Optimizer], None] = torch.compiler.disable(self._acted)
-        self._handles: list[RemovableHandle] | None = [
-            optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self._act(optimizer)),
-            optimizer.register_load_state_dict_pre_hook(self._remember),
-            optimizer.register_load_state_dict_post_hook(self._restore),
-        ]
-        _keepers.setdefault(optimizer, []).append(self)
-
-    def remove(self) -> None:
-        """Take the hooks off, and the vectors out of the optimizer's state."""
-        optimizer = self._optimizer()
-        if self._handles is None:  # another constraint may hold the kernels by now
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = None
-        for one in self.held:
-            mark(one.kernel, None)
-            if optimizer is not None and one.parameter in optimizer.state:
-                optimizer.state[one.parameter].pop(STATE, None)
-        if optimizer is not None and self in _keepers.get(optimizer, []):
-            _keepers[optimizer].remove(self)
-
-    def _acted(self, optimizer: Optimizer) -> None:
-        due = [one for one in self.held if one.parameter.requires_grad]
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for one in due:
-            _require_in_place(one, updated)
-        with torch.no_grad():
-            kernels = [one.fitted.view(one.parameter) for one in due]
-            states = [self._state(optimizer, one) for one in due]
-            following = overwrite_all([one.fitted.rule for one in due], kernels, states)
-        for one, state in zip(due, following, strict=True):
-            self._keep(optimizer, one.parameter, state)
-
-    def _state(self, optimizer: Optimizer, one: _Held) -> Tensor | None:
-        held = optimizer.state.get(one.parameter, {})
-        return one.fitted.state(held.get(STATE, self._aside.get(id(one.parameter))), one.parameter)
-
-    def _keep(self, optimizer: Optimizer, parameter: nn.Parameter, state: Tensor | None) -> None:
-        if state is None:
-            return
-        # Optimizers make their own state of a parameter where they find none of it: ours must not come first.
-        begun = parameter.grad is not None or (parameter in optimizer.state and optimizer.state[parameter])
-        if begun:
-            optimizer.state[parameter][STATE] = state
-            self._aside.pop(id(parameter), None)
-        else:
-            self._aside[id(parameter)] = state
-
-    def _remember(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        # `load_state_dict` casts to the parameter's dtype; of half-precision parameters the vectors are float32.
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        saved = {number: state for number, state in state_dict["state"].items() if isinstance(state, dict)}
-        self._loaded = {
-            place: saved[number][STATE]
-            for place, number in enumerate(numbers)
-            if number in saved and STATE in saved[number]
-        }
-
-    def _restore(self, optimizer: Optimizer) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for place, state in self._loaded.items():
-            parameter = parameters[place]
-            optimizer.state[parameter][STATE] = state.detach().clone().to(parameter.device, torch.float32)
-        self._aside, self._loaded = {}, {}
-
-
-def _require_in_place(one: _Held, updated: set[int]) -> None:
-    remedy = (
-        "Remedy: call `remove()` of the table that `opnorm.torch.constrain` returned, make the optimizer anew, and "
-        "constrain again."
-    )
-    if id(one.parameter) not in updated:
-        raise RuntimeError(
-            f"The kernel {one.kernel.path!r} of {type(one.kernel.module).__name__} is no longer a parameter of the "
-            f"optimizer: its `param_groups` were replaced, and what it updates is not what was constrained. {remedy}"
-        )
-    if getattr(one.kernel.module, one.kernel.geometry.name, None) is not one.parameter:
-        raise RuntimeError(
-            f"The kernel {one.kernel.path!r} of {type(one.kernel.module).__name__} is not the parameter that was "
-            "constrained: it was replaced (`load_state_dict(assign=True)`, a new parameter, a parametrization), and "
-            f"the optimizer goes on with the old one. {remedy}"
-        )
-
-
 def _row(
     one: Kernel | PassedOver,
     kernels: list[Kernel],
     owned: dict[int, tuple[Kernel, nn.Parameter]],
-    keeper: _Keeper,
+    keeper: Keeper,
 ) -> Attachment:
     if isinstance(one, PassedOver):
         return Attachment(one.path, one.shape, "", None, one.reason)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opnorm.backends import Tensor as AnyTensor
-from opnorm.checks import require
+from opnorm.checks import require, to_positive
 from opnorm.rules import Clip, Constraint, Orthogonalize, Rule, find, overwrite
 from opnorm.torch.geometry import KernelGeometry
 from opnorm.torch.shards import is_sharded, overwrite_shards
@@ -27,6 +27,15 @@ class Fitted(NamedTuple):
     def view(self, parameter: Tensor) -> Tensor:
         """Return the parameter as the rule reads it, in the same memory."""
         return self.geometry.view(parameter, self.constraint.operator)
+
+    def level(self, step: int | None) -> float | Tensor | None:
+        """Return the number that multiplies the norm in a step; None where it is the same in all.
+
+        Raises:
+            ValueError: When it is not positive, or needs a step that is not given.
+        """
+        target = self.constraint.target
+        return to_positive("value", float(target.at(step))) if target.moves else target.level
 
     def state(self, held: AnyTensor, parameter: Tensor) -> Tensor | None:
         """Return the state `held`, in float32 beside the parameter; the first one if that does not fit the rule."""
@@ -56,15 +65,22 @@ def _require_matrix(kernel: Kernel, geometry: KernelGeometry, constraint: Constr
     must = "must be of kernels that are one matrix, not of blocks or what slides, where these are sharded"
     one = not slides and geometry.groups == 1
     require(one or not is_sharded(kernel.tensor), "rule", must, f"{constraint} for {kernel.path}")
+    raises = isinstance(constraint.rule, Clip) and constraint.rule.min_value > 0
+    must = "must have no `min_value` where kernels are sharded"
+    require(not (raises and is_sharded(kernel.tensor)), "rule", must, f"{constraint} for {kernel.path}")
 
 
 def overwrite_all(
-    rules: Sequence[Rule], kernels: Sequence[Tensor], states: Sequence[Tensor | None]
+    rules: Sequence[Rule],
+    kernels: Sequence[Tensor],
+    states: Sequence[Tensor | None],
+    levels: Sequence[float | Tensor | None],
 ) -> list[Tensor | None]:
     """Change all kernels in place, as their rules say, those of one device together, and return the next states."""
     following = list(states)
     for places in by_device(kernels):
-        found, after = find([rules[i] for i in places], [kernels[i] for i in places], [states[i] for i in places])
+        due = [rules[i] for i in places]
+        found, after = find(due, *([several[i] for i in places] for several in (kernels, states, levels)))
         for i, what, state in zip(places, found, after, strict=True):
             _overwrite(rules[i], kernels[i], what)
             following[i] = state

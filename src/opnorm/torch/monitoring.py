@@ -10,7 +10,9 @@ from opnorm.checks import require, to_flag, to_operator
 from opnorm.iterations.power import Search
 from opnorm.rules import Operator, Question, find_norms, first_vectors
 from opnorm.selection import Selection, choose
+from opnorm.torch.attention import logits_of, proved_logits_of
 from opnorm.torch.fitting import by_device
+from opnorm.torch.keeping import last_step
 from opnorm.torch.parametrization import ball_of
 from opnorm.torch.sites import Kernel, find_kernels
 
@@ -39,7 +41,9 @@ def monitor(
 
     `spectral/<name>` is an estimate from below of each, nan for a kernel that is not finite; `spectral/largest` the
     largest; `spectral/outside` how many exceed the ball that `constrain` or `spectral_normalization` declares, by more
-    than 1 %. Of a parametrized kernel what the module multiplies with is measured.
+    than 1 %. Of a parametrized kernel what the module multiplies with is measured. Of each `MultiheadAttention`
+    `spectral/<module>.query_key` is the norm of W_q^T W_k, the largest over the heads, and `spectral/query_key` the
+    largest of all: a head's logits are at most |x| |y| times it, before they are divided by the root of its size.
 
     Args:
         module: A `torch.nn.Module`.
@@ -62,17 +66,22 @@ def monitor(
     if logs:
         logs["spectral/largest"] = nan if any(map(isnan, norms.values())) else max(norms.values())
         logs["spectral/outside"] = sum(not _within(one.ball, norms[one.path]) for one in watched)
-    return logs | _proved(watched) if to_flag("proved", proved) else logs
+    logs |= logits_of(kernels)
+    return logs | _proved(watched) | proved_logits_of(kernels) if to_flag("proved", proved) else logs
 
 
 def _watched(kernel: Kernel, operator: str) -> _Watched:
     constraint, declared = kernel.constraint, ball_of(kernel.module, kernel.geometry.name)
-    ball = declared.ball if declared else constraint.ball if constraint else None
     meant = declared.operator if declared else constraint.operator if constraint else operator
     blockwise = constraint.blockwise if constraint and not declared else False
     geometry = kernel.geometry.asked(blockwise)
-    tensor = geometry.view(kernel.tensor.detach(), meant)
-    return _Watched(kernel.path, geometry.operator(meant), tensor, ball)
+    tensor, meaning = geometry.view(kernel.tensor.detach(), meant), geometry.operator(meant)
+    own = constraint.of(meaning, geometry.blockwise).ball(tensor.shape, _last_step(kernel)) if constraint else None
+    return _Watched(kernel.path, meaning, tensor, declared.ball if declared else own)
+
+
+def _last_step(kernel: Kernel) -> int | None:
+    return last_step(getattr(kernel.module, kernel.geometry.name))
 
 
 def _estimates(watched: list[_Watched]) -> list[float]:

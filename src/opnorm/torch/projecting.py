@@ -9,7 +9,7 @@ from opnorm.torch.fitting import Fitted, fit, overwrite_all
 from opnorm.torch.sites import Kernel, find_kernels
 
 
-def project(module: nn.Module, rule: Constraint | None = None) -> None:
+def project(module: nn.Module, rule: Constraint | None = None, *, step: int | None = None) -> None:
     """Apply `rule` to every kernel of `module` now, in place, from a fresh start and to convergence.
 
     After it each kernel has the norm that the rule asks for, within 1e-3; frozen kernels too. A copy of a module that
@@ -18,9 +18,10 @@ def project(module: nn.Module, rule: Constraint | None = None) -> None:
     Args:
         module: A `torch.nn.Module`.
         rule: `opnorm.torch.SpectralNorm()` or another, for all kernels; by default those that `constrain` attached.
+        step: How many updates came before, where a rule's norm is a function of it.
 
     Raises:
-        ValueError: When there is no kernel, or nothing was attached and no `rule` is given.
+        ValueError: When there is no kernel, nothing was attached and no `rule` is given, or a rule needs the `step`.
 
     Example:
         >>> opnorm.torch.project(critic, opnorm.torch.SpectralNorm())
@@ -39,7 +40,7 @@ def project(module: nn.Module, rule: Constraint | None = None) -> None:
     with torch.no_grad():
         kernels = [one.view(parameter) for one, parameter in zip(fitted, parameters, strict=True)]
         states = [one.state(None, parameter) for one, parameter in zip(fitted, parameters, strict=True)]
-        overwrite_all([one.rule.converged for one in fitted], kernels, states)
+        overwrite_all([one.rule.converged for one in fitted], kernels, states, [one.level(step) for one in fitted])
 
 
 def _due(module: nn.Module, rule: Constraint | None) -> list[tuple[Kernel, Fitted]]:
