@@ -43,6 +43,7 @@ VARIABLES = {  # in the order of Keras's files: trainable ones first
     "SpectralNormalization": "kernel vector_u",
     "Normalization": "mean variance count",
     "PReLU": "alpha",
+    "keras.applications.LayerScale": "gamma",
     **dict.fromkeys(CONVOLUTIONS | TRANSPOSED | DEPTHWISE, "kernel bias"),
     **dict.fromkeys(SEPARABLE, "depthwise_kernel pointwise_kernel bias"),
     **dict.fromkeys(CELLS | RECURRENT | CONV_CELLS | CONV_RECURRENT, "kernel recurrent_kernel bias"),
@@ -77,6 +78,8 @@ def class_of(entry: Mapping[str, Any]) -> str:
         return registered
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras(\.src)?\.ops", module):
         return f"keras.ops.{name}"
+    if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras(\.src)?\.applications\b", module):
+        return f"keras.applications.{name}"
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras\b", module):
         return str(name)
     if isinstance(registered, str) and registered != name:

@@ -26,10 +26,11 @@ _SAME = {
     "RMSNormalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
     "keras.ops.Relu", "keras.ops.Sigmoid", "keras.ops.Tanh", "keras.ops.Silu", "keras.ops.Gelu", "keras.ops.Elu",
     "keras.ops.Selu", "keras.ops.Softplus", "keras.ops.Softsign", "keras.ops.LeakyRelu", "keras.ops.Negative",
-    "keras.ops.Absolute",
+    "keras.ops.Absolute", "keras.applications.LayerScale", "keras.applications.StochasticDepth",
 }  # fmt: skip
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
 _MERGED |= {f"keras.ops.{kind}" for kind in _MERGED}  # of one input and a number the shape is the input's
+_MERGED |= {"keras.applications.CustomScaleLayer"}
 _POOLED = {f"{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)}
 _GLOBAL = {f"Global{kind}" for kind in _POOLED}
 _FED = ("batch_shape", "batch_input_shape", "input_shape", "shape", "input_dim")  # two may contradict each other

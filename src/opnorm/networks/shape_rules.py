@@ -15,7 +15,7 @@ from opnorm.networks.sizes import image_size
 
 SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
-    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity",
+    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity", "keras.applications.StochasticDepth",
 )  # fmt: skip
 MEETINGS = (  # where branches meet; a second input of any other kind is no branch
     "Add", "Subtract", "Sub", "Sum", "Average", "Mean", "Concatenate", "Concat", "Maximum", "Minimum", "Max", "Min",
