@@ -1,6 +1,6 @@
 """The networks people have: which have a finite Lipschitz bound, and what stops the others.
 
-    python benchmarks/architectures.py [--only keras:ResNet] [--seconds 300] [--gigabytes 6]
+    python benchmarks/architectures.py [--only keras:ResNet] [--limit 5] [--seconds 300] [--gigabytes 6]
 
 Each network has a process of its own, which ends when it takes too long or too much memory. They are untrained:
 `keras.applications` with `weights=None`, torchvision and timm exported by both of PyTorch's exporters, what `package`
@@ -21,11 +21,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 from tables import write_table
 
-HEADER = ["network", "from", "upper end", "seconds", "memory", "what stops it"]
+HEADER = ["network", "from", "upper end", "CPU seconds", "memory", "what stops it"]
 KERAS = (
     "VGG16", "VGG19", "ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2", "InceptionV3",
     "InceptionResNetV2", "Xception", "DenseNet121", "DenseNet169", "DenseNet201", "MobileNet", "MobileNetV2",
@@ -74,15 +75,15 @@ def files_of(package: str) -> Iterator[Path]:
             yield path
 
 
-def bound_of(network: str, folder: str) -> Any:
-    """Return the bound of a network and the seconds it took, without making the network."""
+def bound_of(network: str, folder: str, limit: float) -> Any:
+    """Return the bound of a network and the CPU seconds it took, without making the network."""
     source, _, name = network.partition(":")
     made = make(source, name, folder)
     from opnorm.networks.lipschitz import lipschitz_bound
 
-    begin = time.perf_counter()
-    bound = lipschitz_bound(made, time_limit=5)
-    return bound, time.perf_counter() - begin
+    begin = time.process_time()
+    bound = lipschitz_bound(made, time_limit=limit)
+    return bound, time.process_time() - begin
 
 
 def make(source: str, name: str, folder: str) -> Any:
@@ -107,6 +108,8 @@ def module_of(package: str, name: str) -> tuple[Any, int]:
     if package == "timm":
         module = importlib.import_module("timm").create_model(name)
         return module, module.default_cfg["input_size"][-1] if module.default_cfg.get("fixed_input_size") else PIXELS
+    for part in ("_meta_registrations", "_autograd_registrations"):  # of operators that PyPI's wheel has on GPUs alone
+        sys.modules[f"torchvision.{part}"] = ModuleType(part)
     models = importlib.import_module("torchvision.models")
     return models.get_model(name, weights=None), SIZES.get(name, PIXELS)
 
@@ -115,17 +118,18 @@ def module_channels(module: Any) -> int:
     return getattr(module, "default_cfg", {}).get("input_size", (3,))[0]
 
 
-def told(network: str) -> None:
+def told(network: str, limit: float) -> None:
     """Print what is found of a network, for the process that waits for it."""
     with TemporaryDirectory() as folder:
-        bound, seconds = bound_of(network, folder)
+        bound, seconds = bound_of(network, folder, limit)
     stops = Counter(f"{step.kind}: {step.rule}" for step in bound.unknown)
     print(json.dumps({"upper": bound.upper, "seconds": seconds, "stops": stops.most_common(), "notes": bound.notes}))
 
 
-def watched(network: str, seconds: float, gigabytes: float) -> tuple[dict[str, Any], float]:
+def watched(network: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], float]:
     """Return what a process of its own finds of a network, and its largest memory in GiB."""
-    command = [sys.executable, __file__, "--one", network]
+    command = [sys.executable, __file__, "--one", network, "--limit", str(arguments.limit)]
+    seconds, gigabytes = arguments.seconds, arguments.gigabytes
     environment = {"KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     begin, most = time.monotonic(), 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
@@ -152,8 +156,8 @@ def resident(process: int) -> float:
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmRSS:")), 0.0)
 
 
-def row(network: str, seconds: float, gigabytes: float) -> list[str]:
-    found, most = watched(network, seconds, gigabytes)
+def row(network: str, arguments: argparse.Namespace) -> list[str]:
+    found, most = watched(network, arguments)
     source, _, name = network.partition(":")
     name = "/".join(Path(name).parts[-2:]) if source == "file" else name
     if "failed" in found:
@@ -174,15 +178,16 @@ def cells(*texts: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="what a network's name, `keras:VGG16` say, starts with")
+    parser.add_argument("--limit", type=float, default=5, help="seconds for each kernel")
     parser.add_argument("--seconds", type=float, default=300, help="for one network, making it included")
     parser.add_argument("--gigabytes", type=float, default=6, help="of one network's process")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        told(arguments.one)
+        told(arguments.one, arguments.limit)
         return
     chosen = [network for network in networks() if network.startswith(arguments.only)]
-    rows = [row(network, arguments.seconds, arguments.gigabytes) for network in chosen]
+    rows = [row(network, arguments) for network in chosen]
     if not arguments.only:
         write_table("architectures", HEADER, rows)
 
