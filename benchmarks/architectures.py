@@ -46,7 +46,7 @@ TIMM = (
 )  # fmt: skip
 PACKAGES = ("rapidocr-onnxruntime", "silero-vad", "cifar-10-model", "basic-pitch", "guesslang", "onnx")
 ENDINGS = (".onnx", ".keras", ".h5")
-SIZES = {"vit_b_16": 224, "swin_t": 224}  # torchvision's that take no other
+SIZES = dict.fromkeys(("vit_b_16", "swin_t", "alexnet", "vgg11", "vgg11_bn"), 224)  # torchvision's that take no other
 PIXELS = 96
 
 

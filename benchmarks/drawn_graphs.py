@@ -234,7 +234,8 @@ def bordered(made: Drawing, value: str) -> str:
     before, after = [made.integer(0, 1) for _ in sizes], [made.integer(0, 2) for _ in sizes]
     pads = made.constant(np.array([0, 0, *before, 0, 0, *after]), np.int64)
     shape = (channels, *[n + a + b for n, a, b in zip(sizes, before, after, strict=True)])
-    return made.call("Pad", [value, pads], shape, mode=str(made.rng.choice(["constant", "reflect", "edge"])))
+    modes = ["constant", "edge", *(["reflect"] if min(sizes) > 2 else [])]  # no row is mirrored further than it is long
+    return made.call("Pad", [value, pads], shape, mode=str(made.rng.choice(modes)))
 
 
 def scaled(made: Drawing, value: str) -> str:

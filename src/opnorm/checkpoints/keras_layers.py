@@ -43,7 +43,6 @@ VARIABLES = {  # in the order of Keras's files: trainable ones first
     "SpectralNormalization": "kernel vector_u",
     "Normalization": "mean variance count",
     "PReLU": "alpha",
-    "keras.applications.LayerScale": "gamma",
     **dict.fromkeys(CONVOLUTIONS | TRANSPOSED | DEPTHWISE, "kernel bias"),
     **dict.fromkeys(SEPARABLE, "depthwise_kernel pointwise_kernel bias"),
     **dict.fromkeys(CELLS | RECURRENT | CONV_CELLS | CONV_RECURRENT, "kernel recurrent_kernel bias"),

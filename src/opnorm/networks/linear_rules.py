@@ -100,7 +100,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("keras.applications.LayerScale")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    factors = find(node.weights, "gamma")
+    factors = find(node.weights, *node.weights)
     if factors is None or len(node.weights) != 1:
         raise Unbounded("its factors are not there")
     return Effect(float(np.max(np.abs(factors))), "the largest factor of a channel")
