@@ -105,11 +105,11 @@ def make(source: str, name: str, folder: str) -> Any:
 
 
 def module_of(package: str, name: str) -> tuple[Any, int]:
+    for part in ("_meta_registrations", "_autograd_registrations"):  # of operators that PyPI's wheel has on GPUs alone
+        sys.modules[f"torchvision.{part}"] = ModuleType(part)
     if package == "timm":
         module = importlib.import_module("timm").create_model(name)
         return module, module.default_cfg["input_size"][-1] if module.default_cfg.get("fixed_input_size") else PIXELS
-    for part in ("_meta_registrations", "_autograd_registrations"):  # of operators that PyPI's wheel has on GPUs alone
-        sys.modules[f"torchvision.{part}"] = ModuleType(part)
     models = importlib.import_module("torchvision.models")
     return models.get_model(name, weights=None), SIZES.get(name, PIXELS)
 

@@ -86,11 +86,19 @@ def _output(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
 
 def _joined(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
     if layer.kind != "Concatenate":
-        return inputs[0] if len(set(inputs)) == 1 else None
+        return _broadcast(inputs)
     axis = layer.config.get("axis", -1) % len(inputs[0])
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
     whole = reduce(_plus, [shape[axis] for shape in inputs])
     return (*inputs[0][:axis], whole, *inputs[0][axis + 1 :]) if len(rest) == 1 else None
+
+
+def _broadcast(inputs: Sequence[Shape]) -> Shape | None:
+    """Return the shape of several values that meet entry by entry, axes of one entry being repeated."""
+    if len({len(shape) for shape in inputs}) > 1:
+        return None
+    sizes = [set(axis) - {1} or {1} for axis in zip(*inputs, strict=True)]
+    return tuple(axis.pop() for axis in sizes) if all(len(axis) == 1 for axis in sizes) else None
 
 
 def _plus(size: Size, more: Size) -> Size:

@@ -46,7 +46,7 @@ function tiles() {
 const NAMED = 4;  // steps without a constant that are told at once
 const named = steps => steps.slice(0, NAMED).join("; ") + (steps.length > NAMED ? `; and ${steps.length - NAMED} more, below` : "");
 
-const percent = share => typeof share !== "number" ? "\u2013" : `${(100 * share).toFixed(Math.abs(share) < 0.1 ? 1 : 0)} %`;
+const percent = share => typeof share !== "number" ? "\u2013" : `${Number((100 * share).toFixed(Math.abs(share) < 0.1 ? 1 : 0))} %`;
 
 function stepLine(step, largest) {
   const line = element("tr"), share = element("td", {class: "number share"}, percent(step.share));
@@ -67,7 +67,7 @@ function network() {
   if (report.network === null) return;
   const section = byId("network"), {upper, method, unknown, steps, pairs = [], notes} = report.network;
   section.hidden = false;
-  const costliest = pairs.length ? `${pairs[0].first}, then ${pairs[0].second}: ${digits(pairs[0].loss, 3)} times too much` : "";
+  const costliest = pairs.length ? `${pairs[0].first}, then ${pairs[0].second}: norms multiply to ${digits(pairs[0].loss, 3)} times that of both` : "";
   facts(section.querySelector("dl"), [
     ["Lipschitz constant", upper === null ? "unknown" : `at most ${digits(upper)}`], ["by", upper === null ? "" : method],
     ["without a finite constant", named(unknown)], ["costliest neighbours", costliest], ["notes", notes.join("; ")]]);
