@@ -130,7 +130,8 @@ def watched(network: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
     """Return what a process of its own finds of a network, and its largest memory in GiB."""
     command = [sys.executable, __file__, "--one", network, "--limit", str(arguments.limit)]
     seconds, gigabytes = arguments.seconds, arguments.gigabytes
-    environment = {"KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+    backend = "jax" if "NASNet" in network else "torch"  # which Keras says does not build it
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     begin, most = time.monotonic(), 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         while child.poll() is None:

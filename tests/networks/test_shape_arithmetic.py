@@ -112,3 +112,15 @@ def test_branches_whose_open_sizes_may_differ_are_unknown(tmp_path, rng, attribu
     constants = {name: rng.standard_normal(shape) for name, shape in RESIDUAL.items()}
     bound = lipschitz_bound(saved(tmp_path / "model.onnx", residual("Conv", **attributes), constants, OPEN))
     assert [step.name for step in bound.unknown] == ["y"]
+
+
+def test_shapes_are_known_behind_many_slices(tmp_path):
+    """GhostNet cuts channels off in each of its modules, and adds a shortcut behind them."""
+    nodes, value = [], "x"
+    for i in range(30):
+        nodes += [call("Relu", value, f"r{i}"), call("Slice", f"r{i} zero two one", f"s{i}")]
+        value = f"s{i}"
+    nodes.append(call("Add", f"{value} x", "y"))
+    constants = {"zero": np.array([0]), "two": np.array([2]), "one": np.array([1])}
+    bound, _ = check(saved(tmp_path / "model.onnx", nodes, constants))
+    assert bound.upper == pytest.approx(2)

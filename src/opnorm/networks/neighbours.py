@@ -25,7 +25,7 @@ _STEPS = 12  # power iterations: norms to a few percent
 _WORK = 5e8  # multiplications in all products of a pair: some 50 ms; images are cut to what that affords
 _PIXELS = 16  # of an axis of an image whose size is open
 _BETWEEN = {*SAME, "Activation", "PReLU", "PRelu", "Gate", "Cast", "BatchNormalization", "Rescaling", "Normalization"}
-_IN_ORDER = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # these keep the order of an example's numbers
+_BETWEEN |= {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # these keep the order of an example's numbers
 
 
 class Pair(NamedTuple):
@@ -57,7 +57,7 @@ def neighbours(graph: Graph, deadline: Deadline) -> tuple[Pair, ...]:
             loss = None if kernel is None or deadline.passed else _loss(kernel, node)
             found += [] if kernel is None or loss is None else [Pair(kernel.name, node.name, loss)]
             before[node.name] = node
-        elif kernel is not None and (is_activation(node.kind) or node.kind in _BETWEEN | _IN_ORDER):
+        elif kernel is not None and (is_activation(node.kind) or node.kind in _BETWEEN):
             before[node.name] = kernel
     return tuple(sorted(found, key=lambda pair: -pair.loss))
 
