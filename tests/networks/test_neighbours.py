@@ -75,3 +75,12 @@ def test_the_costliest_pair_comes_first_and_is_shown():
 def test_without_time_no_pair_is_looked_at():
     graph = n.chain(n.dense("a", "x", np.eye(2)), n.dense("b", "a", np.eye(2)))
     assert neighbours(graph, Deadline.after(-1)) == ()
+
+
+def test_large_kernels_and_very_many_pairs_are_passed_over(monkeypatch):
+    nodes = n.dense("a", "x", np.eye(2)), n.dense("b", "a", np.eye(2)), n.dense("c", "b", np.eye(2))
+    assert len(found(*nodes)) == 2
+    monkeypatch.setattr("opnorm.networks.neighbours._ALL", 3e8)  # of which a pair takes 2e8
+    assert [pair.second for pair in found(*nodes)] == ["b"]
+    monkeypatch.setattr("opnorm.networks.neighbours._ENTRIES", 3)
+    assert found(*nodes) == ()

@@ -84,12 +84,12 @@ def _from_below(operator: Convolution, accuracy: float, deadline: Deadline) -> f
         deadline.check()
         return np.asarray(operator.matvec(x))
 
-    watched = LinearOperator(operator.shape, timed, operator.rmatvec, dtype=np.float64)  # type: ignore[call-arg]
+    watched = LinearOperator(operator.shape, timed, operator.rmatvec, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(min(operator.shape))
     if len(start) < 2:  # ARPACK needs more
         return 0.0
     try:
-        v = svds(watched, k=1, tol=accuracy, v0=start, return_singular_vectors="vh")[2][0]
+        v = svds(watched, k=1, tol=accuracy, v0=start)[2][0]
     except (OutOfTimeError, ArpackError):
         return 0.0
     return image_below(operator, np.asarray(v))

@@ -4,6 +4,7 @@ A diagnosis, not a bound: norms are estimated by power iteration, which reads no
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import is_activation
+from opnorm.networks.effects import kernels
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, kernel_of
@@ -22,7 +24,9 @@ from opnorm.operators.convolution import Convolution
 from opnorm.tables import number, printable
 
 _STEPS = 12  # power iterations: norms to a few percent
-_WORK = 5e8  # multiplications in all products of a pair: some 50 ms; images are cut to what that affords
+_WORK = 2e8  # multiplications in all products of a pair: some 50 ms; images are cut to what that affords
+_ALL = 2e10  # of all pairs: a few seconds
+_ENTRIES = 2**22  # of a kernel that is read: 32 MiB
 _PIXELS = 16  # of an axis of an image whose size is open
 _BETWEEN = {*SAME, "Activation", "PReLU", "PRelu", "Gate", "Cast", "BatchNormalization", "Rescaling", "Normalization"}
 _BETWEEN |= {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # these keep the order of an example's numbers
@@ -49,17 +53,25 @@ def neighbours(graph: Graph, deadline: Deadline) -> tuple[Pair, ...]:
         graph: The network, split and folded.
         deadline: After it no more pairs are looked at.
     """
+    left = _ALL
     before: dict[str, Node] = {}  # by the name of a value: the kernel that it is a function of, entry by entry
     found = []
     for node in graph.nodes:
         kernel = before.get(node.inputs[0]) if len(node.inputs) == 1 else None
         if node.kind in (*MATRICES, *CONVOLUTIONS, *DEPTHWISE):
-            loss = None if kernel is None or deadline.passed else _loss(kernel, node)
-            found += [] if kernel is None or loss is None else [Pair(kernel.name, node.name, loss)]
             before[node.name] = node
+            left -= 0 if kernel is None else _work(kernel, node)
+            loss = None if kernel is None or left < 0 or deadline.passed else _loss(kernel, node)
+            found += [] if kernel is None or loss is None else [Pair(kernel.name, node.name, loss)]
         elif kernel is not None and (is_activation(node.kind) or node.kind in _BETWEEN):
             before[node.name] = kernel
     return tuple(sorted(found, key=lambda pair: -pair.loss))
+
+
+def _work(first: Node, second: Node) -> float:
+    """Return the multiplications that a pair takes, those of a convolution on a cut image."""
+    entries = [prod(weight.shape) for node in (first, second) for _, weight in kernels(node)]
+    return max(_WORK, 4.0 * _STEPS * sum(entries)) if max(entries, default=0) <= _ENTRIES else 0.0
 
 
 def _loss(first: Node, second: Node) -> float | None:
@@ -91,8 +103,10 @@ def _operator(node: Node) -> LinearOperator:
     """Return a matrix, or a convolution without a size.
 
     Raises:
-        ValueError: When channels do not stand where a matrix has them.
+        ValueError: When channels do not stand where a matrix has them, or the kernel is large.
     """
+    if prod(kernel_of(node).shape) > _ENTRIES:
+        raise ValueError(node.name)
     if node.kind in MATRICES:
         if "last" not in places(node):
             raise ValueError(node.kind)
