@@ -124,3 +124,24 @@ def test_shapes_are_known_behind_many_slices(tmp_path):
     constants = {"zero": np.array([0]), "two": np.array([2]), "one": np.array([1])}
     bound, _ = check(saved(tmp_path / "model.onnx", nodes, constants))
     assert bound.upper == pytest.approx(2)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_zeros_are_added_as_many_as_a_computed_size_asks_for(tmp_path, mode):
+    """TensorFlow's padding, as models that were ported from it compute it."""
+    nodes = [
+        call("Shape", "x", "shape"),
+        call("Cast", "shape", "real", to=11),
+        call("Mul", "real half", "halved"),
+        call("Ceil", "halved", "up"),
+        call("Sub", "up halved", "missing"),
+        call("Clip", "missing zero", "clipped"),
+        call("Cast", "clipped", "before", to=7),
+        call("Concat", "before before", "pads", axis=0),
+        call("Pad", "x pads", "y", mode=mode),
+    ]
+    path = saved(tmp_path / "model.onnx", nodes, {"half": np.array(0.5), "zero": np.array(0.0)})
+    if mode == "constant":
+        assert check(path)[0].upper == pytest.approx(1)
+    else:
+        assert lipschitz_bound(path).upper is None

@@ -179,11 +179,11 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Pad")
 def _(node: Node, bounds: BoundWeight) -> Effect:
+    mode = _text(node.options.get("mode", "constant"))
+    if mode == "constant":
+        return Effect(1.0, "adds constants around its input, or drops entries")
     pads = find(node.weights, "1", "pads")
     amounts = [int(p) for p in (node.options.get("pads") or () if pads is None else pads)]
-    mode = _text(node.options.get("mode", "constant"))
-    if mode == "constant" and amounts:
-        return Effect(1.0, "adds constants around its input")
     if mode not in ("edge", "reflect") or not amounts:
         raise Unbounded(f"no bound is known for padding of mode {mode!r} and unknown width")
     pairs = [(max(a, 0), max(b, 0)) for a, b in zip(*np.split(np.array(amounts), 2), strict=True)]
