@@ -6,6 +6,8 @@ from test_network_onnx import OPEN, call, check, saved
 
 from opnorm.networks.lipschitz import lipschitz_bound
 
+onnx = pytest.importorskip("onnx")  # an extra of opnorm's
+
 TARGET = {"zero": np.array(0), "one": np.array([0]), "rest": np.array([-1])}
 
 
@@ -145,3 +147,24 @@ def test_zeros_are_added_as_many_as_a_computed_size_asks_for(tmp_path, mode):
         assert check(path)[0].upper == pytest.approx(1)
     else:
         assert lipschitz_bound(path).upper is None
+
+
+def test_a_node_that_is_called_as_a_constant_is_no_constant(tmp_path):
+    nodes = [call("Relu", "x", "relu"), call("Reshape", "relu target", "shaped"), call("Abs", "shaped", "y")]
+    path = saved(tmp_path / "model.onnx", nodes, {"target": np.array([-1, 72])})
+    model = onnx.load(path)
+    model.graph.node[0].name = "target"
+    onnx.save(model, path)
+    assert check(path)[0].upper == pytest.approx(1)
+
+
+def test_what_is_computed_from_shapes_and_constants_alone_adds_nothing(tmp_path):
+    nodes = [
+        call("Shape", "x", "shape"),
+        call("Slice", "shape one two", "channels"),
+        call("Tile", "values channels", "repeated"),
+        call("Expand", "repeated shape", "spread"),
+        call("Concat", "x spread", "y", axis=1),
+    ]
+    constants = {"one": np.array([3]), "two": np.array([4]), "values": np.array([1.0])}
+    assert check(saved(tmp_path / "model.onnx", nodes, constants))[0].upper == pytest.approx(1)

@@ -24,7 +24,9 @@ _STEERED = {
 }  # whatever their other inputs are, entries move or vanish
 
 
-def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> list[Node]:
+def without_shape_arithmetic(
+    nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], fixed: Set[str] = frozenset()
+) -> list[Node]:
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
     Two inputs that are compared have one shape, so these nodes give both the same.
@@ -33,8 +35,9 @@ def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outpu
         nodes: Of an ONNX graph, each after its inputs.
         inputs: Names of the graph's inputs.
         outputs: Names of the graph's outputs.
+        fixed: Names of constants, none of them that of a node or an input.
     """
-    steady: set[str] = set()
+    steady = set(fixed)
     found = []
     for node in nodes:
         if _is_steady(node, steady):
