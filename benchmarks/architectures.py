@@ -40,7 +40,7 @@ TORCHVISION = (
     "vit_b_16", "swin_t",
 )  # fmt: skip
 TIMM = (
-    "lenet", "resnet26", "resnetv2_50", "repvgg_a0", "mixer_s32_224", "convmixer_768_32", "dla34", "hrnet_w18_small",
+    "resnet26", "resnetv2_50", "repvgg_a0", "mixer_s32_224", "convmixer_768_32", "dla34", "hrnet_w18_small",
     "ghostnet_100", "rexnet_100", "darknet53", "cspresnet50", "selecsls42b", "tf_mobilenetv3_small_minimal_100",
     "vit_tiny_patch16_224", "poolformer_s12",
 )  # fmt: skip
