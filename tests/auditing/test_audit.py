@@ -465,6 +465,14 @@ def test_what_one_node_raises_is_why_it_is_unbounded(tmp_path, monkeypatch):
     assert any(row.status == "bounded" for row in report.rows)
 
 
+def test_the_network_tells_of_each_step_its_share_and_which_neighbours_cost_most(tmp_path):
+    network = json.loads(audit(FILES["a.keras"](tmp_path / "a.keras")).to_json())["network"]
+    known = [step["share"] for step in network["steps"] if step["share"] is not None]
+    assert sum(map(abs, known)) == pytest.approx(1)
+    assert all(set(pair) == {"first", "second", "loss"} for pair in network["pairs"])
+    assert [pair["loss"] for pair in network["pairs"]] == sorted((p["loss"] for p in network["pairs"]), reverse=True)
+
+
 @pytest.mark.parametrize("error", [KeyError("depthwise_kernel"), MemoryError()])
 def test_what_the_network_raises_leaves_the_rows(tmp_path, monkeypatch, error):
     monkeypatch.setattr("opnorm.auditing.network_report.network_bound", raising(error))

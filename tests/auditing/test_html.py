@@ -351,3 +351,29 @@ def contrast(browser, selector):
 def luminance(colour):
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def step(name, constant, share, kind="Dense"):
+    return {"name": name, "kind": kind, "constant": constant, "rule": "why", "share": share}
+
+
+def test_a_network_shows_which_steps_and_which_neighbours_cost_most(browser, tmp_path):
+    steps = [step("a", 8.0, 0.75), step(HOSTILE, 0.5, -0.25, "Mean"), step("c", None, None, "Mul")]
+    pairs = [{"first": HOSTILE, "second": "a", "loss": 3.25}, {"first": "a", "second": "c", "loss": 1.5}]
+    network = {"lower": None, "upper": None, "method": "none", "unknown": ["c (Mul): why"], "steps": steps, "notes": []}
+    for document in ({**network, "pairs": pairs}, network):  # reports of before have no pairs
+        page = Report("f", "npz", (bounded("w"),), network=document).to_html()
+        (tmp_path / "a.html").write_text(page, encoding="utf-8")
+        browser.get((tmp_path / "a.html").as_uri())
+        assert browser.get_log("browser") == []
+        assert find(browser, "#pairs")[0].is_displayed() == ("pairs" in document)
+        if "pairs" in document:
+            assert "norms multiply to 3.25 times that of both" in find(browser, "#network dl")[0].text
+            find(browser, "#pairs summary")[0].click()
+            cells = [[cell.text for cell in find(browser, f"#pairs tbody tr:nth-child({i}) > *")] for i in (1, 2)]
+            assert cells == [[HOSTILE, "a", "3.25"], ["a", "c", "1.5"]]
+        find(browser, "#steps summary")[0].click()
+        assert [cell.text for cell in find(browser, "#steps td.share")] == ["75 %", "-25 %", "\u2013"]
+        bars = "return [...document.querySelectorAll('#steps td.share')].map(c => c.style.getPropertyValue('--bar'))"
+        assert browser.execute_script(bars) == ["1.000", "0.333", "0.000"]
+        assert find(browser, "img") == []

@@ -66,3 +66,14 @@ def test_the_slope_that_keras_takes_counts(tmp_path):
     """Keras 3 lets the old name of the slope win."""
     leaky = layer("LeakyReLU", "l", ["image"], negative_slope=0.1, alpha=7.0)
     assert bound(tmp_path, leaky, last="l").upper == pytest.approx(7)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (None, None)])
+def test_behind_a_gate_that_is_repeated_over_the_image_the_shape_is_the_image_s(tmp_path, sizes):
+    layers = [
+        layer("GlobalMaxPooling2D", "gate", ["image"], keepdims=True),
+        layer("Multiply", "gated", ["image", "gate"]),
+        layer("Add", "sum", ["image", "gated"]),
+    ]
+    found = bound(tmp_path, *layers, last="sum", batch_shape=[None, *sizes, 3])
+    assert [step.name for step in found.unknown] == ["gated"]

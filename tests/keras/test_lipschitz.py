@@ -314,3 +314,26 @@ def test_a_wrapped_layer_is_unknown_until_it_is_baked():
     assert "opnorm.bake(model)" in step.rule
     bound = lipschitz_bound(opnorm.bake(model), points)
     assert 1 - 1e-3 <= bound.lower <= bound.upper <= 1 + 1e-3  # of the wrapper's own tolerance
+
+
+def test_the_layers_of_keras_applications_are_known_by_their_module():
+    applications = pytest.importorskip("keras.src.applications.inception_resnet_v2")
+    convnext = pytest.importorskip("keras.src.applications.convnext")
+    inputs = keras.Input((6, 6, 2))
+    branch = L.Conv2D(2, 3, padding="same")(inputs)
+    summed = applications.CustomScaleLayer(0.3)([inputs, branch])
+    outputs = convnext.StochasticDepth(0.5)(convnext.LayerScale(0.5, 2)(L.ReLU()(summed)))
+    model = keras.Model(inputs, outputs)
+    bound, _ = check(model)
+    norm = opnorm.spectral_norm(opnorm.Convolution(np.array(model.layers[1].kernel), (6, 6))).upper
+    assert bound.upper == pytest.approx(0.5 * (1 + 0.3 * norm), rel=1e-5)
+
+
+def test_a_custom_layer_with_a_name_of_keras_applications_is_not_that_layer():
+    class CustomScaleLayer(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs[0] * inputs[1]
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, CustomScaleLayer()([inputs, L.Dense(3)(inputs)]))
+    assert opnorm.lipschitz_bound(model).upper is None

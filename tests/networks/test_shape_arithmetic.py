@@ -6,6 +6,8 @@ from test_network_onnx import OPEN, call, check, saved
 
 from opnorm.networks.lipschitz import lipschitz_bound
 
+onnx = pytest.importorskip("onnx")  # an extra of opnorm's
+
 TARGET = {"zero": np.array(0), "one": np.array([0]), "rest": np.array([-1])}
 
 
@@ -112,3 +114,57 @@ def test_branches_whose_open_sizes_may_differ_are_unknown(tmp_path, rng, attribu
     constants = {name: rng.standard_normal(shape) for name, shape in RESIDUAL.items()}
     bound = lipschitz_bound(saved(tmp_path / "model.onnx", residual("Conv", **attributes), constants, OPEN))
     assert [step.name for step in bound.unknown] == ["y"]
+
+
+def test_shapes_are_known_behind_many_slices(tmp_path):
+    """GhostNet cuts channels off in each of its modules, and adds a shortcut behind them."""
+    nodes, value = [], "x"
+    for i in range(30):
+        nodes += [call("Relu", value, f"r{i}"), call("Slice", f"r{i} zero two one", f"s{i}")]
+        value = f"s{i}"
+    nodes.append(call("Add", f"{value} x", "y"))
+    constants = {"zero": np.array([0]), "two": np.array([2]), "one": np.array([1])}
+    bound, _ = check(saved(tmp_path / "model.onnx", nodes, constants))
+    assert bound.upper == pytest.approx(2)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_zeros_are_added_as_many_as_a_computed_size_asks_for(tmp_path, mode):
+    """TensorFlow's padding, as models that were ported from it compute it."""
+    nodes = [
+        call("Shape", "x", "shape"),
+        call("Cast", "shape", "real", to=11),
+        call("Mul", "real half", "halved"),
+        call("Ceil", "halved", "up"),
+        call("Sub", "up halved", "missing"),
+        call("Clip", "missing zero", "clipped"),
+        call("Cast", "clipped", "before", to=7),
+        call("Concat", "before before", "pads", axis=0),
+        call("Pad", "x pads", "y", mode=mode),
+    ]
+    path = saved(tmp_path / "model.onnx", nodes, {"half": np.array(0.5), "zero": np.array(0.0)})
+    if mode == "constant":
+        assert check(path)[0].upper == pytest.approx(1)
+    else:
+        assert lipschitz_bound(path).upper is None
+
+
+def test_a_node_that_is_called_as_a_constant_is_no_constant(tmp_path):
+    nodes = [call("Relu", "x", "relu"), call("Reshape", "relu target", "shaped"), call("Abs", "shaped", "y")]
+    path = saved(tmp_path / "model.onnx", nodes, {"target": np.array([-1, 72])})
+    model = onnx.load(path)
+    model.graph.node[0].name = "target"
+    onnx.save(model, path)
+    assert check(path)[0].upper == pytest.approx(1)
+
+
+def test_what_is_computed_from_shapes_and_constants_alone_adds_nothing(tmp_path):
+    nodes = [
+        call("Shape", "x", "shape"),
+        call("Slice", "shape one two", "channels"),
+        call("Tile", "values channels", "repeated"),
+        call("Expand", "repeated shape", "spread"),
+        call("Concat", "x spread", "y", axis=1),
+    ]
+    constants = {"one": np.array([3]), "two": np.array([4]), "values": np.array([1.0])}
+    assert check(saved(tmp_path / "model.onnx", nodes, constants))[0].upper == pytest.approx(1)

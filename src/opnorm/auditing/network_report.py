@@ -1,6 +1,6 @@
 """The bound of a whole network as the audit reports it, from the brackets that its rows already hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from opnorm.auditing.measure import afford, reason_of
@@ -49,12 +49,13 @@ def _bracketed(weight: Weight, settings: Settings) -> Bounds:
 
 
 def _as_dict(bound: NetworkBound) -> dict[str, Any]:
-    steps: Sequence[dict[str, Any]] = [step._asdict() for step in bound.steps]
+    steps = [{**step._asdict(), "share": share} for step, share in zip(bound.steps, bound.shares, strict=True)]
     return {
         "lower": bound.lower,
         "upper": bound.upper,
         "method": bound.method,
         "unknown": [f"{step.name} ({step.kind}): {step.rule}" for step in bound.unknown],
         "steps": steps,
+        "pairs": [pair._asdict() for pair in bound.pairs],
         "notes": list(bound.notes),
     }

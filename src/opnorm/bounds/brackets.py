@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+from opnorm.bounds.banded import narrowed
 from opnorm.bounds.convolutions import bracket_convolution
 from opnorm.bounds.deadlines import NEVER, Deadline, OutOfTimeError
 from opnorm.bounds.matrices import SMALL, bracket_matrix
@@ -217,7 +218,8 @@ def _(
     if is_written_out(operator, memory) and deadline.affords(operator.work * min(operator.shape)):
         with suppress(OutOfTimeError):
             return _bracket_dense(written_out(operator, deadline), tolerance, deadline, memory)
-    return bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline, memory)
+    found = bracket_convolution(operator, tolerance or CONVOLUTION_TOLERANCE, deadline, memory)
+    return found if tolerance is None else narrowed(operator, found, tolerance, deadline, memory)
 
 
 def is_written_out(operator: Convolution, memory: Memory) -> bool:

@@ -146,7 +146,7 @@ def _from_below(operator: Convolution, exponent: int, deadline: Deadline, memory
     if few or corner.work > _LONGEST or not memory.holds(vectors) or not deadline.affords(2 * corner.work):
         return _from_window(operator, exponent, deadline, memory)
     with blas_section():
-        return _from_products(corner, deadline)
+        return image_below(corner, _right_vector(corner, deadline))  # of a few Golub-Kahan steps the best
 
 
 def _from_window(operator: Convolution, exponent: int, deadline: Deadline, memory: Memory) -> float:
@@ -192,9 +192,13 @@ def _corner(operator: Convolution, exponent: int) -> Convolution:
     )
 
 
-def _from_products(operator: Convolution, deadline: Deadline) -> float:
-    """Return a proved lower bound of the operator's norm: the best of a few Golub-Kahan steps, multiplied out."""
-    v = _right_vector(operator, deadline)
+def image_below(operator: Convolution, v: Array) -> float:
+    """Return `||A v|| / ||v||` less every rounding error: a proved lower bound of the norm of an operator with a size.
+
+    Args:
+        operator: With entries that are not near the ends of float64.
+        v: Not zero.
+    """
     length = float(np.linalg.norm(v)) * (1 + gamma(2 * v.size + 8))
     image = float(np.linalg.norm(operator.matvec(v))) * (1 - gamma(2 * operator.shape[0] + 8))
     taps = prod(operator.kernel.shape[:-2])

@@ -52,6 +52,22 @@ def is_positive_definite(matrix: Matrices) -> bool:
     return info.value == 0
 
 
+def is_band_positive_definite(band: NDArray[np.float64]) -> bool:
+    """Return whether the Cholesky factorization of a symmetric band matrix completes.
+
+    Args:
+        band: (n, width), in C order: row j holds the entries of column j from the diagonal on. It is overwritten.
+    """
+    if not band.flags.c_contiguous or band.dtype != np.float64:
+        raise ValueError(f"a band in C order is needed. Received: shape={band.shape}, dtype={band.dtype}")
+    info = ctypes.c_int()
+    n, width = band.shape
+    factorize = _routine(cython_lapack, "dpbtrf", 6)
+    with blas_section():
+        factorize(b"L", _int(n), _int(width - 1), _data(band), _int(width), ctypes.byref(info))
+    return info.value == 0
+
+
 def times(matrix: Real, vector: Real) -> Real:
     """Return `matrix @ vector` of a real symmetric matrix in Fortran order, of which the lower triangle is read.
 

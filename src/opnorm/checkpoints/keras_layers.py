@@ -77,6 +77,8 @@ def class_of(entry: Mapping[str, Any]) -> str:
         return registered
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras(\.src)?\.ops", module):
         return f"keras.ops.{name}"
+    if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras(\.src)?\.applications\b", module):
+        return f"keras.applications.{name}"
     if isinstance(module, str) and re.match(r"(tf_|tensorflow\.)?keras\b", module):
         return str(name)
     if isinstance(registered, str) and registered != name:

@@ -221,6 +221,7 @@ _MAPS: dict[str, _Map] = {
     **dict.fromkeys(("SpectralNormalization", "opnorm>SpectralNormalization"), _wrapper),
     "BatchNormalization": _batch_normalization,
     "Normalization": lambda a, role, t: g.nothing(a.kind, "statistics of the data"),
+    "keras.applications.LayerScale": lambda a, role, t: g.diagonal(a.kind, "a factor of each channel", lambda v: v),
     "PReLU": lambda a, role, t: g.nothing(a.kind, "a slope of an activation, no linear map"),
 }
 KNOWN = set(_MAPS) | MODELS | WRAPPERS | ATTENTION

@@ -26,10 +26,11 @@ _SAME = {
     "RMSNormalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
     "keras.ops.Relu", "keras.ops.Sigmoid", "keras.ops.Tanh", "keras.ops.Silu", "keras.ops.Gelu", "keras.ops.Elu",
     "keras.ops.Selu", "keras.ops.Softplus", "keras.ops.Softsign", "keras.ops.LeakyRelu", "keras.ops.Negative",
-    "keras.ops.Absolute",
+    "keras.ops.Absolute", "keras.applications.LayerScale", "keras.applications.StochasticDepth",
 }  # fmt: skip
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
 _MERGED |= {f"keras.ops.{kind}" for kind in _MERGED}  # of one input and a number the shape is the input's
+_MERGED |= {"keras.applications.CustomScaleLayer"}
 _POOLED = {f"{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)}
 _GLOBAL = {f"Global{kind}" for kind in _POOLED}
 _FED = ("batch_shape", "batch_input_shape", "input_shape", "shape", "input_dim")  # two may contradict each other
@@ -85,11 +86,19 @@ def _output(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
 
 def _joined(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
     if layer.kind != "Concatenate":
-        return inputs[0] if len(set(inputs)) == 1 else None
+        return _broadcast(inputs)
     axis = layer.config.get("axis", -1) % len(inputs[0])
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
     whole = reduce(_plus, [shape[axis] for shape in inputs])
     return (*inputs[0][:axis], whole, *inputs[0][axis + 1 :]) if len(rest) == 1 else None
+
+
+def _broadcast(inputs: Sequence[Shape]) -> Shape | None:
+    """Return the shape of several values that meet entry by entry, axes of one entry being repeated."""
+    if len({len(shape) for shape in inputs}) > 1:
+        return None
+    sizes = [set(axis) - {1} or {1} for axis in zip(*inputs, strict=True)]
+    return tuple(axis.pop() for axis in sizes) if all(len(axis) == 1 for axis in sizes) else None
 
 
 def _plus(size: Size, more: Size) -> Size:

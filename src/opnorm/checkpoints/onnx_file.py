@@ -61,7 +61,7 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
     """Return the outermost graph; operators on constants alone are no nodes, their results are weights."""
     makers = {value: value for value in unfolded.inputs}
     names = Names()
-    for value in unfolded.inputs:
+    for value in (*unfolded.inputs, *fixed):  # no node is called as one of these
         names.fresh(value)
     read = {value for op, _ in calls for value in op.inputs} | set(unfolded.outputs)
     nodes = []
@@ -76,7 +76,8 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
                 nodes.append(further)
                 makers[value] = further.name
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
-    return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs)), unfolded.inputs, outputs)
+    constants = fixed - {node.name for node in nodes} - set(unfolded.inputs)
+    return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs, constants)), unfolded.inputs, outputs)
 
 
 def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:

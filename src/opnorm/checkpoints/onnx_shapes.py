@@ -9,7 +9,8 @@ from opnorm.checkpoints.files import extra
 Shape = tuple[int | str, ...]
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")  # of an Einsum's equation
 _COUNTING = ("Einsum", "Scan", "Split")  # operators whose inference counts on an attribute
-_ROUNDS = 8  # of inference: operators Slice one after another
+_ROUNDS, _MOST = 8, 96  # of inference: operators Slice one after another; more where the graph is small
+_NODES = 2**16  # that are inferred in all rounds: a second or two
 
 
 def value_shapes(model: Any) -> Mapping[str, Shape]:
@@ -71,18 +72,19 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> Mapping[str, Shape
     A Slice takes part once the shape of its input is known to have no negative size.
     """
     infer, rounds = extra("onnx.shape_inference").infer_shapes, 0
+    most = max(_ROUNDS, min(_MOST, _NODES // max(1, sum(len(graph.node) for graph in graphs))))
     hidden = [node for graph in graphs for node in graph.node if node.op_type == "Slice"]
     for node in hidden:
         node.op_type = unknown
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
-    while rounds < _ROUNDS:
+    while rounds < most:
         inferred = infer(model).graph
         shapes |= dict(_known(inferred))
         safe = set(shapes) - _negative(inferred)
         shown = [node for node in hidden if node.op_type != "Slice" and node.input and node.input[0] in safe]
         for node in shown:
             node.op_type = "Slice"
-        rounds = rounds + 1 if shown else _ROUNDS
+        rounds = rounds + 1 if shown else most
     return shapes
 
 

@@ -7,15 +7,26 @@ from opnorm.checkpoints.records import Node
 STEADY = "of shapes alone"  # the kind of a node that does not change with the values of its input
 _SOURCES = {"Shape", "Size"}
 _COMPUTED = {  # deterministic, and without graphs inside
-    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Floor",
-    "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range",
-    "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Sqrt", "Squeeze",
-    "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "CumSum", "Div",
+    "Equal", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual",
+    "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "NonZero", "Not", "OneHot", "Or", "Pow",
+    "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "ScatterElements",
+    "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze",
+    "Where", "Xor",
 }  # fmt: skip
-_STEERED = {"Reshape", "Slice", "Squeeze", "Unsqueeze"}  # whatever their other inputs are, entries move or vanish
+_CONSTANT = ("constant", b"constant")  # the mode of Pad that repeats nothing
+_STEERED = {
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Pad",
+}  # whatever their other inputs are, entries move or vanish
 
 
-def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> list[Node]:
+def without_shape_arithmetic(
+    nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], fixed: Set[str] = frozenset()
+) -> list[Node]:
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
     Two inputs that are compared have one shape, so these nodes give both the same.
@@ -24,8 +35,9 @@ def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outpu
         nodes: Of an ONNX graph, each after its inputs.
         inputs: Names of the graph's inputs.
         outputs: Names of the graph's outputs.
+        fixed: Names of constants, none of them that of a node or an input.
     """
-    steady: set[str] = set()
+    steady = set(fixed)
     found = []
     for node in nodes:
         if _is_steady(node, steady):
@@ -43,7 +55,7 @@ def _is_steady(node: Node, steady: Set[str]) -> bool:
 
 def _unsteered(node: Node, steady: Set[str]) -> Node:
     """Return the node without the inputs that only say where its entries go."""
-    if node.kind not in _STEERED or "0" in node.weights:
+    if node.kind not in _STEERED or "0" in node.weights or node.options.get("mode", "constant") not in _CONSTANT:
         return node
     kept = [i for i, name in enumerate(node.inputs) if i == 0 or name not in steady]
     shapes = node.options.get("input_shapes")

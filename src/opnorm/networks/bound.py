@@ -16,6 +16,7 @@ from opnorm.networks.distances import Reach, added, side_by_side, source, throug
 from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
+from opnorm.networks.neighbours import Pair, neighbours
 from opnorm.networks.shape_rules import MEETINGS
 from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
@@ -43,6 +44,7 @@ class NetworkBound(NamedTuple):
     method: str  # what gave `upper`
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()  # neighbouring kernels, the pair whose product of norms gives most away first
 
     @property
     def ratio(self) -> float | None:
@@ -69,7 +71,7 @@ class NetworkBound(NamedTuple):
         rows = [[printable(text) for text in row] for row in self._rows()]
         notes = [f"note: {printable(note)}\n" for note in self.notes]
         table = [aligned(_COLUMNS, rows, _NUMBERS), "\n"] if rows else []
-        return "".join([*table, f"{self._summary()}\n", *notes])
+        return "".join([*table, *(f"{line}\n" for line in (self._summary(), *self._apart())), *notes])
 
     def to_pandas(self) -> Any:
         """Return the steps as a pandas DataFrame; a constant that is not known is NaN. Needs pandas."""
@@ -79,12 +81,17 @@ class NetworkBound(NamedTuple):
         return f"NetworkBound({self._summary()}; {len(self.steps)} steps: .to_text() lists them)"
 
     def _repr_html_(self) -> str:
-        return html_lines([self._summary()]) + html_table(_COLUMNS, self._rows(), _NUMBERS) + html_lines(self.notes)
+        lines = html_lines([self._summary(), *self._apart()])
+        return lines + html_table(_COLUMNS, self._rows(), _NUMBERS) + html_lines(self.notes)
 
     def _rows(self) -> list[list[str]]:
         shares = ["-" if share is None else f"{share:.0%}" for share in self.shares]
         pairs = zip(self.steps, shares, strict=True)
         return [[step.name, step.kind, number(step.constant), share, step.rule] for step, share in pairs]
+
+    def _apart(self) -> list[str]:
+        """Return a line on the pair of neighbours that costs most, none where there is no pair."""
+        return [f"costliest neighbours: {pair.text}" for pair in self.pairs[:1]]
 
     def _summary(self) -> str:
         ends = f"lower={number(self.lower)}, upper={number(self.upper)}"
@@ -126,7 +133,9 @@ def network_bound(
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
     """
-    return bound_joined(fold(split(graph), deadline), bounds, apply, deadline, tightening)
+    joined = fold(split(graph), deadline)
+    bound = bound_joined(joined, bounds, apply, deadline, tightening)
+    return bound._replace(pairs=neighbours(joined, deadline))
 
 
 def bound_joined(

@@ -85,6 +85,8 @@ def _unwrap(node: Node) -> Node:
 
 def _parts(node: Node) -> list[Node]:
     parts = [node]
+    if node.kind == "keras.applications.CustomScaleLayer":
+        return _scaled_sum(node)
     if node.kind in _SEPARABLE:
         parts = _separated(node)
     specification = node.options.get("activation")
@@ -93,6 +95,13 @@ def _parts(node: Node) -> list[Node]:
         inputs = (parts[-1].name,)
         parts.append(Node(f"{node.name}/{name}", "Activation", inputs, {"activation": specification}, {}))
     return parts
+
+
+def _scaled_sum(node: Node) -> list[Node]:
+    """Return the two halves of InceptionResNetV2's sum: the second input is multiplied, then added to the first."""
+    first, second = node.inputs
+    factor = Node(f"{node.name}/scale", "Rescaling", (second,), {"scale": float(node.options["scale"])}, {})
+    return [factor, Node(node.name, "Add", (first, factor.name), {"input_shapes": node.options["input_shapes"]}, {})]
 
 
 def _separated(node: Node) -> list[Node]:

@@ -9,6 +9,7 @@ from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, kernels, rule
+from opnorm.networks.entry_rules import picked
 from opnorm.networks.sizes import at_size
 
 MATRICES = ("Dense", "Gemm", "MatMul")
@@ -97,6 +98,14 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(up(largest), "the largest factor of a channel")
 
 
+@rule("keras.applications.LayerScale")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    factors = find(node.weights, *node.weights)
+    if factors is None or len(node.weights) != 1:
+        raise Unbounded("its factors are not there")
+    return Effect(float(np.max(np.abs(factors))), "the largest factor of a channel")
+
+
 @rule("PReLU", "PRelu")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     slopes = find(node.weights, *node.weights)
@@ -127,6 +136,8 @@ def of_activation(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Embedding", "Gather")
 def _(node: Node, bounds: BoundWeight) -> Effect:
+    if node.kind == "Gather" and "embeddings" not in node.weights:
+        return picked(node)
     rows = find(node.weights, "embeddings")
     if rows is None or rows.ndim != 2 or len(node.inputs) != 1 or node.options.get("axis"):
         raise Unbounded("its table is not there")

@@ -35,6 +35,14 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(up(sqrt(count)), f"sum over {count} entries", sized=True)
 
 
+@rule("ReduceL1")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    count = _reduced(node)
+    if count is None:
+        raise Unbounded("adds up the magnitudes of an unknown number of entries")
+    return Effect(up(sqrt(count)), f"magnitudes of {count} entries", sized=True)
+
+
 @rule("GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     pixels = image_size(node)

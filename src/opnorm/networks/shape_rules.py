@@ -15,7 +15,7 @@ from opnorm.networks.sizes import image_size
 
 SAME = (
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
-    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity",
+    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity", "keras.applications.StochasticDepth",
 )  # fmt: skip
 MEETINGS = (  # where branches meet; a second input of any other kind is no branch
     "Add", "Subtract", "Sub", "Sum", "Average", "Mean", "Concatenate", "Concat", "Maximum", "Minimum", "Max", "Min",
@@ -179,11 +179,11 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Pad")
 def _(node: Node, bounds: BoundWeight) -> Effect:
+    mode = _text(node.options.get("mode", "constant"))
+    if mode == "constant":
+        return Effect(1.0, "adds constants around its input, or drops entries")
     pads = find(node.weights, "1", "pads")
     amounts = [int(p) for p in (node.options.get("pads") or () if pads is None else pads)]
-    mode = _text(node.options.get("mode", "constant"))
-    if mode == "constant" and amounts:
-        return Effect(1.0, "adds constants around its input")
     if mode not in ("edge", "reflect") or not amounts:
         raise Unbounded(f"no bound is known for padding of mode {mode!r} and unknown width")
     pairs = [(max(a, 0), max(b, 0)) for a, b in zip(*np.split(np.array(amounts), 2), strict=True)]

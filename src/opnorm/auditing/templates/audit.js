@@ -46,20 +46,37 @@ function tiles() {
 const NAMED = 4;  // steps without a constant that are told at once
 const named = steps => steps.slice(0, NAMED).join("; ") + (steps.length > NAMED ? `; and ${steps.length - NAMED} more, below` : "");
 
+const percent = share => typeof share !== "number" ? "\u2013" : `${Number((100 * share).toFixed(Math.abs(share) < 0.1 ? 1 : 0))} %`;
+
+function stepLine(step, largest) {
+  const line = element("tr"), share = element("td", {class: "number share"}, percent(step.share));
+  share.style.setProperty("--bar", (Math.abs(step.share ?? 0) / largest).toFixed(3));
+  if (step.share < 0) share.classList.add("shrinks");
+  line.append(element("th", {scope: "row"}, step.name), element("td", {class: "number"}, digits(step.constant)), share,
+    element("td", {}, step.kind), element("td", {}, step.rule));
+  return line;
+}
+
+function pairLine(pair) {
+  const line = element("tr");
+  line.append(element("th", {scope: "row"}, pair.first), element("td", {}, pair.second), element("td", {class: "number"}, digits(pair.loss, 3)));
+  return line;
+}
+
 function network() {
   if (report.network === null) return;
-  const section = byId("network"), {upper, method, unknown, steps, notes} = report.network;
+  const section = byId("network"), {upper, method, unknown, steps, pairs = [], notes} = report.network;
   section.hidden = false;
+  const costliest = pairs.length ? `${pairs[0].first}, then ${pairs[0].second}: norms multiply to ${digits(pairs[0].loss, 3)} times that of both` : "";
   facts(section.querySelector("dl"), [
     ["Lipschitz constant", upper === null ? "unknown" : `at most ${digits(upper)}`], ["by", upper === null ? "" : method],
-    ["without a finite constant", named(unknown)], ["notes", notes.join("; ")]]);
-  const body = section.querySelector("tbody");
-  for (const step of steps) {
-    const row = element("tr");
-    row.append(element("th", {scope: "row"}, step.name), element("td", {class: "number"}, digits(step.constant)),
-      element("td", {}, step.kind), element("td", {}, step.rule));
-    body.append(row);
-  }
+    ["without a finite constant", named(unknown)], ["costliest neighbours", costliest], ["notes", notes.join("; ")]]);
+  byId("pairs").hidden = pairs.length === 0;
+  const listed = byId("pairs").querySelector("tbody"), body = byId("steps").querySelector("tbody");
+  for (const pair of pairs) listed.append(pairLine(pair));
+  let largest = 1e-9;
+  for (const step of steps) largest = Math.max(largest, Math.abs(step.share ?? 0));
+  for (const step of steps) body.append(stepLine(step, largest));
 }
 
 function theme() {

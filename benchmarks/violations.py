@@ -1,0 +1,134 @@
+"""Upper ends of random networks against what the networks compute: none may be below a difference quotient.
+
+    python benchmarks/violations.py [--count 1000] [--seed 0] [--points 10]
+
+Each network is bounded, and then looked at in two ways: `onnxruntime` computes quotients |f(x) - f(y)| / |x - y| along
+the directions in which f grows fastest, for steps small and large; ONNX's reference implementation the Jacobian at
+points, by central differences in float64. It needs `onnxruntime`.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from drawn_graphs import DOUBLE, FLOAT, drawn, model
+from onnx.reference import ReferenceEvaluator
+from tables import write_table
+
+from opnorm.networks.lipschitz import lipschitz_bound
+
+HEADER = ["networks", "bounded", "unknown", "violations", "upper / found: median", "90 %", "median s"]
+STEPS = (0.03, 0.3, 3.0)  # of quotients in float32: below, its rounding shows
+SLACK = 1e-3  # of a quotient in float32
+DOUBLE_STEP, DOUBLE_SLACK = 1e-5, 1e-6  # of central differences in float64
+Function = Callable[[np.ndarray], np.ndarray]  # of a batch of flat inputs, all of them side by side
+
+
+def function(
+    run: Callable[..., list[np.ndarray]], names: list[str], shapes: list[tuple[int, ...]], real: type
+) -> Function:
+    """Return the network as one function of flat vectors."""
+    places = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        parts = np.split(batch.astype(real), places, axis=1)
+        fed = {name: part.reshape(len(batch), *shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        return np.concatenate([result.reshape(len(batch), -1) for result in run(None, fed)], axis=1).astype(np.float64)
+
+    return call
+
+
+def jacobian(f: Function, x: np.ndarray, step: float) -> np.ndarray:
+    """Return central differences, (outputs, inputs)."""
+    moves = step * np.eye(len(x))
+    both = f(np.concatenate([x + moves, x - moves]))
+    return (both[: len(x)] - both[len(x) :]).T / (2 * step)
+
+
+def largest_quotient(f: Function, size: int, points: int, rng: np.random.Generator) -> float:
+    """Return the largest quotient along the steepest directions at random points, and beside the best of them."""
+    found, best = 0.0, np.zeros(size)
+    for k in range(points):
+        beside = k >= points // 2
+        x = best + 0.3 * rng.standard_normal(size) if beside else rng.standard_normal(size) * rng.choice([0.3, 1, 3])
+        direction = np.linalg.svd(jacobian(f, x, STEPS[0]))[2][0]
+        ends = np.array([x, *[x + step * direction for step in STEPS], *[x - step * direction for step in STEPS]])
+        ends = ends.astype(np.float32).astype(np.float64)
+        values, steps = f(ends), np.linalg.norm(ends[1:] - ends[0], axis=1)
+        noise = 4e-7 * np.abs(values).max() * np.sqrt(values.shape[1])
+        quotients = (np.linalg.norm(values[1:] - values[0], axis=1) - noise) / steps
+        if quotients.max() > found:
+            found, best = float(quotients.max()), x
+    return found
+
+
+def checked(seed: int, points: int, folder: str) -> tuple[float | None, float, float, list[str]]:
+    """Return the upper end of a network, the steepest slope found, seconds for the bound, and what is unknown."""
+    import onnxruntime
+
+    made, inputs, outputs = drawn(seed)
+    batch = "N" if seed % 4 else 1
+    path = Path(folder) / "network.onnx"
+    onnx.save(model(made, inputs, outputs, FLOAT, batch), path)
+    begin = time.perf_counter()
+    bound = lipschitz_bound(path)
+    seconds = time.perf_counter() - begin
+    shapes = [made.shapes[name] for name in inputs]
+    size, rng = sum(int(np.prod(shape)) for shape in shapes), np.random.default_rng(seed)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(model(made, inputs, outputs, FLOAT).SerializeToString(), options)
+    quotient = largest_quotient(function(session.run, inputs, shapes, np.float32), size, points, rng)
+    reference = ReferenceEvaluator(model(made, inputs, outputs, DOUBLE))
+    exact = function(reference.run, inputs, shapes, np.float64)
+    slope, single = 0.0, {"Erf", "Gelu"}.intersection(node.op_type for node in made.nodes)
+    with suppress(
+        Exception
+    ):  # what the reference implementation does not take, some pads say, runs in onnxruntime alone
+        places = rng.standard_normal((0 if single else 2, size))  # two functions it has in float32 alone
+        slope = max((np.linalg.norm(jacobian(exact, x, DOUBLE_STEP), 2) for x in places), default=0.0)
+    found = max(quotient * (1 - SLACK), float(slope) * (1 - DOUBLE_SLACK) - 1e-9)
+    return bound.upper, found, seconds, [f"{step.kind}: {step.rule}" for step in bound.unknown]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first network")
+    parser.add_argument("--points", type=int, default=10, help="of quotients, for each network")
+    arguments = parser.parse_args()
+    ratios, times, unknown, violated, refused = [], [], Counter(), [], 0
+    with TemporaryDirectory() as folder:
+        for seed in range(arguments.seed, arguments.seed + arguments.count):
+            try:
+                upper, found, seconds, reasons = checked(seed, arguments.points, folder)
+            except Exception as error:  # of a runtime, which does not take all that the checker does
+                refused += 1
+                print(f"seed {seed} was not run: {str(error)[:200]}", flush=True)
+                continue
+            times.append(seconds)
+            if upper is None:
+                unknown[reasons[0] if reasons else "no output is reached"] += 1
+                continue
+            if found > upper:
+                violated.append(seed)
+                print(f"VIOLATED: seed {seed}, {found} > {upper}", flush=True)
+            if found > 0:
+                ratios.append(upper / found)
+    print(*unknown.most_common(), sep="\n")
+    print("violated:", violated)
+    open_ones = sum(unknown.values())
+    count = arguments.count - refused
+    cells = [count, count - open_ones, open_ones, len(violated), f"{np.median(ratios):.3g}"]
+    cells += [f"{np.quantile(ratios, 0.9):.3g}", f"{np.median(times):.3f}"]
+    write_table("violations", HEADER, [[str(cell) for cell in cells]])
+
+
+if __name__ == "__main__":
+    main()
