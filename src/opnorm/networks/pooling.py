@@ -49,6 +49,13 @@ class Window(NamedTuple):
         """Whether there are more zeros on one side than a window spans, as no runtime takes them."""
         return not isinstance(self.pads, str) and max(self.pads) > self.extent
 
+    def is_inside(self, n: int) -> bool:
+        """Return whether no window on n pixels reads over the border, and there is one."""
+        if self.ceil_mode or n > _READS:
+            return False
+        starts, (low, _) = self.starts(n)
+        return low == 0 and len(starts) > 0 and int(starts[-1]) + self.extent <= n
+
     def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """Return where the windows on n pixels start, and the zeros around the pixels."""
         if isinstance(self.pads, str):

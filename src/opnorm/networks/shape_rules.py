@@ -102,6 +102,12 @@ def _pooled_size(node: Node) -> tuple[int, ...] | None:
     return sizes if fits and all(w.fits(n) for w, n in zip(windows, sizes or (), strict=True)) else None
 
 
+def pooled_windows(node: Node) -> list[Window] | None:
+    """Return the windows of a pooling layer where its image's size is known and none reads over the border."""
+    sizes, windows = _pooled_size(node), _windows(node)
+    return windows if sizes is not None and all(w.is_inside(n) for w, n in zip(windows, sizes, strict=True)) else None
+
+
 def _at(sizes: tuple[int, ...] | None) -> str:
     return f" at {'x'.join(map(str, sizes))}" if sizes else ""
 

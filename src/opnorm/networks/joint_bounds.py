@@ -1,0 +1,128 @@
+"""The proved bound of a part of a network as a whole: multipliers by descent, then a proof of what they are worth."""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.bounds.threads import one_blas_thread
+from opnorm.checks import Array
+from opnorm.networks.covariance_proofs import NotProvedError, proved_norm
+from opnorm.networks.covariances import (
+    Linear,
+    Program,
+    covariance,
+    quick_multipliers,
+    square_and_gradient,
+)
+from opnorm.networks.descent import descended
+from opnorm.networks.programs import NotStationaryError, Run, compiled
+from opnorm.networks.torus import half
+
+_POWERS = (10.0, 100.0, 1000.0)  # of the norm that stands for the largest eigenvalue, one after the other
+_STEPS = 60  # of the descent with each of them
+_ROOMS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)  # by which multipliers shrink from bend to bend
+_ENTRIES = 2**26  # of the largest stack of matrices: 1 GiB, a few times
+_COARSE = 6  # pixels of the small torus on which multipliers are sought first
+_PROOF = 6.0  # times the multiplications of the recursion
+
+
+def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
+    """Return a proved Lipschitz constant of a run (2-norm), None where this method has no proof, or no time for one.
+
+    Args:
+        run: A part of a network.
+        deadline: After it the multipliers that were found by then are proved.
+    """
+    if _entries(run) > _ENTRIES:
+        return None
+    try:
+        with one_blas_thread(), np.errstate(all="ignore"):
+            program = compiled(run, *half(run.size))
+            if not deadline.affords(_PROOF * _work(program)):
+                return None
+            quick = quick_multipliers(program)
+            found = [_proved(program, quick), _proved(program, _improved(run, program, quick, deadline))]
+    except (np.linalg.LinAlgError, NotStationaryError):
+        return None
+    return min((bound for bound in found if bound is not None), default=None)
+
+
+def _entries(run: Run) -> int:
+    """Return the numbers in the largest stack of matrices, or a little more."""
+    strides = prod(s for step in run.steps for s in getattr(step, "strides", ()))
+    channels = [run.channels, *(step.channels for step in run.steps if hasattr(step, "channels"))]
+    return prod(run.size) * strides * max(channels) ** 2
+
+
+def _work(program: Program) -> float:
+    """Return the multiplications of the recursion: a bend's inverse takes three products, a complex product four."""
+    found, count, (stack, rows) = 0.0, 4 if program.start.shape[0] > 1 else 1, program.start.shape[:2]
+    for step in program.steps:
+        if isinstance(step, Linear):
+            new, kept = step.matrix.shape[1], len(step.keep)
+            found += float(stack) * new * len(step.read) * (rows + new)
+            stack //= step.fold
+        else:
+            new, kept = len(step.bent), len(step.keep)
+            found += float(stack) * new * (3 * new**2 + kept * (new + kept))
+        rows = kept + new
+    return count * (found + stack * 10.0 * rows**3)
+
+
+def _improved(run: Run, program: Program, quick: Sequence[Array], deadline: Deadline) -> list[Array]:
+    """Return better multipliers: sought on a small torus first, where the whole one takes long, then on the whole."""
+    found = list(quick)
+    coarse = tuple(min(n, _COARSE) for n in run.size)
+    if prod(coarse) < prod(run.size):
+        small = compiled(run, *half(coarse))
+        found = _feasible(program, _lowered(small, found, _POWERS, deadline), deadline)
+    return _lowered(program, found, _POWERS[-1:] if coarse != run.size else _POWERS, deadline)
+
+
+def _lowered(
+    program: Program, multipliers: Sequence[Array], powers: Sequence[float], deadline: Deadline
+) -> list[Array]:
+    ends = np.cumsum(program.counts)[:-1]
+
+    def function(point: Array, power: float) -> tuple[float, Array]:
+        t = np.split(np.exp(point), ends)
+        value, gradients = square_and_gradient(program, t, power)
+        if not np.isfinite(value):
+            raise np.linalg.LinAlgError
+        return value, np.concatenate([a * b for a, b in zip(gradients, t, strict=True)])
+
+    point = np.log(np.concatenate(multipliers))
+    for power in powers:
+        if deadline.affords(3 * _work(program)):
+            point = descended(lambda at, p=power: function(at, p), point, _STEPS, deadline)  # type: ignore[misc]
+    return np.split(np.exp(point), ends)
+
+
+def _shrunk(multipliers: Sequence[Array], room: float) -> list[Array]:
+    return [t * (1 + room) ** -(i + 1) for i, t in enumerate(multipliers)]
+
+
+def _feasible(program: Program, multipliers: Sequence[Array], deadline: Deadline) -> list[Array]:
+    """Return multipliers small enough for all frequencies, where those of a few of them are not."""
+    for room in _ROOMS[-4:]:
+        try:
+            covariance(program, _shrunk(multipliers, room))
+        except np.linalg.LinAlgError:
+            continue
+        return _shrunk(multipliers, room)
+    return list(multipliers)
+
+
+def _proved(program: Program, multipliers: Sequence[Array]) -> float | None:
+    """Return a proved bound, None where there is no proof.
+
+    Multipliers that shrink from bend to bend leave room for rounding, which the best ones of a long run do not.
+    """
+    for room in _ROOMS:
+        try:
+            return proved_norm(program, _shrunk(multipliers, room))
+        except NotProvedError:
+            continue
+    return None

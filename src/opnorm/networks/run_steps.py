@@ -1,0 +1,276 @@
+"""The nodes of a graph, one after the other, as the maps and functions of a `Run`; what is not understood ends it.
+
+Images. A convolution with zeros around its image is what the torus does to images that are zero outside: what goes in,
+and every function's result where its slopes may be zero, which is what it has outside. A sum, or a kernel of one pixel,
+keeps that. What a wider kernel gives is not zero outside, and must not be read there: before the next kernel that reads
+over the border it is cut off by a function of its own, slopes in [0, 1].
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opnorm.bounds.certificates import UNIT, gamma
+from opnorm.checkpoints.records import Node
+from opnorm.checks import Array
+from opnorm.networks.effects import Effect, input_shapes
+from opnorm.networks.folding import places
+from opnorm.networks.kernel_products import form_of, without_groups
+from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, channel_factors, kernel_of
+from opnorm.networks.programs import Function, Map, Part, Run
+from opnorm.networks.shape_rules import pooled_windows
+from opnorm.networks.sizes import image_size, placed
+from opnorm.networks.torus import Integers, Taps
+from opnorm.operators.convolution import Convolution
+
+IN_ORDER = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "ExpandDims")  # these keep the order of an example's numbers
+SLIDING = (*CONVOLUTIONS, *DEPTHWISE)
+SCALES = ("BatchNormalization", "Rescaling", "Normalization")
+_MEANS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
+_POOLS = ("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
+_SUMS = ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
+_FACTOR = gamma(16)  # of a channel factor
+
+
+class NotUnderstoodError(Exception):
+    """A node that no run goes through."""
+
+
+class Tensor(NamedTuple):
+    """What a value of the graph is in the run."""
+
+    name: str  # in the run: nodes that change nothing give their input's
+    channels: int
+    sizes: tuple[int, ...] = ()  # pixels of each axis; none: a vector, of one position or of the whole example
+    ratio: tuple[int, ...] = ()  # pixels of the entry from one pixel to the next
+    first: bool = False  # channels stand before the pixels
+    clean: bool = True  # on the torus it is zero outside of its image
+    listed: bool = False  # an image whose numbers now stand in one list
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return self.channels * prod(self.sizes)
+
+
+class Builder:
+    """Collects the steps of a run; its state after each node that was understood is a run of its own."""
+
+    def __init__(self, entry: str, tensor: Tensor):
+        self.entry = tensor
+        self.tensors = {entry: tensor}
+        self.steps: list[Map | Function] = []
+        self.needs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # ratio of a level, pixels that its torus has
+
+    def run(self, exit: str) -> Run:
+        """Return the run up to the value `exit` of the graph."""
+        ratios = [tensor.ratio for tensor in self.tensors.values() if tensor.ratio]
+        coarsest = tuple(map(max, zip(*ratios, strict=True))) if ratios else ()
+        size = [1] * len(coarsest)
+        for ratio, need in self.needs:
+            size = [max(n, -(-k * r // c)) for n, k, r, c in zip(size, need, ratio, coarsest, strict=True)]
+        return Run(self.entry.name, self.entry.channels, tuple(self.steps), self.tensors[exit].name, tuple(size))
+
+    def add(self, node: Node, effect: Effect) -> None:
+        """Add a node.
+
+        Raises:
+            NotUnderstoodError: When it is of a kind, or has settings, that no run goes through.
+        """
+        inputs = [self.tensors.get(name) for name in node.inputs]
+        if not inputs or None in inputs or _arguments(node).get("training"):
+            raise NotUnderstoodError(node.name)
+        self.tensors[node.name] = self._added(node, effect, [tensor for tensor in inputs if tensor is not None])
+
+    def _added(self, node: Node, effect: Effect, inputs: Sequence[Tensor]) -> Tensor:
+        if len(inputs) > 1:
+            return self._met(node, inputs)
+        (tensor,) = inputs
+        if node.kind in MATRICES:
+            return self._dense(node, tensor)
+        if node.kind in SLIDING:
+            return self._slid(node, tensor)
+        if node.kind in SCALES:
+            return self._scaled(node, tensor)
+        if node.kind in _MEANS and tensor.sizes and not tensor.listed:
+            return self._mean(node, tensor)
+        if node.kind in _POOLS:
+            return self._pooled(node, tensor)
+        if node.kind in IN_ORDER and node.options.get("data_format") != "channels_first":
+            return tensor._replace(listed=bool(tensor.sizes))
+        return self._function(node, effect, tensor)
+
+    def _map(self, node: Node, tensor: Tensor, parts: Sequence[Part], **more: object) -> Tensor:
+        self.steps.append(Map(node.name, tensor.channels, tuple(parts), **more))  # type: ignore[arg-type]
+        return tensor._replace(name=node.name)
+
+    def _function(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        if effect.slopes is None:
+            if node.kind in ("Add", "Sub") and effect.adds and "0" not in node.weights and not _arguments(node):
+                return tensor  # a constant
+            raise NotUnderstoodError(node.name)
+        low, high = effect.slopes
+        if low == high == 1:
+            return tensor
+        if low == high:
+            taps = Taps(np.array([low]), _still(tensor), channels=tensor.channels)
+            return self._map(node, tensor, [Part(tensor.name, taps)])
+        if tensor.sizes:  # outside of the image nothing passes
+            low, high = min(low, 0.0), max(high, 0.0)
+        self.steps.append(Function(node.name, tensor.name, low, high))
+        return tensor._replace(name=node.name, clean=True)
+
+    def _met(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        alike = {tensor._replace(name="", channels=0, clean=True) for tensor in inputs}
+        if len(alike) > 1 or node.weights or _arguments(node):
+            raise NotUnderstoodError(node.name)
+        clean = all(tensor.clean for tensor in inputs)
+        if node.kind in ("Concatenate", "Concat"):
+            return self._side_by_side(node, inputs)._replace(clean=clean)
+        if (
+            node.kind not in ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
+            or len({t.channels for t in inputs}) > 1
+        ):
+            raise NotUnderstoodError(node.name)
+        share = 1 / len(inputs) if node.kind in ("Average", "Mean") else 1.0
+        signs = [-1.0 if i and node.kind.startswith("Sub") else 1.0 for i in range(len(inputs))]
+        parts = [
+            Part(t.name, Taps(np.array([sign * share]), _still(t), UNIT, t.channels))
+            for t, sign in zip(inputs, signs, strict=True)
+        ]
+        return self._map(node, inputs[0], parts)._replace(clean=clean)
+
+    def _side_by_side(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        axis, shapes, tensor = node.options.get("axis", -1), input_shapes(node), inputs[0]
+        rank = len(tensor.sizes) + 2 if tensor.sizes else len(shapes[0]) if shapes else 0
+        place = 1 if tensor.sizes and tensor.first else rank - 1
+        fits = shapes is not None and all(
+            len(shape) == rank and shape[place] == t.channels for shape, t in zip(shapes, inputs, strict=True)
+        )
+        if not fits or tensor.listed or axis not in (place, place - rank):
+            raise NotUnderstoodError(node.name)
+        rows = np.cumsum([0, *(t.channels for t in inputs)])
+        parts = [
+            Part(t.name, Taps(np.array([1.0]), _still(t), channels=t.channels), int(row))
+            for t, row in zip(inputs, rows, strict=False)
+        ]
+        return self._map(node, tensor._replace(channels=int(rows[-1])), parts)
+
+    def _dense(self, node: Node, tensor: Tensor) -> Tensor:
+        if "last" not in places(node):
+            raise NotUnderstoodError(node.name)
+        W = form_of(node).values.T
+        if tensor.listed and W.shape[1] == tensor.count:
+            return self._landed(node, tensor, W)
+        if tensor.listed or W.shape[1] != tensor.channels or (tensor.sizes and tensor.first):
+            raise NotUnderstoodError(node.name)
+        after = tensor._replace(channels=len(W))
+        return self._map(node, after, [Part(tensor.name, Taps(W[None], _still(tensor)))])
+
+    def _landed(self, node: Node, tensor: Tensor, W: Array) -> Tensor:
+        """Return what a matrix makes of all pixels, whose numbers stand in the order of the image."""
+        order = (tensor.channels, *tensor.sizes) if tensor.first else (*tensor.sizes, tensor.channels)
+        values = W.reshape(len(W), *order)
+        values = (
+            values.reshape(len(W), tensor.channels, -1).transpose(2, 0, 1)
+            if tensor.first
+            else values.reshape(len(W), -1, tensor.channels).transpose(1, 0, 2)
+        )
+        taps = Taps(np.ascontiguousarray(values), _pixels(tensor.sizes))
+        return self._map(node, Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
+
+    def _mean(self, node: Node, tensor: Tensor) -> Tensor:
+        if image_size(node) != tensor.sizes:
+            raise NotUnderstoodError(node.name)
+        pixels = prod(tensor.sizes)
+        taps = Taps(np.full(pixels, 1 / pixels), _pixels(tensor.sizes), UNIT, tensor.channels)
+        return self._map(node, Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
+
+    def _scaled(self, node: Node, tensor: Tensor) -> Tensor:
+        place = places(node)
+        axis = "first" if tensor.sizes and tensor.first else "last"
+        other = f"axis {1 if axis == 'first' else len(tensor.sizes) + 1}"
+        is_there = axis in place or (tensor.sizes and other in place) or (not tensor.sizes and _is_flat(node))
+        factors = channel_factors(node)
+        if tensor.listed or not is_there or factors.size not in (1, tensor.channels):
+            raise NotUnderstoodError(node.name)
+        matrix = np.diag(np.broadcast_to(factors, tensor.channels))
+        return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], _still(tensor), _FACTOR))])
+
+    def _slid(self, node: Node, tensor: Tensor) -> Tensor:
+        sized = placed(node, kernel_of(node))
+        if sized is None or tensor.listed or sized.input_shape != tensor.sizes or sized.channels[0] != tensor.channels:
+            raise NotUnderstoodError(node.name)
+        kernel = without_groups(sized.kernel, sized.groups)
+        lows = [pad[0] for pad in sized.pads]
+        return self._over(node, tensor, _convolved(kernel, lows, sized.dilation_rate), sized)
+
+    def _pooled(self, node: Node, tensor: Tensor) -> Tensor:
+        windows = pooled_windows(node)
+        if windows is None or image_size(node) != tensor.sizes or tensor.listed:
+            raise NotUnderstoodError(node.name)
+        kernel = np.full((*(w.size for w in windows), 1, 1), 1 / prod(w.size for w in windows))
+        strides, dilations = tuple(w.stride for w in windows), tuple(w.dilation for w in windows)
+        sized = Convolution(kernel, tensor.sizes, strides=strides, padding="valid", dilation_rate=dilations)
+        taps = _convolved(kernel, [0] * len(windows), dilations)
+        alike = taps._replace(values=taps.values.ravel(), error=UNIT, channels=tensor.channels)
+        return self._over(node, tensor, alike, sized)
+
+    def _over(self, node: Node, tensor: Tensor, taps: Taps, sized: Convolution) -> Tensor:
+        """Return the result of a sliding map at the size of its image."""
+        low, high = taps.shifts.min(axis=0), taps.shifts.max(axis=0)
+        ends = zip(low, high, sized.output_shape, sized.strides, tensor.sizes, strict=True)
+        over = [max(0, -int(a), (m - 1) * s + int(b) - (n - 1)) for a, b, m, s, n in ends]
+        if any(over) and not tensor.clean:
+            self.steps.append(Function(f"{node.name} inside", tensor.name))
+            tensor = tensor._replace(name=f"{node.name} inside", clean=True)
+        ratio = tuple(r * s for r, s in zip(tensor.ratio, sized.strides, strict=True))
+        self.needs.append((tensor.ratio, tuple(n + o for n, o in zip(tensor.sizes, over, strict=True))))
+        self.needs.append((ratio, sized.output_shape))
+        channels = tensor.channels if taps.channels else taps.values.shape[1]
+        clean = tensor.clean and not taps.shifts.any()
+        after = tensor._replace(channels=channels, sizes=sized.output_shape, ratio=ratio, clean=clean)
+        return self._map(node, after, [Part(tensor.name, taps)], strides=sized.strides)
+
+
+def entry_of(name: str, kernel: Node) -> Tensor:
+    """Return what goes into a run whose first kernel is this one.
+
+    Raises:
+        NotUnderstoodError: When that is not known.
+    """
+    if kernel.kind in MATRICES and "last" in places(kernel):
+        return Tensor(name, form_of(kernel).channels[0])
+    sized = placed(kernel, kernel_of(kernel)) if kernel.kind in SLIDING else None
+    if sized is None:
+        raise NotUnderstoodError(kernel.name)
+    return Tensor(name, sized.channels[0], sized.input_shape, (1,) * sized.rank, "first" in places(kernel))
+
+
+def _still(tensor: Tensor) -> Integers:
+    """Return the shift of a kernel of one pixel."""
+    return np.zeros((1, len(tensor.sizes)), np.int64)
+
+
+def _pixels(sizes: Sequence[int]) -> Integers:
+    return np.indices(tuple(sizes)).reshape(len(sizes), -1).T.astype(np.int64)
+
+
+def _convolved(kernel: Array, lows: Sequence[int], dilations: Sequence[int]) -> Taps:
+    """Return the taps of a kernel (*spatial, inputs, outputs)."""
+    *spatial, inputs, outputs = kernel.shape
+    shifts = _pixels(spatial) * np.array(dilations, np.int64) - np.array(lows, np.int64)
+    return Taps(np.ascontiguousarray(kernel.reshape(-1, inputs, outputs).transpose(0, 2, 1)), shifts)
+
+
+def _arguments(node: Node) -> Mapping[str, Any]:
+    """Return what a node was called with beside its inputs."""
+    return node.options.get("arguments") or {}
+
+
+def _is_flat(node: Node) -> bool:
+    """Return whether an example is a vector, whose one axis is the first and the last."""
+    shapes = input_shapes(node)
+    return bool(shapes) and all(len(shape) == 2 for shape in shapes or ())
