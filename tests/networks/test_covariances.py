@@ -85,7 +85,7 @@ def test_multipliers_that_are_too_large_are_not_proved(program):
 def test_opposite_frequencies_need_no_second_look():
     run = images(np.random.default_rng(1))
     every = half(run.size)[0]
-    both = every.__class__(np.concatenate([every.index, -every.index % np.array(run.size)]), run.size)
+    both = every.__class__(np.concatenate([every.places, -every.places % np.array(run.size)]), run.size)
     twice = compiled(run, both, np.concatenate([half(run.size)[1], half(run.size)[1]]))
     once = compiled(run, *half(run.size))
     multipliers = quick_multipliers(once)

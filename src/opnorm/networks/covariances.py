@@ -189,20 +189,21 @@ def square_and_gradient(program: Program, multipliers: Sequence[Array], power: f
     Raises:
         numpy.linalg.LinAlgError: Where the multipliers are too large.
     """
-    Y, left, tape = program.start, iter(multipliers), []
+    Y, left = program.start, iter(multipliers)
+    tape: list[tuple[Step, Bent, Array]] = []
     for step in program.steps:
+        tape.append((step, Bent(Y, Y, Y), np.empty(0)))
         if isinstance(step, Linear):
-            tape.append((step, Y, None, None))
             Y = mapped(step, Y)
         else:
             t = next(left)
             Y, saved = bent(step, Y, t)
-            tape.append((step, Y, saved, t))
+            tape[-1] = step, saved, t
     value, G = _smooth_largest(Y, power)
-    gradients = []
-    for step, before, saved, t in reversed(tape):
+    gradients: list[Array] = []
+    for step, saved, t in reversed(tape):
         if isinstance(step, Linear):
-            G = pulled(step, G, before)
+            G = pulled(step, G, saved.Y)
         else:
             G, gradient = unbent(step, G, saved, t)
             gradients.append(gradient)

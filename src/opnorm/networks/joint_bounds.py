@@ -17,7 +17,7 @@ from opnorm.networks.covariances import (
     square_and_gradient,
 )
 from opnorm.networks.descent import descended
-from opnorm.networks.programs import NotStationaryError, Run, compiled
+from opnorm.networks.programs import Map, NotStationaryError, Run, compiled
 from opnorm.networks.torus import half
 
 _POWERS = (10.0, 100.0, 1000.0)  # of the norm that stands for the largest eigenvalue, one after the other
@@ -51,9 +51,9 @@ def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
 
 def _entries(run: Run) -> int:
     """Return the numbers in the largest stack of matrices, or a little more."""
-    strides = prod(s for step in run.steps for s in getattr(step, "strides", ()))
-    channels = [run.channels, *(step.channels for step in run.steps if hasattr(step, "channels"))]
-    return prod(run.size) * strides * max(channels) ** 2
+    maps = [step for step in run.steps if isinstance(step, Map)]
+    strides = prod(prod(step.strides) for step in maps)
+    return prod(run.size) * strides * max([run.channels, *(step.channels for step in maps)]) ** 2
 
 
 def _work(program: Program) -> float:
@@ -68,7 +68,7 @@ def _work(program: Program) -> float:
             new, kept = len(step.bent), len(step.keep)
             found += float(stack) * new * (3 * new**2 + kept * (new + kept))
         rows = kept + new
-    return count * (found + stack * 10.0 * rows**3)
+    return float(count * (found + stack * 10.0 * rows**3))
 
 
 def _improved(run: Run, program: Program, quick: Sequence[Array], deadline: Deadline) -> list[Array]:

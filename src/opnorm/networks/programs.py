@@ -94,7 +94,7 @@ def compiled(run: Run, frequencies: Frequencies, weights: Array) -> Program:
     for group in reversed(groups):
         if isinstance(group[0], Map) and prod(group[0].strides) > 1:
             levels.append(levels[-1].finer(group[0].strides))
-    start = np.broadcast_to(np.eye(run.channels), (len(levels[-1].index), run.channels, run.channels))
+    start = np.broadcast_to(np.eye(run.channels), (len(levels[-1].places), run.channels, run.channels))
     steps, live = [], {run.entry: run.channels}
     for i, group in enumerate(groups):
         needed = {source for later in groups[i + 1 :] for step in later for source in step.sources} | {run.exit}

@@ -50,7 +50,7 @@ class Tensor(NamedTuple):
     listed: bool = False  # an image whose numbers now stand in one list
 
     @property
-    def count(self) -> int:
+    def numbers(self) -> int:
         """How many numbers it has."""
         return self.channels * prod(self.sizes)
 
@@ -162,7 +162,7 @@ class Builder:
         if "last" not in places(node):
             raise NotUnderstoodError(node.name)
         W = form_of(node).values.T
-        if tensor.listed and W.shape[1] == tensor.count:
+        if tensor.listed and W.shape[1] == tensor.numbers:
             return self._landed(node, tensor, W)
         if tensor.listed or W.shape[1] != tensor.channels or (tensor.sizes and tensor.first):
             raise NotUnderstoodError(node.name)

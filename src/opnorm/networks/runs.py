@@ -106,12 +106,13 @@ def _longest(parts: Sequence[Segment], begin: int, effects: Effects) -> tuple[in
 
 
 def _worth(run: Run | None) -> Run | None:
-    """Return the run if it has a function between two maps, which is what it takes to gain anything."""
+    """Return the run if a function stands between two maps, or beside a path around it: what it takes to gain."""
     if run is None:
         return None
-    kinds = [isinstance(step, Function) for step in run.steps]
-    first = kinds.index(True) if True in kinds else len(kinds)
-    return run if first and not all(kinds[first:]) and first < len(kinds) else None
+    maps = [i for i, step in enumerate(run.steps) if isinstance(step, Map)]
+    between = any(isinstance(step, Function) for step in run.steps[maps[0] : maps[-1]])
+    beside = any(isinstance(step, Function) and step.source == run.entry for step in run.steps)
+    return run if between or (beside and sum(run.entry in step.sources for step in run.steps) > 1) else None
 
 
 def _most(parts: Sequence[Segment], begin: int, effects: Effects) -> int:

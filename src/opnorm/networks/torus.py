@@ -45,25 +45,25 @@ class Taps(NamedTuple):
 
 
 class Frequencies(NamedTuple):
-    """Frequencies of a torus: `2 pi index / size` on each axis."""
+    """Frequencies of a torus: `2 pi places / size` on each axis."""
 
-    index: Integers  # (frequencies, axes)
+    places: Integers  # (frequencies, axes)
     size: tuple[int, ...]
 
     def finer(self, strides: tuple[int, ...]) -> "Frequencies":
         """Return those of a torus so many times larger that look alike on this one, neighbours of each other."""
         steps = np.indices(strides).reshape(len(strides), -1).T * np.array(self.size, dtype=np.int64)
-        index = (self.index[:, None] + steps).reshape(-1, len(strides))
-        return Frequencies(index, tuple(n * s for n, s in zip(self.size, strides, strict=True)))
+        places = (self.places[:, None] + steps).reshape(-1, len(strides))
+        return Frequencies(places, tuple(n * s for n, s in zip(self.size, strides, strict=True)))
 
     def matrices(self, taps: Taps) -> Stack:
         """Return the matrix of a sliding map at each frequency, or one for all of them."""
         if not taps.shifts.any():
             return taps.spread(taps.values.sum(axis=0, keepdims=True))
-        phases = np.ones((len(self.index), len(taps.shifts)), complex)
+        phases = np.ones((len(self.places), len(taps.shifts)), complex)
         for axis, size in enumerate(self.size):
             table = np.exp(2j * np.pi * np.arange(size) / size)
-            phases *= table[np.outer(self.index[:, axis], taps.shifts[:, axis]) % size]
+            phases *= table[np.outer(self.places[:, axis], taps.shifts[:, axis]) % size]
         found = phases @ taps.values.reshape(len(taps.shifts), -1)
         return taps.spread(found.reshape(-1, *taps.values.shape[1:]))
 
@@ -72,7 +72,7 @@ def half(size: tuple[int, ...]) -> tuple[Frequencies, Array]:
     """Return one of each two opposite frequencies of a torus, and how many each stands for: one or two."""
     index = np.indices(size).reshape(len(size), prod(size)).T.astype(np.int64)
     opposite = -index % np.array(size, dtype=np.int64)
-    places = np.array([prod(size[i + 1 :]) for i in range(len(size))], dtype=np.int64)
-    here, there = index @ places, opposite @ places
+    order = np.array([prod(size[i + 1 :]) for i in range(len(size))], dtype=np.int64)
+    here, there = index @ order, opposite @ order
     kept = here <= there
     return Frequencies(index[kept], size), np.where(here == there, 1.0, 2.0)[kept]
