@@ -12,7 +12,20 @@ import numpy as np
 
 from opnorm.bounds.certificates import UNIT, gamma, up
 from opnorm.checks import Array
-from opnorm.networks.covariances import Bend, Linear, Program, Stack, adjoint, joined, mapped, slack, taken
+from opnorm.networks.covariances import (
+    Bend,
+    Cap,
+    Linear,
+    Program,
+    Stack,
+    Step,
+    adjoint,
+    joined,
+    mapped,
+    paired,
+    slack,
+    taken,
+)
 
 _SPREAD = 1e-12  # the share theta of (A + B)(A + B)* <= (1 + theta) A A* + (1 + 1 / theta) B B*
 _SLACKS = (1e-10, 1e-8, 1e-6, 1e-4)  # of the largest eigenvalue, which is only estimated: the first that is proved
@@ -29,11 +42,25 @@ def proved_norm(program: Program, multipliers: Sequence[Array]) -> float:
     Raises:
         NotProvedError: When the multipliers are too large, or rounding is.
     """
-    Y, left = program.start, iter(multipliers)
+    Y = program.start
     with np.errstate(all="ignore"):  # whatever is not finite is not proved
-        for step in program.steps:
-            Y = _mapped(step, Y) if isinstance(step, Linear) else _bent(step, Y, next(left))
-        return _root_of_largest(Y)
+        for step, t in paired(program, multipliers):
+            Y = _after(step, Y, t)
+        return up(float(np.sqrt(_largest(Y))))
+
+
+def _after(step: Step, Y: Stack, t: Array) -> Stack:
+    if isinstance(step, Linear):
+        return _mapped(step, Y)
+    return _bent(step, Y, t) if isinstance(step, Bend) else _capped(step, Y, t)
+
+
+def _capped(step: Cap, Y: Stack, t: Array) -> Stack:
+    """Return a diagonal matrix above `square` Y: that `d - Y` is semidefinite is proved for scaled rows and columns."""
+    halves = np.ldexp(1.0, np.frexp(t)[1] // 2)  # powers of two: exact
+    kappa = _largest(halves[:, None] * Y * halves, t / halves**2)
+    D = np.diag(step.square * kappa / t * (1 + 8 * UNIT))
+    return np.broadcast_to(D, (len(Y) // step.fold, *D.shape))
 
 
 def _roots(Y: Stack) -> Array:
@@ -102,15 +129,18 @@ def _above_inverse(S: Stack) -> Stack:
     return _raised(R, count * 2 * _rounding(count) * np.einsum("fii->fi", R).real)
 
 
-def _root_of_largest(Y: Stack) -> float:
-    largest, diagonal = float(np.linalg.eigvalsh(Y).max()), np.arange(Y.shape[-1])
+def _largest(Y: Stack, t: Array | None = None) -> float:
+    """Return a proved kappa with `kappa diag(1 / t)` above Y at all frequencies; without t that of the identity."""
+    t = np.ones(Y.shape[-1]) if t is None else t
+    roots, diagonal = np.sqrt(t), np.arange(Y.shape[-1])
+    estimate = float(np.linalg.eigvalsh(roots[:, None] * Y * roots).max())
     for share in _SLACKS:
-        square = largest * (1 + share)
+        kappa = estimate * (1 + share)
         S = -Y
-        S[:, diagonal, diagonal] += square * (1 - 4 * UNIT)
+        S[:, diagonal, diagonal] += kappa / t * (1 - 8 * UNIT)
         try:
             _above_inverse(S)
         except NotProvedError:
             continue
-        return up(float(np.sqrt(square)))
+        return kappa
     raise NotProvedError

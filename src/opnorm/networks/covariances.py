@@ -9,6 +9,8 @@ definite Y with `d* Y^-1 d <= ||x||^2` goes through a network like a Kalman filt
 
       Y' = [Y, 0; 0, 0] + [K; 1] S^-1 [K; 1]*.
 
+* z with `||z_c||^2 <= v ||h_c||^2` for each channel c, as behind max pooling: any diagonal D above `v Y_hh`.
+
 At the end `||y||^2 <= lambda_max(Y) ||x||^2`, whose minimum over all T is LipSDP's optimum for the whole graph; its
 reciprocal is concave in T, so that whatever descends ends there. Every matrix may be a stack of them, one a frequency
 (`torus`), that share their T. A larger Y stays larger through every step, which is what `covariance_proofs` builds on.
@@ -18,7 +20,7 @@ Reference:
     2019.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +51,17 @@ class Bend(NamedTuple):
     bent: Channels
 
 
-Step = Linear | Bend
+class Cap(NamedTuple):
+    """All rows go, and as many come that are no longer than the root of `square` times those, row by row.
+
+    The multipliers say only in which proportion: `D = square kappa / t`, kappa such that D is above.
+    """
+
+    square: float
+    fold: int = 1  # so many frequencies look alike from here on
+
+
+Step = Linear | Bend | Cap
 
 
 class Program(NamedTuple):
@@ -60,8 +72,20 @@ class Program(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """The multipliers of each bend."""
-        return [len(step.bent) for step in self.steps if isinstance(step, Bend)]
+        """The multipliers of each step that has some."""
+        found, rows = [], self.start.shape[-1]
+        for step in self.steps:
+            if not isinstance(step, Linear):
+                found.append(len(step.bent) if isinstance(step, Bend) else rows)
+            rows = rows_behind(step, rows)
+        return found
+
+
+def rows_behind(step: Step, rows: int) -> int:
+    """Return the number of rows behind a step."""
+    if isinstance(step, Cap):
+        return rows
+    return len(step.keep) + (step.matrix.shape[1] if isinstance(step, Linear) else len(step.bent))
 
 
 def adjoint(A: Stack) -> Stack:
@@ -100,12 +124,12 @@ def pulled(step: Linear, G: Stack, Y: Stack) -> Stack:
     kept = len(step.keep)
     edge = adjoint(step.matrix) @ G[:, kept:, :kept]
     last = adjoint(step.matrix) @ G[:, kept:, kept:] @ step.matrix
-    before = np.zeros(Y.shape, np.result_type(last, G, Y))
-    before[..., step.keep[:, None], step.keep] += G[:, :kept, :kept]
-    before[..., step.read[:, None], step.keep] += edge
-    before[..., step.keep[:, None], step.read] += adjoint(edge)
-    before[..., step.read[:, None], step.read] += last
-    return before
+    found = np.zeros(Y.shape, np.result_type(last, G, Y))
+    found[..., step.keep[:, None], step.keep] += G[:, :kept, :kept]
+    found[..., step.read[:, None], step.keep] += edge
+    found[..., step.keep[:, None], step.read] += adjoint(edge)
+    found[..., step.read[:, None], step.read] += last
+    return found
 
 
 class Bent(NamedTuple):
@@ -145,12 +169,49 @@ def unbent(step: Bend, G: Stack, saved: Bent, t: Array) -> tuple[Stack, Array]:
     by_t = np.einsum("fij,j,fji->i", taken(Y, step.bent, step.bent), t, of_S).real
     gradient = 2 * np.einsum("fii->i", of_S).real - 2 * by_t
     gradient += np.einsum("fij,fij->j", np.conj(of_K), taken(Y, step.keep, step.bent)).real
-    before = np.zeros(Y.shape, np.result_type(of_K, G, Y))
-    before[:, step.keep[:, None], step.keep] += G[:, :kept, :kept]
-    before[:, step.bent[:, None], step.bent] -= t[:, None] * of_S * t
-    before[:, step.keep[:, None], step.bent] += of_K * t / 2
-    before[:, step.bent[:, None], step.keep] += adjoint(of_K * t) / 2
-    return before, gradient
+    found = np.zeros(Y.shape, np.result_type(of_K, G, Y))
+    found[:, step.keep[:, None], step.keep] += G[:, :kept, :kept]
+    found[:, step.bent[:, None], step.bent] -= t[:, None] * of_S * t
+    found[:, step.keep[:, None], step.bent] += of_K * t / 2
+    found[:, step.bent[:, None], step.keep] += adjoint(of_K * t) / 2
+    return found, gradient
+
+
+def capped(step: Cap, Y: Stack, t: Array, power: float) -> tuple[Stack, Bent]:
+    """Return Y behind a cap; in what is kept for the gradient, K has the logarithm of kappa and R its gradient."""
+    roots = np.sqrt(t)
+    logarithm, gradient = smooth_largest(roots[:, None] * Y * roots, power)
+    D = np.diag(step.square * np.exp(logarithm) / t)
+    return np.broadcast_to(D, (len(Y) // step.fold, *D.shape)), Bent(Y, np.asarray(logarithm), gradient)
+
+
+def uncapped(step: Cap, G: Stack, saved: Bent, t: Array) -> tuple[Stack, Array]:
+    """Return the gradients with respect to the Y before a cap, and to its multipliers."""
+    by_D = np.einsum("fii->i", G).real * step.square * np.exp(saved.K) / t
+    roots = np.sqrt(t)
+    share = np.einsum("fij,fji->i", saved.R, roots[:, None] * saved.Y * roots).real
+    return by_D.sum() * roots[:, None] * saved.R * roots, (by_D.sum() * share - by_D) / t
+
+
+def after(step: Step, Y: Stack, t: Array, power: float = np.inf) -> tuple[Stack, Bent]:
+    """Return Y behind a step, and what its gradient needs; a linear step has no multipliers `t`."""
+    if isinstance(step, Linear):
+        return mapped(step, Y), Bent(Y, Y, Y)
+    return bent(step, Y, t) if isinstance(step, Bend) else capped(step, Y, t, power)
+
+
+def before(step: Step, G: Stack, saved: Bent, t: Array) -> tuple[Stack, Array]:
+    """Return the gradients with respect to the Y before a step, and to its multipliers."""
+    if isinstance(step, Linear):
+        return pulled(step, G, saved.Y), t
+    return unbent(step, G, saved, t) if isinstance(step, Bend) else uncapped(step, G, saved, t)
+
+
+def paired(program: Program, multipliers: Sequence[Array]) -> Iterator[tuple[Step, Array]]:
+    """Yield each step with its multipliers; a linear one has none."""
+    left = iter(multipliers)
+    for step in program.steps:
+        yield step, np.empty(0) if isinstance(step, Linear) else next(left)
 
 
 def covariance(program: Program, multipliers: Sequence[Array]) -> Stack:
@@ -159,22 +220,23 @@ def covariance(program: Program, multipliers: Sequence[Array]) -> Stack:
     Raises:
         numpy.linalg.LinAlgError: Where the multipliers are too large.
     """
-    Y, left = program.start, iter(multipliers)
-    for step in program.steps:
-        Y = mapped(step, Y) if isinstance(step, Linear) else bent(step, Y, next(left))[0]
+    Y = program.start
+    for step, t in paired(program, multipliers):
+        Y = after(step, Y, t)[0]
     return Y
 
 
 def quick_multipliers(program: Program) -> list[Array]:
-    """Return for each bend one number for all entries, chosen as ECLipsE-Fast does it: 1 / lambda_max(Y_hh)."""
+    """Return for each step one number for all entries, as ECLipsE-Fast chooses it: 1 / lambda_max(Y_hh)."""
     Y, found = program.start, []
     for step in program.steps:
-        if isinstance(step, Linear):
-            Y = mapped(step, Y)
-        else:
-            largest = float(np.linalg.eigvalsh(taken(Y, step.bent, step.bent)).max())
-            found.append(np.full(len(step.bent), 1 / max(largest, np.finfo(float).tiny)))
-            Y = bent(step, Y, found[-1])[0]
+        t = np.empty(0)
+        if not isinstance(step, Linear):
+            rows = step.bent if isinstance(step, Bend) else np.arange(Y.shape[-1])
+            largest = float(np.linalg.eigvalsh(taken(Y, rows, rows)).max())
+            t = np.full(len(rows), 1 / max(largest, np.finfo(float).tiny))
+            found.append(t)
+        Y = after(step, Y, t)[0]
     return found
 
 
@@ -183,38 +245,33 @@ def square_and_gradient(program: Program, multipliers: Sequence[Array], power: f
 
     Args:
         program: The network.
-        multipliers: The diagonal of T of each bend.
+        multipliers: The diagonal of T of each step that is not linear.
         power: p; of the p-norm of all eigenvalues together, which is larger than the largest by their number to 1 / p.
 
     Raises:
         numpy.linalg.LinAlgError: Where the multipliers are too large.
     """
-    Y, left = program.start, iter(multipliers)
+    Y = program.start
     tape: list[tuple[Step, Bent, Array]] = []
-    for step in program.steps:
-        tape.append((step, Bent(Y, Y, Y), np.empty(0)))
-        if isinstance(step, Linear):
-            Y = mapped(step, Y)
-        else:
-            t = next(left)
-            Y, saved = bent(step, Y, t)
-            tape[-1] = step, saved, t
-    value, G = _smooth_largest(Y, power)
+    for step, t in paired(program, multipliers):
+        Y, saved = after(step, Y, t, power)
+        tape.append((step, saved, t))
+    value, G = smooth_largest(Y, power)
     gradients: list[Array] = []
     for step, saved, t in reversed(tape):
-        if isinstance(step, Linear):
-            G = pulled(step, G, saved.Y)
-        else:
-            G, gradient = unbent(step, G, saved, t)
+        G, gradient = before(step, G, saved, t)
+        if not isinstance(step, Linear):
             gradients.append(gradient)
     return value, gradients[::-1]
 
 
-def _smooth_largest(Y: Stack, power: float) -> tuple[float, Stack]:
+def smooth_largest(Y: Stack, power: float) -> tuple[float, Stack]:
+    """Return the logarithm of the p-norm of all eigenvalues of a stack together, and its gradient; p may be inf."""
     values, vectors = np.linalg.eigh(Y)
     values = np.maximum(values, np.finfo(float).tiny)
     peak = float(values.max())
-    shares = np.exp(power * np.log(values / peak))
+    shares = (values == peak).astype(float) if power == np.inf else np.exp(power * np.log(values / peak))
     total = float(shares.sum())
     weights = shares / (total * values)
-    return float(np.log(peak) + np.log(total) / power), (vectors * weights[:, None, :]) @ adjoint(vectors)
+    value = float(np.log(peak)) + (0.0 if power == np.inf else float(np.log(total)) / power)
+    return value, (vectors * weights[:, None, :]) @ adjoint(vectors)

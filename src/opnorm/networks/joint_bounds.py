@@ -10,14 +10,16 @@ from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
 from opnorm.networks.covariance_proofs import NotProvedError, proved_norm
 from opnorm.networks.covariances import (
+    Bend,
     Linear,
     Program,
     covariance,
     quick_multipliers,
+    rows_behind,
     square_and_gradient,
 )
 from opnorm.networks.descent import descended
-from opnorm.networks.programs import Map, NotStationaryError, Run, compiled
+from opnorm.networks.programs import Function, Map, NotStationaryError, Run, compiled
 from opnorm.networks.torus import half
 
 _POWERS = (10.0, 100.0, 1000.0)  # of the norm that stands for the largest eigenvalue, one after the other
@@ -52,7 +54,7 @@ def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
 def _entries(run: Run) -> int:
     """Return the numbers in the largest stack of matrices, or a little more."""
     maps = [step for step in run.steps if isinstance(step, Map)]
-    strides = prod(prod(step.strides) for step in maps)
+    strides = prod(prod(step.strides) for step in run.steps if not isinstance(step, Function))
     return prod(run.size) * strides * max([run.channels, *(step.channels for step in maps)]) ** 2
 
 
@@ -61,13 +63,14 @@ def _work(program: Program) -> float:
     found, count, (stack, rows) = 0.0, 4 if program.start.shape[0] > 1 else 1, program.start.shape[:2]
     for step in program.steps:
         if isinstance(step, Linear):
-            new, kept = step.matrix.shape[1], len(step.keep)
-            found += float(stack) * new * len(step.read) * (rows + new)
-            stack //= step.fold
-        else:
+            found += float(stack) * step.matrix.shape[1] * len(step.read) * (rows + step.matrix.shape[1])
+        elif isinstance(step, Bend):
             new, kept = len(step.bent), len(step.keep)
             found += float(stack) * new * (3 * new**2 + kept * (new + kept))
-        rows = kept + new
+        else:
+            found += 10.0 * stack * rows**3
+        stack //= 1 if isinstance(step, Bend) else step.fold
+        rows = rows_behind(step, rows)
     return float(count * (found + stack * 10.0 * rows**3))
 
 

@@ -5,7 +5,7 @@ coarser torus, one that reads all pixels to a vector: behind it nothing of the f
 such maps wait until they can be taken together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from math import prod
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from opnorm.bounds.certificates import UNIT, gamma
 from opnorm.checks import Array
-from opnorm.networks.covariances import Bend, Channels, Linear, Program, Step
+from opnorm.networks.covariances import Bend, Cap, Channels, Linear, Program, Step
 from opnorm.networks.torus import Frequencies, Taps
 
 Slope = float | Array  # of all entries, or of each channel
@@ -41,11 +41,6 @@ class Map(NamedTuple):
         """The tensors that it reads."""
         return tuple(part.source for part in self.parts)
 
-    @property
-    def leaves(self) -> bool:
-        """Whether it is on another torus than what it reads."""
-        return self.lands or prod(self.strides) > 1
-
 
 class Function(NamedTuple):
     """A tensor that is a function of another one, entry by entry, all slopes between `low` and `high`."""
@@ -61,12 +56,29 @@ class Function(NamedTuple):
         return (self.source,)
 
 
+class Shorter(NamedTuple):
+    """A tensor with `||z_c||^2 <= square ||h_c||^2` for every channel c of another one, h."""
+
+    name: str
+    source: str
+    square: float
+    strides: tuple[int, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensor that it reads."""
+        return (self.source,)
+
+
+Piece = Map | Function | Shorter
+
+
 class Run(NamedTuple):
     """A part of a network with one tensor that goes in and one that comes out."""
 
     entry: str
     channels: int  # of the entry
-    steps: tuple[Map | Function, ...]
+    steps: tuple[Piece, ...]
     exit: str
     size: tuple[int, ...]  # of the coarsest torus; none: vectors
 
@@ -75,7 +87,7 @@ class NotStationaryError(Exception):
     """Tensors on two tori are needed at once."""
 
 
-Group = Sequence[Map | Function]  # several maps together, or one function
+Group = Sequence[Piece]  # several maps together, or one of the others
 
 
 def compiled(run: Run, frequencies: Frequencies, weights: Array) -> Program:
@@ -92,28 +104,54 @@ def compiled(run: Run, frequencies: Frequencies, weights: Array) -> Program:
     groups = list(scheduled(run))
     levels = [frequencies]
     for group in reversed(groups):
-        if isinstance(group[0], Map) and prod(group[0].strides) > 1:
+        if not isinstance(group[0], Function) and prod(group[0].strides) > 1:
             levels.append(levels[-1].finer(group[0].strides))
     start = np.broadcast_to(np.eye(run.channels), (len(levels[-1].places), run.channels, run.channels))
-    steps, live = [], {run.entry: run.channels}
+    steps: list[Step] = []
+    live = {run.entry: run.channels}
     for i, group in enumerate(groups):
         needed = {source for later in groups[i + 1 :] for step in later for source in step.sources} | {run.exit}
-        if isinstance(group[0], Function):
-            found, live = _function(group[0], live, needed)
-            steps += found
-            continue
-        kept = {name: n for name, n in live.items() if name in needed}
-        leaves = group[0].leaves
-        if leaves and kept:
-            raise NotStationaryError(f"{', '.join(kept)} is needed behind {group[0].name}")
-        if isinstance(group[0], Map) and group[0].lands and len(levels) > 1:
-            raise NotStationaryError(f"{group[0].name} reads pixels that others still stride over")
-        steps.append(_linear(group, live, kept, levels[-1], weights))
-        live = {**kept, **{step.name: step.channels for step in group if isinstance(step, Map)}}
-        if leaves:
-            levels.pop()
-            levels = levels or [Frequencies(np.zeros((1, 0), np.int64), ())]
+        found, live = _found(group, live, needed, levels, weights)
+        steps += found
+        levels = levels[:-1] if _leaves(group[0]) else levels
+        levels = levels or [Frequencies(np.zeros((1, 0), np.int64), ())]
     return Program(start, steps)
+
+
+def _found(
+    group: Group, live: Mapping[str, int], needed: Set[str], levels: Sequence[Frequencies], weights: Array
+) -> tuple[list[Step], dict[str, int]]:
+    """Return the steps of a group, and what is live behind it."""
+    first = group[0]
+    kept = {name: n for name, n in live.items() if name in needed}
+    if isinstance(first, Function) and not _is_even(first, kept):
+        return _function(first, live, kept)
+    if kept and (_leaves(first) or not isinstance(first, Map)) and not isinstance(first, Function):
+        raise NotStationaryError(f"{', '.join(kept)} is needed behind {first.name}")
+    if not isinstance(first, Map):
+        steps: list[Step] = [] if list(live) == [first.source] else [_only(live, first.source)]
+        square = first.square if isinstance(first, Shorter) else float(np.max(first.high)) ** 2
+        fold = prod(first.strides) if isinstance(first, Shorter) else 1
+        return [*steps, Cap(square, fold)], {first.name: live[first.source]}
+    if first.lands and len(levels) > 1:
+        raise NotStationaryError(f"{first.name} reads pixels that others still stride over")
+    maps = {step.name: step.channels for step in group if isinstance(step, Map)}
+    return [_linear(group, live, kept, levels[-1], weights)], {**kept, **maps}
+
+
+def _leaves(step: Piece) -> bool:
+    """Return whether a step is on another torus than what it reads."""
+    return not isinstance(step, Function) and (prod(step.strides) > 1 or (isinstance(step, Map) and step.lands))
+
+
+def _is_even(step: Function, kept: Mapping[str, int]) -> bool:
+    """Return whether the slopes are in [-b, b], which is best said without the sign, and nothing else is needed."""
+    return not kept and np.ndim(step.high) == 0 and bool(np.all(np.negative(step.low) == step.high))
+
+
+def _only(live: Mapping[str, int], name: str) -> Linear:
+    """Return the step that forgets all tensors but one."""
+    return Linear(_rows(live, (name,)), np.zeros(0, np.intp), np.zeros((1, 0, 0)), np.zeros((0, 0)), 0.0)
 
 
 def scheduled(run: Run) -> Iterator[Group]:
@@ -121,7 +159,7 @@ def scheduled(run: Run) -> Iterator[Group]:
     known, left = {run.entry}, list(run.steps)
     while left:
         ready = [step for step in left if known.issuperset(step.sources)]
-        staying = [step for step in ready if not (isinstance(step, Map) and step.leaves)]
+        staying = [step for step in ready if not isinstance(step, Shorter) and not _leaves(step)]
         group = staying[:1] or _alike(ready)
         if not group:
             raise NotStationaryError("its steps have no order")
@@ -130,10 +168,10 @@ def scheduled(run: Run) -> Iterator[Group]:
         left = [step for step in left if step.name not in known]
 
 
-def _alike(ready: Sequence[Map | Function]) -> list[Map | Function]:
-    """Return the maps that lead to the torus to which the first one leads."""
+def _alike(ready: Sequence[Piece]) -> list[Piece]:
+    """Return the maps that lead to the torus to which the first one leads; without maps the first step."""
     maps = [step for step in ready if isinstance(step, Map)]
-    return [step for step in maps if (step.strides, step.lands) == (maps[0].strides, maps[0].lands)]
+    return [step for step in maps if (step.strides, step.lands) == (maps[0].strides, maps[0].lands)] or [*ready[:1]]
 
 
 def _rows(live: Mapping[str, int], names: Sequence[str] | Mapping[str, int]) -> Channels:
@@ -176,14 +214,13 @@ def _landing(step: Linear, weights: Array) -> Linear:
     return step._replace(size=step.size * float(np.sqrt(weights.max() / weights.sum())) * (1 + gamma(8)))
 
 
-def _function(step: Function, live: Mapping[str, int], needed: set[str]) -> tuple[list[Step], dict[str, int]]:
+def _function(step: Function, live: Mapping[str, int], kept: Mapping[str, int]) -> tuple[list[Step], dict[str, int]]:
     """Return the steps of a function, and what is live behind it.
 
     With slopes in [a, b] it is `a h + (b - a) u(h)`, u with slopes in [0, 1]: the same condition in other words.
     """
     count = live[step.source]
     low, high = (np.broadcast_to(np.asarray(slope, float), count) for slope in (step.low, step.high))
-    kept = {name: n for name, n in live.items() if name in needed}
     across = {**kept, step.source: count} if low.any() else kept
     bend = Bend(_rows(live, across), _rows(live, (step.source,)))
     after = {**across, step.name: count}

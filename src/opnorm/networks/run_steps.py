@@ -6,21 +6,21 @@ keeps that. What a wider kernel gives is not zero outside, and must not be read 
 over the border it is cut off by a function of its own, slopes in [0, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from opnorm.bounds.certificates import UNIT, gamma
+from opnorm.bounds.certificates import UNIT, gamma, up
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.effects import Effect, input_shapes
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of, without_groups
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, channel_factors, kernel_of
-from opnorm.networks.programs import Function, Map, Part, Run
-from opnorm.networks.shape_rules import pooled_windows
+from opnorm.networks.programs import Function, Map, Part, Piece, Run, Shorter
+from opnorm.networks.shape_rules import pooled_shape, pooled_windows, windows_of
 from opnorm.networks.sizes import image_size, placed
 from opnorm.networks.torus import Integers, Taps
 from opnorm.operators.convolution import Convolution
@@ -30,6 +30,7 @@ SLIDING = (*CONVOLUTIONS, *DEPTHWISE)
 SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _MEANS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
 _POOLS = ("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
+_MAXIMA = ("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
 _SUMS = ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
 _FACTOR = gamma(16)  # of a channel factor
 
@@ -61,7 +62,7 @@ class Builder:
     def __init__(self, entry: str, tensor: Tensor):
         self.entry = tensor
         self.tensors = {entry: tensor}
-        self.steps: list[Map | Function] = []
+        self.steps: list[Piece] = []
         self.needs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # ratio of a level, pixels that its torus has
 
     def run(self, exit: str) -> Run:
@@ -87,20 +88,12 @@ class Builder:
     def _added(self, node: Node, effect: Effect, inputs: Sequence[Tensor]) -> Tensor:
         if len(inputs) > 1:
             return self._met(node, inputs)
-        (tensor,) = inputs
-        if node.kind in MATRICES:
-            return self._dense(node, tensor)
-        if node.kind in SLIDING:
-            return self._slid(node, tensor)
-        if node.kind in SCALES:
-            return self._scaled(node, tensor)
-        if node.kind in _MEANS and tensor.sizes and not tensor.listed:
-            return self._mean(node, tensor)
-        if node.kind in _POOLS:
-            return self._pooled(node, tensor)
-        if node.kind in IN_ORDER and node.options.get("data_format") != "channels_first":
-            return tensor._replace(listed=bool(tensor.sizes))
-        return self._function(node, effect, tensor)
+        return _RULES.get(node.kind, Builder._function)(self, node, effect, inputs[0])
+
+    def _ordered(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        if node.options.get("data_format") == "channels_first":
+            raise NotUnderstoodError(node.name)
+        return tensor._replace(listed=bool(tensor.sizes))
 
     def _map(self, node: Node, tensor: Tensor, parts: Sequence[Part], **more: object) -> Tensor:
         self.steps.append(Map(node.name, tensor.channels, tuple(parts), **more))  # type: ignore[arg-type]
@@ -158,7 +151,7 @@ class Builder:
         ]
         return self._map(node, tensor._replace(channels=int(rows[-1])), parts)
 
-    def _dense(self, node: Node, tensor: Tensor) -> Tensor:
+    def _dense(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if "last" not in places(node):
             raise NotUnderstoodError(node.name)
         W = form_of(node).values.T
@@ -181,14 +174,14 @@ class Builder:
         taps = Taps(np.ascontiguousarray(values), _pixels(tensor.sizes))
         return self._map(node, Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
 
-    def _mean(self, node: Node, tensor: Tensor) -> Tensor:
-        if image_size(node) != tensor.sizes:
+    def _mean(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        if not tensor.sizes or tensor.listed or image_size(node) != tensor.sizes:
             raise NotUnderstoodError(node.name)
         pixels = prod(tensor.sizes)
         taps = Taps(np.full(pixels, 1 / pixels), _pixels(tensor.sizes), UNIT, tensor.channels)
         return self._map(node, Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
 
-    def _scaled(self, node: Node, tensor: Tensor) -> Tensor:
+    def _scaled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         place = places(node)
         axis = "first" if tensor.sizes and tensor.first else "last"
         other = f"axis {1 if axis == 'first' else len(tensor.sizes) + 1}"
@@ -199,7 +192,7 @@ class Builder:
         matrix = np.diag(np.broadcast_to(factors, tensor.channels))
         return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], _still(tensor), _FACTOR))])
 
-    def _slid(self, node: Node, tensor: Tensor) -> Tensor:
+    def _slid(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         sized = placed(node, kernel_of(node))
         if sized is None or tensor.listed or sized.input_shape != tensor.sizes or sized.channels[0] != tensor.channels:
             raise NotUnderstoodError(node.name)
@@ -207,7 +200,7 @@ class Builder:
         lows = [pad[0] for pad in sized.pads]
         return self._over(node, tensor, _convolved(kernel, lows, sized.dilation_rate), sized)
 
-    def _pooled(self, node: Node, tensor: Tensor) -> Tensor:
+    def _pooled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         windows = pooled_windows(node)
         if windows is None or image_size(node) != tensor.sizes or tensor.listed:
             raise NotUnderstoodError(node.name)
@@ -217,6 +210,17 @@ class Builder:
         taps = _convolved(kernel, [0] * len(windows), dilations)
         alike = taps._replace(values=taps.values.ravel(), error=UNIT, channels=tensor.channels)
         return self._over(node, tensor, alike, sized)
+
+    def _maximum(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        """Return the maxima over windows, each of which moves no more than the window, channel by channel."""
+        shapes, windows = pooled_shape(node), windows_of(node)
+        if shapes is None or image_size(node) != tensor.sizes or tensor.listed:
+            raise NotUnderstoodError(node.name)
+        strides = tuple(window.stride for window in windows)
+        ratio = tuple(r * s for r, s in zip(tensor.ratio, strides, strict=True))
+        self.needs += [(tensor.ratio, tensor.sizes), (ratio, shapes)]
+        self.steps.append(Shorter(node.name, tensor.name, up(effect.constant**2), strides))
+        return tensor._replace(name=node.name, sizes=shapes, ratio=ratio, clean=True)
 
     def _over(self, node: Node, tensor: Tensor, taps: Taps, sized: Convolution) -> Tensor:
         """Return the result of a sliding map at the size of its image."""
@@ -233,6 +237,17 @@ class Builder:
         clean = tensor.clean and not taps.shifts.any()
         after = tensor._replace(channels=channels, sizes=sized.output_shape, ratio=ratio, clean=clean)
         return self._map(node, after, [Part(tensor.name, taps)], strides=sized.strides)
+
+
+_RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
+    **dict.fromkeys(MATRICES, Builder._dense),
+    **dict.fromkeys(SLIDING, Builder._slid),
+    **dict.fromkeys(SCALES, Builder._scaled),
+    **dict.fromkeys(_MEANS, Builder._mean),
+    **dict.fromkeys(_POOLS, Builder._pooled),
+    **dict.fromkeys(_MAXIMA, Builder._maximum),
+    **dict.fromkeys(IN_ORDER, Builder._ordered),
+}
 
 
 def entry_of(name: str, kernel: Node) -> Tensor:

@@ -86,9 +86,12 @@ def _read_nodes(graph: Graph) -> list[Node]:
 
 def _longest(parts: Sequence[Segment], begin: int, effects: Effects) -> tuple[int, Run | None]:
     """Return how many segments the run takes that begins with this one, and the run: None where there is none."""
-    kernel, most = _first_kernel(parts[begin]), _most(parts, begin, effects)
-    if kernel is None or _is_chain([node for part in parts[begin : begin + most] for node in part.nodes], effects):
-        return most if kernel is not None else 0, None
+    kernel = _first_kernel(parts[begin])
+    if kernel is None:
+        return 0, None
+    most = _most(parts, begin, effects)
+    if _is_chain([node for part in parts[begin : begin + most] for node in part.nodes], effects):
+        return most, None
     taken = steps = 0
     builder = None
     try:
