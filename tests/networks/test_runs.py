@@ -1,4 +1,4 @@
-"""Residual blocks, branches and large convolutions bounded as a whole, against explicit matrices of the same networks."""
+"""Residual blocks, branches and large convolutions bounded as a whole, against explicit matrices of the same."""
 
 from itertools import pairwise
 
