@@ -20,13 +20,12 @@ from opnorm.networks.covariances import (
     square_and_gradient,
 )
 from opnorm.networks.descent import descended
-from opnorm.networks.programs import Function, Map, NotStationaryError, Run, compiled
+from opnorm.networks.programs import NotStationaryError, Run, compiled
 from opnorm.networks.torus import half
 
 _POWERS = (10.0, 100.0, 1000.0)  # of the norm that stands for the largest eigenvalue, one after the other
 _STEPS = 60  # of the descent with each of them
 _ROOMS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)  # by which multipliers shrink from bend to bend
-_ENTRIES = 2**26  # of the largest stack of matrices: 1 GiB, a few times
 _COARSE = 6  # pixels of the small torus on which multipliers are sought first
 _PROOF = 6.0  # times the multiplications of the recursion
 
@@ -38,13 +37,11 @@ def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
         run: A part of a network.
         deadline: After it the multipliers that were found by then are proved.
     """
-    if _entries(run) > _ENTRIES:
+    if not deadline.affords(_PROOF * run.work):
         return None
     try:
         with one_blas_thread(), np.errstate(all="ignore"):
             program = compiled(run, *half(run.size))
-            if not deadline.affords(_PROOF * _work(program)):
-                return None
             quick, begin = quick_multipliers(program), monotonic()
             found = [_proved(program, quick)]
             soon = Deadline(deadline.at - 1.5 * (monotonic() - begin))  # another proof takes as long
@@ -52,13 +49,6 @@ def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
     except (np.linalg.LinAlgError, NotStationaryError):
         return None
     return min((bound for bound in found if bound is not None), default=None)
-
-
-def _entries(run: Run) -> int:
-    """Return the numbers in the largest stack of matrices, or a little more."""
-    maps = [step for step in run.steps if isinstance(step, Map)]
-    strides = prod(prod(step.strides) for step in run.steps if not isinstance(step, Function))
-    return prod(run.size) * strides * max([run.channels, *(step.channels for step in maps)]) ** 2
 
 
 def _work(program: Program) -> float:

@@ -81,6 +81,7 @@ class Run(NamedTuple):
     steps: tuple[Piece, ...]
     exit: str
     size: tuple[int, ...]  # of the coarsest torus; none: vectors
+    work: float = 0.0  # multiplications of the recursion, about
 
 
 class NotStationaryError(Exception):

@@ -63,6 +63,7 @@ class Builder:
         self.entry = tensor
         self.tensors = {entry: tensor}
         self.steps: list[Piece] = []
+        self.entries = self.work = 0.0  # numbers of all matrices, at every frequency, and multiplications, about
         self.needs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # ratio of a level, pixels that its torus has
 
     def run(self, exit: str) -> Run:
@@ -72,7 +73,9 @@ class Builder:
         size = [1] * len(coarsest)
         for ratio, need in self.needs:
             size = [max(n, -(-k * r // c)) for n, k, r, c in zip(size, need, ratio, coarsest, strict=True)]
-        return Run(self.entry.name, self.entry.channels, tuple(self.steps), self.tensors[exit].name, tuple(size))
+        return Run(
+            self.entry.name, self.entry.channels, tuple(self.steps), self.tensors[exit].name, tuple(size), self.work
+        )
 
     def add(self, node: Node, effect: Effect) -> None:
         """Add a node.
@@ -96,8 +99,17 @@ class Builder:
         return tensor._replace(listed=bool(tensor.sizes))
 
     def _map(self, node: Node, tensor: Tensor, parts: Sequence[Part], **more: object) -> Tensor:
-        self.steps.append(Map(node.name, tensor.channels, tuple(parts), **more))  # type: ignore[arg-type]
+        step = Map(node.name, tensor.channels, tuple(parts), **more)  # type: ignore[arg-type]
+        for part in parts:
+            rows, columns = part.taps.matrix_shape
+            pixels = len(part.taps.shifts) if step.lands else prod(tensor.sizes) * prod(step.strides)
+            self._count(pixels * rows * columns, rows + columns)
+        self.steps.append(step)
         return tensor._replace(name=node.name)
+
+    def _count(self, numbers: float, order: float) -> None:
+        """Count matrices of so many numbers, and a product with others of that order: complex, at half the pixels."""
+        self.entries, self.work = self.entries + numbers, self.work + 2 * numbers * order
 
     def _function(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if effect.slopes is None:
@@ -112,6 +124,7 @@ class Builder:
             return self._map(node, tensor, [Part(tensor.name, taps)])
         if tensor.sizes:  # outside of the image nothing passes
             low, high = min(low, 0.0), max(high, 0.0)
+        self._count(tensor.numbers * tensor.channels, 4.0 * tensor.channels)
         self.steps.append(Function(node.name, tensor.name, low, high))
         return tensor._replace(name=node.name, clean=True)
 

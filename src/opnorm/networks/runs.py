@@ -23,6 +23,7 @@ from opnorm.networks.run_steps import IN_ORDER, SLIDING, Builder, entry_of
 from opnorm.networks.sizes import small_at_size
 
 _NODES = 2000  # of one run
+_ENTRIES = 2**24  # of its matrices at half the pixels' frequencies, complex: 128 MiB, and some copies of them
 _WEIGHTS = 2**27  # numbers of the kernels of one run: 1 GiB
 
 
@@ -99,6 +100,8 @@ def _longest(parts: Sequence[Segment], begin: int, effects: Effects) -> tuple[in
         for count, part in enumerate(parts[begin : begin + most], 1):
             for node in part.nodes:
                 builder.add(node, effects[node.name])  # type: ignore[arg-type]
+            if builder.entries > _ENTRIES:
+                break
             if builder.steps and isinstance(builder.steps[-1], Map):
                 taken, steps = count, len(builder.steps)
     except Exception:  # not understood, or not read: settings and weights come from files

@@ -30,6 +30,11 @@ class Taps(NamedTuple):
     channels: int = 0
 
     @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix at one frequency."""
+        return (self.channels, self.channels) if self.channels else (self.values.shape[1], self.values.shape[2])
+
+    @property
     def size(self) -> Array:
         """Return at least the magnitudes of the matrix at every frequency: (outputs, inputs)."""
         return self.spread(np.abs(self.values).sum(axis=0) * (1 + gamma(len(self.values) + 2)))
