@@ -214,15 +214,15 @@ def paired(program: Program, multipliers: Sequence[Array]) -> Iterator[tuple[Ste
         yield step, np.empty(0) if isinstance(step, Linear) else next(left)
 
 
-def covariance(program: Program, multipliers: Sequence[Array]) -> Stack:
-    """Return Y at the end.
+def covariance(program: Program, multipliers: Sequence[Array], power: float = np.inf) -> Stack:
+    """Return Y at the end; `power` as in `square_and_gradient`.
 
     Raises:
         numpy.linalg.LinAlgError: Where the multipliers are too large.
     """
     Y = program.start
     for step, t in paired(program, multipliers):
-        Y = after(step, Y, t)[0]
+        Y = after(step, Y, t, power)[0]
     return Y
 
 

@@ -27,6 +27,8 @@ _POWERS = (10.0, 100.0, 1000.0)  # of the norm that stands for the largest eigen
 _STEPS = 60  # of the descent with each of them
 _ROOMS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)  # by which multipliers shrink from bend to bend
 _COARSE = 6  # pixels of the small torus on which multipliers are sought first
+_SMALLER = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)  # by which they shrink to be small enough
+_LESS = 4  # times fewer pixels make it worth while
 _PROOF = 6.0  # times the multiplications of the recursion
 
 
@@ -67,19 +69,17 @@ def _work(program: Program) -> float:
     return float(count * (found + stack * 10.0 * rows**3))
 
 
-def _improved(run: Run, program: Program, quick: Sequence[Array], deadline: Deadline) -> list[Array]:
+def _improved(run: Run, program: Program, quick: list[Array], deadline: Deadline) -> list[Array]:
     """Return better multipliers: sought on a small torus first, where the whole one takes long, then on the whole."""
-    found = list(quick)
     coarse = tuple(min(n, _COARSE) for n in run.size)
-    if prod(coarse) < prod(run.size):
-        small = compiled(run, *half(coarse))
-        found = _feasible(program, _lowered(small, found, _POWERS, deadline), deadline)
-    return _lowered(program, found, _POWERS[-1:] if coarse != run.size else _POWERS, deadline)
+    if _LESS * prod(coarse) >= prod(run.size):
+        return _lowered(program, quick, _POWERS, deadline)
+    found = _lowered(compiled(run, *half(coarse)), quick, _POWERS, deadline)
+    return _lowered(program, found, _POWERS[1:], deadline)
 
 
-def _lowered(
-    program: Program, multipliers: Sequence[Array], powers: Sequence[float], deadline: Deadline
-) -> list[Array]:
+def _lowered(program: Program, multipliers: list[Array], powers: Sequence[float], deadline: Deadline) -> list[Array]:
+    """Return multipliers with a smaller bound, those handed over where none are found, or too late."""
     ends = np.cumsum(program.counts)[:-1]
 
     def function(point: Array, power: float) -> tuple[float, Array]:
@@ -89,26 +89,31 @@ def _lowered(
             raise np.linalg.LinAlgError
         return value, np.concatenate([a * b for a, b in zip(gradients, t, strict=True)])
 
-    point = np.log(np.concatenate(multipliers))
     for power in powers:
-        if deadline.affords(3 * _work(program)):
+        start = _feasible(program, multipliers, power) if deadline.affords(4 * _work(program)) else None
+        if start is not None:
+            point = np.log(np.concatenate(start))
             point = descended(lambda at, p=power: function(at, p), point, _STEPS, deadline)  # type: ignore[misc]
-    return np.split(np.exp(point), ends)
+            multipliers = np.split(np.exp(point), ends)
+    return multipliers
 
 
 def _shrunk(multipliers: Sequence[Array], room: float) -> list[Array]:
     return [t * (1 + room) ** -(i + 1) for i, t in enumerate(multipliers)]
 
 
-def _feasible(program: Program, multipliers: Sequence[Array], deadline: Deadline) -> list[Array]:
-    """Return multipliers small enough for all frequencies, where those of a few of them are not."""
-    for room in _ROOMS[-4:]:
+def _feasible(program: Program, multipliers: Sequence[Array], power: float) -> list[Array] | None:
+    """Return multipliers small enough for this program and power, where those of another one are not; None: not found.
+
+    A p-norm is above the maximum that it stands for, and a few frequencies do not see what others need.
+    """
+    for room in _SMALLER:
         try:
-            covariance(program, _shrunk(multipliers, room))
+            covariance(program, _shrunk(multipliers, room), power)
         except np.linalg.LinAlgError:
             continue
         return _shrunk(multipliers, room)
-    return list(multipliers)
+    return None
 
 
 def _proved(program: Program, multipliers: Sequence[Array]) -> float | None:

@@ -93,28 +93,35 @@ def _longest(parts: Sequence[Segment], begin: int, effects: Effects) -> tuple[in
     most = _most(parts, begin, effects)
     if _is_chain([node for part in parts[begin : begin + most] for node in part.nodes], effects):
         return most, None
-    taken = steps = 0
-    builder = None
     try:
         builder = Builder(parts[begin].source, entry_of(parts[begin].source, kernel))
-        for count, part in enumerate(parts[begin : begin + most], 1):
+    except Exception:  # not understood, or not read: settings and weights come from files
+        return 0, None
+    taken, steps = _added(builder, parts[begin : begin + most], effects)
+    if not taken:
+        return 0, None
+    run = builder.run(parts[begin + taken - 1].last)
+    return taken, _worth(run._replace(steps=run.steps[:steps]))
+
+
+def _added(builder: Builder, parts: Sequence[Segment], effects: Effects) -> tuple[int, int]:
+    """Return how many segments and steps there are up to the last map of those that were understood."""
+    taken = steps = 0
+    for count, part in enumerate(parts, 1):
+        try:
             for node in part.nodes:
                 builder.add(node, effects[node.name])  # type: ignore[arg-type]
-            if builder.entries > _ENTRIES:
-                break
-            if builder.steps and isinstance(builder.steps[-1], Map):
-                taken, steps = count, len(builder.steps)
-    except Exception:  # not understood, or not read: settings and weights come from files
-        if builder is None or not taken:
-            return 0, None
-    run = builder.run(parts[begin + taken - 1].last) if taken else None
-    return taken, _worth(run._replace(steps=run.steps[:steps]) if run is not None else None)
+        except Exception:  # as above
+            break
+        if builder.entries > _ENTRIES:
+            break
+        if builder.steps and isinstance(builder.steps[-1], Map):
+            taken, steps = count, len(builder.steps)
+    return taken, steps
 
 
-def _worth(run: Run | None) -> Run | None:
+def _worth(run: Run) -> Run | None:
     """Return the run if a function stands between two maps, or beside a path around it: what it takes to gain."""
-    if run is None:
-        return None
     maps = [i for i, step in enumerate(run.steps) if isinstance(step, Map)]
     between = any(isinstance(step, Function) for step in run.steps[maps[0] : maps[-1]])
     beside = any(isinstance(step, Function) and step.source == run.entry for step in run.steps)
