@@ -108,7 +108,13 @@ def _beside(node, inputs):
     return np.concatenate(split, axis=1).reshape(-1, some.shape[1])
 
 
+def _factors(node):
+    gamma, variance = (node.weights[role].read() for role in ("gamma", "moving_variance"))
+    return np.diag(np.tile(gamma / np.sqrt(variance + node.options["epsilon"]), 36))
+
+
 _LINEAR = {
+    "BatchNormalization": _factors,
     "Dense": lambda node: node.weights["kernel"].read().T,
     "Conv2D": _conv,
     "AveragePooling2D": _pool,
@@ -252,6 +258,19 @@ def blocks(K, L):
         "full": ([*wide, conv("c", "b", L, (9, 9), ((3, 3), (2, 0)), strides=2)], (7, 5)),
         "pooled": ([a, b, means, conv("c", "p", L, (3, 3))], (3, 3)),
         "maxima": ([a, b, maxima, conv("c", "p", L, (3, 3)), bend("q", "c", "Abs"), conv("e", "q", K, (3, 3))], (3, 3)),
+        "scaled": (
+            [
+                a,
+                b,
+                c,
+                d,
+                n.batch_normalization("n", "d", K[0, 0, 0], np.ones(3), axis=3),
+                bend("e", "n"),
+                conv("f", "e", K, size),
+                add("g", "d", "f", shape=(6, 6, 3)),
+            ],
+            size,
+        ),
         "windows": ([a, shared, conv("c", "p", L, (2, 2))], (2, 2)),
         "beside": ([a, b, beside, conv("c", "p", np.concatenate([K, L], axis=2), size)], size),
     }

@@ -8,7 +8,7 @@ over the border it is cut off by a function of its own, slopes in [0, 1].
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,42 +18,21 @@ from opnorm.checks import Array
 from opnorm.networks.effects import Effect, input_shapes
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of, without_groups
-from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, channel_factors, kernel_of
+from opnorm.networks.linear_rules import MATRICES, channel_factors, kernel_of
 from opnorm.networks.programs import Function, Map, Part, Piece, Run, Shorter
+from opnorm.networks.run_tensors import SLIDING, NotUnderstoodError, Tensor, convolved, pixels, still
 from opnorm.networks.shape_rules import pooled_shape, pooled_windows, windows_of
 from opnorm.networks.sizes import image_size, placed
-from opnorm.networks.torus import Integers, Taps
+from opnorm.networks.torus import Taps
 from opnorm.operators.convolution import Convolution
 
 IN_ORDER = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "ExpandDims")  # these keep the order of an example's numbers
-SLIDING = (*CONVOLUTIONS, *DEPTHWISE)
 SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _MEANS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
 _POOLS = ("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
 _MAXIMA = ("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
 _SUMS = ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
 _FACTOR = gamma(16)  # of a channel factor
-
-
-class NotUnderstoodError(Exception):
-    """A node that no run goes through."""
-
-
-class Tensor(NamedTuple):
-    """What a value of the graph is in the run."""
-
-    name: str  # in the run: nodes that change nothing give their input's
-    channels: int
-    sizes: tuple[int, ...] = ()  # pixels of each axis; none: a vector, of one position or of the whole example
-    ratio: tuple[int, ...] = ()  # pixels of the entry from one pixel to the next
-    first: bool = False  # channels stand before the pixels
-    clean: bool = True  # on the torus it is zero outside of its image
-    listed: bool = False  # an image whose numbers now stand in one list
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers it has."""
-        return self.channels * prod(self.sizes)
 
 
 class Builder:
@@ -102,8 +81,8 @@ class Builder:
         step = Map(node.name, tensor.channels, tuple(parts), **more)  # type: ignore[arg-type]
         for part in parts:
             rows, columns = part.taps.matrix_shape
-            pixels = len(part.taps.shifts) if step.lands else prod(tensor.sizes) * prod(step.strides)
-            self._count(pixels * rows * columns, rows + columns)
+            repeats = len(part.taps.shifts) if step.lands else prod(tensor.sizes) * prod(step.strides)
+            self._count(repeats * rows * columns, rows + columns)
         self.steps.append(step)
         return tensor._replace(name=node.name)
 
@@ -120,7 +99,7 @@ class Builder:
         if low == high == 1:
             return tensor
         if low == high:
-            taps = Taps(np.array([low]), _still(tensor), channels=tensor.channels)
+            taps = Taps(np.array([low]), still(tensor), channels=tensor.channels)
             return self._map(node, tensor, [Part(tensor.name, taps)])
         if tensor.sizes:  # outside of the image nothing passes
             low, high = min(low, 0.0), max(high, 0.0)
@@ -143,7 +122,7 @@ class Builder:
         share = 1 / len(inputs) if node.kind in ("Average", "Mean") else 1.0
         signs = [-1.0 if i and node.kind.startswith("Sub") else 1.0 for i in range(len(inputs))]
         parts = [
-            Part(t.name, Taps(np.array([sign * share]), _still(t), UNIT, t.channels))
+            Part(t.name, Taps(np.array([sign * share]), still(t), UNIT, t.channels))
             for t, sign in zip(inputs, signs, strict=True)
         ]
         return self._map(node, inputs[0], parts)._replace(clean=clean)
@@ -159,7 +138,7 @@ class Builder:
             raise NotUnderstoodError(node.name)
         rows = np.cumsum([0, *(t.channels for t in inputs)])
         parts = [
-            Part(t.name, Taps(np.array([1.0]), _still(t), channels=t.channels), int(row))
+            Part(t.name, Taps(np.array([1.0]), still(t), channels=t.channels), int(row))
             for t, row in zip(inputs, rows, strict=False)
         ]
         return self._map(node, tensor._replace(channels=int(rows[-1])), parts)
@@ -173,7 +152,7 @@ class Builder:
         if tensor.listed or W.shape[1] != tensor.channels or (tensor.sizes and tensor.first):
             raise NotUnderstoodError(node.name)
         after = tensor._replace(channels=len(W))
-        return self._map(node, after, [Part(tensor.name, Taps(W[None], _still(tensor)))])
+        return self._map(node, after, [Part(tensor.name, Taps(W[None], still(tensor)))])
 
     def _landed(self, node: Node, tensor: Tensor, W: Array) -> Tensor:
         """Return what a matrix makes of all pixels, whose numbers stand in the order of the image."""
@@ -184,14 +163,14 @@ class Builder:
             if tensor.first
             else values.reshape(len(W), -1, tensor.channels).transpose(1, 0, 2)
         )
-        taps = Taps(np.ascontiguousarray(values), _pixels(tensor.sizes))
+        taps = Taps(np.ascontiguousarray(values), pixels(tensor.sizes))
         return self._map(node, Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
 
     def _mean(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if not tensor.sizes or tensor.listed or image_size(node) != tensor.sizes:
             raise NotUnderstoodError(node.name)
-        pixels = prod(tensor.sizes)
-        taps = Taps(np.full(pixels, 1 / pixels), _pixels(tensor.sizes), UNIT, tensor.channels)
+        count = prod(tensor.sizes)
+        taps = Taps(np.full(count, 1 / count), pixels(tensor.sizes), UNIT, tensor.channels)
         return self._map(node, Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
 
     def _scaled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
@@ -203,7 +182,7 @@ class Builder:
         if tensor.listed or not is_there or factors.size not in (1, tensor.channels):
             raise NotUnderstoodError(node.name)
         matrix = np.diag(np.broadcast_to(factors, tensor.channels))
-        return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], _still(tensor), _FACTOR))])
+        return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], still(tensor), _FACTOR))])
 
     def _slid(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         sized = placed(node, kernel_of(node))
@@ -211,7 +190,7 @@ class Builder:
             raise NotUnderstoodError(node.name)
         kernel = without_groups(sized.kernel, sized.groups)
         lows = [pad[0] for pad in sized.pads]
-        return self._over(node, tensor, _convolved(kernel, lows, sized.dilation_rate), sized)
+        return self._over(node, tensor, convolved(kernel, lows, sized.dilation_rate), sized)
 
     def _pooled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         windows = pooled_windows(node)
@@ -220,7 +199,7 @@ class Builder:
         kernel = np.full((*(w.size for w in windows), 1, 1), 1 / prod(w.size for w in windows))
         strides, dilations = tuple(w.stride for w in windows), tuple(w.dilation for w in windows)
         sized = Convolution(kernel, tensor.sizes, strides=strides, padding="valid", dilation_rate=dilations)
-        taps = _convolved(kernel, [0] * len(windows), dilations)
+        taps = convolved(kernel, [0] * len(windows), dilations)
         alike = taps._replace(values=taps.values.ravel(), error=UNIT, channels=tensor.channels)
         return self._over(node, tensor, alike, sized)
 
@@ -261,36 +240,6 @@ _RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
     **dict.fromkeys(_MAXIMA, Builder._maximum),
     **dict.fromkeys(IN_ORDER, Builder._ordered),
 }
-
-
-def entry_of(name: str, kernel: Node) -> Tensor:
-    """Return what goes into a run whose first kernel is this one.
-
-    Raises:
-        NotUnderstoodError: When that is not known.
-    """
-    if kernel.kind in MATRICES and "last" in places(kernel):
-        return Tensor(name, form_of(kernel).channels[0])
-    sized = placed(kernel, kernel_of(kernel)) if kernel.kind in SLIDING else None
-    if sized is None:
-        raise NotUnderstoodError(kernel.name)
-    return Tensor(name, sized.channels[0], sized.input_shape, (1,) * sized.rank, "first" in places(kernel))
-
-
-def _still(tensor: Tensor) -> Integers:
-    """Return the shift of a kernel of one pixel."""
-    return np.zeros((1, len(tensor.sizes)), np.int64)
-
-
-def _pixels(sizes: Sequence[int]) -> Integers:
-    return np.indices(tuple(sizes)).reshape(len(sizes), -1).T.astype(np.int64)
-
-
-def _convolved(kernel: Array, lows: Sequence[int], dilations: Sequence[int]) -> Taps:
-    """Return the taps of a kernel (*spatial, inputs, outputs)."""
-    *spatial, inputs, outputs = kernel.shape
-    shifts = _pixels(spatial) * np.array(dilations, np.int64) - np.array(lows, np.int64)
-    return Taps(np.ascontiguousarray(kernel.reshape(-1, inputs, outputs).transpose(0, 2, 1)), shifts)
 
 
 def _arguments(node: Node) -> Mapping[str, Any]:

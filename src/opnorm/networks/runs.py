@@ -19,7 +19,8 @@ from opnorm.networks.joint_bounds import bound_run
 from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
 from opnorm.networks.programs import Function, Map, Run
 from opnorm.networks.reaches import Chain, Effects, propagate
-from opnorm.networks.run_steps import IN_ORDER, SLIDING, Builder, entry_of
+from opnorm.networks.run_steps import IN_ORDER, Builder
+from opnorm.networks.run_tensors import SLIDING, entry_of
 from opnorm.networks.sizes import small_at_size
 
 _NODES = 2000  # of one run
