@@ -99,7 +99,7 @@ class NetworkBound(NamedTuple):
         return printable(told or "an output is not reached")
 
 
-TIGHTENING = 10.0  # seconds for one dense chain, which all but long and wide ones do not need
+TIGHTENING = 10.0  # seconds for one chain or run, which all but long and wide ones do not need
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
 _INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
@@ -123,7 +123,7 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
-        tightening: Seconds for the multipliers of each dense chain; with less of them the bound is larger, and as true.
+        tightening: Seconds for the multipliers of each chain or run; with less of them the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
@@ -154,7 +154,7 @@ def bound_joined(
     notes += () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
     used = [chain for chain in chains if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
-    method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
+    method = "product of the layers' norms" + (", runs of them as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
 
 
