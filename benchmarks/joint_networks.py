@@ -11,6 +11,7 @@ product` for each block; "chains alone" is what inner chains give by themselves.
 import argparse
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -86,7 +87,7 @@ def random_stacks(deepest: int, widest: int) -> Iterator[Network]:
             if channels <= widest and depth <= deepest:
                 rng = np.random.default_rng(0)
                 widths = [1] + [channels] * depth
-                kernels = [he(rng, a, b) for a, b in zip(widths, widths[1:], strict=False)]
+                kernels = [he(rng, a, b) for a, b in pairwise(widths)]
                 yield Network(f"conv 3x3, {channels} channels, depth {depth}, He", stack(kernels))
 
 

@@ -333,3 +333,24 @@ def test_after_a_deadline_a_run_is_the_product_of_its_nodes(rng):
     graph = residual(rng, 3, 5)
     assert network_bound(graph, deadline=Deadline.after(0)).upper == pytest.approx(plain(graph), rel=1e-9)
     assert network_bound(graph, tightening=0.0).upper >= network_bound(graph).upper
+
+
+@pytest.mark.parametrize("exponent", [-400, -140, 30, 400])
+def test_the_scale_of_kernels_changes_nothing_or_there_is_no_run(rng, exponent):
+    W, V = rng.standard_normal((2, 5, 5))
+    first, second = np.ldexp(W, exponent), np.ldexp(V, -exponent)  # their product is of one size with what goes around
+    nodes = n.dense("a", "x", W), bend("b", "a"), n.dense("c", "b", V), add("d", "x", "c", shape=(5,))
+    scaled = n.dense("a", "x", first), bend("b", "a"), n.dense("c", "b", second), add("d", "x", "c", shape=(5,))
+    bound = network_bound(n.chain(*scaled)).upper
+    exact = network_bound(n.chain(*nodes)).upper
+    assert exact * (1 - 1e-4) <= bound <= (exact if abs(exponent) < 300 else plain(n.chain(*nodes))) * (1 + 1e-4)
+
+
+def test_numbers_below_the_smallest_normal_one_are_not_lost(rng):
+    W, V = rng.standard_normal((2, 5, 5))
+    nodes = n.dense("a", "x", W * 1e-110), bend("b", "a"), n.dense("e", "b", V * 1e-110), bend("f", "e")
+    beside = n.plain("m", "Concatenate", "b", "f", axis=-1, input_shapes=[(None, 5)] * 2)
+    graph = n.chain(*nodes, beside, n.dense("y", "m", np.eye(10)[:, 5:]))
+    truth = np.linalg.norm(W * 1e-110, 2)
+    assert network_bound(graph).upper * 1e110 >= 1e-110 * np.linalg.norm(W @ V, 2)
+    assert network_bound(n.chain(*nodes, beside)).upper >= truth * (1 - 1e-12)

@@ -123,7 +123,7 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
-        tightening: Seconds for the multipliers of each chain or run; with less of them the bound is larger, and as true.
+        tightening: Seconds for the multipliers of each chain or run; with less the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.

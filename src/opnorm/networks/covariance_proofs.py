@@ -29,6 +29,7 @@ from opnorm.networks.covariances import (
 
 _SPREAD = 1e-12  # the share theta of (A + B)(A + B)* <= (1 + theta) A A* + (1 + 1 / theta) B B*
 _SLACKS = (1e-10, 1e-8, 1e-6, 1e-4)  # of the largest eigenvalue, which is only estimated: the first that is proved
+_SMALL, _GREAT = 1e-100, 1e100  # between them no product of three underflows or overflows so that it matters
 _FEW = 64  # covers the roundings of scalars in each bound of an error
 
 
@@ -57,6 +58,7 @@ def _after(step: Step, Y: Stack, t: Array) -> Stack:
 
 def _capped(step: Cap, Y: Stack, t: Array) -> Stack:
     """Return a diagonal matrix above `square` Y: that `d - Y` is semidefinite is proved for scaled rows and columns."""
+    _require_normal(np.sqrt(t))
     halves = np.ldexp(1.0, np.frexp(t)[1] // 2)  # powers of two: exact
     kappa = _largest(halves[:, None] * Y * halves, t / halves**2)
     D = np.diag(step.square * kappa / t * (1 + 8 * UNIT))
@@ -76,6 +78,12 @@ def _raised(Y: Stack, extra: Array) -> Stack:
     return Y
 
 
+def _require_normal(numbers: Array) -> None:
+    """Raise where underflow could hide what is there: rounding is counted in parts of numbers."""
+    if not ((numbers > _SMALL) & (numbers < _GREAT)).all():
+        raise NotProvedError
+
+
 def _rounding(terms: int) -> float:
     """Return what a product of two matrices is off by, in parts of the products of magnitudes; complex ones as well."""
     return gamma(4 * terms + _FEW)
@@ -84,6 +92,7 @@ def _rounding(terms: int) -> float:
 def _mapped(step: Linear, Y: Stack) -> Stack:
     found, y = mapped(step, Y), _roots(Y)
     images = y[:, step.read] @ step.size.T * (1 + _rounding(len(step.read)))
+    _require_normal(images[:, step.size.any(axis=1)])
     relative = 2 * _rounding(len(step.read) + step.fold) + 3 * step.error
     if step.fold > 1:
         images = np.sqrt((images**2).reshape(-1, step.fold, images.shape[-1]).sum(axis=1)) * (1 + gamma(step.fold + 8))
@@ -92,6 +101,7 @@ def _mapped(step: Linear, Y: Stack) -> Stack:
 
 
 def _bent(step: Bend, Y: Stack, t: Array) -> Stack:
+    _require_normal(np.sqrt(t))
     y = _roots(Y)
     count, d = len(t), t * y[:, step.bent]
     S = slack(taken(Y, step.bent, step.bent), t)
@@ -133,7 +143,10 @@ def _largest(Y: Stack, t: Array | None = None) -> float:
     """Return a proved kappa with `kappa diag(1 / t)` above Y at all frequencies; without t that of the identity."""
     t = np.ones(Y.shape[-1]) if t is None else t
     roots, diagonal = np.sqrt(t), np.arange(Y.shape[-1])
-    estimate = float(np.linalg.eigvalsh(roots[:, None] * Y * roots).max())
+    try:
+        estimate = float(np.linalg.eigvalsh(roots[:, None] * Y * roots).max())
+    except np.linalg.LinAlgError:
+        raise NotProvedError from None
     for share in _SLACKS:
         kappa = estimate * (1 + share)
         S = -Y

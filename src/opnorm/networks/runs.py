@@ -53,10 +53,13 @@ def find_runs(
     """
     found, parts, begin = [], list(segments(graph)), 0
     while begin < len(parts) and not deadline.passed:
-        taken, run = _longest(parts, begin, effects)
-        if run is not None:
-            whole = bound_run(run, min(deadline, Deadline.after(tightening)))
-            found += [_chain(parts[begin : begin + taken], effects, whole)]
+        try:
+            taken, run = _longest(parts, begin, effects)
+            whole = None if run is None else bound_run(run, min(deadline, Deadline.after(tightening)))
+        except Exception:  # settings and weights come from files; without a run its nodes still have their bounds
+            taken, whole = 1, None
+        if whole is not None:
+            found.append(_chain(parts[begin : begin + taken], effects, whole))
         begin += max(taken, 1)
     return found
 
@@ -165,12 +168,12 @@ def _is_link(node: Node, effect: Effect | Unbounded) -> bool:
     return node.kind in (*MATRICES, *IN_ORDER) or (isinstance(effect, Effect) and effect.slopes is not None)
 
 
-def _chain(parts: Sequence[Segment], effects: Effects, whole: float | None) -> Chain:
+def _chain(parts: Sequence[Segment], effects: Effects, whole: float) -> Chain:
     nodes = tuple(node for part in parts for node in part.nodes)
     graph = Graph(nodes, (parts[0].source,), (parts[-1].last,))
     reaches = propagate(graph, effects)
     plain = reaches[parts[-1].last].norm if parts[-1].last in reaches else inf
-    constant = inf if whole is None else up(whole + _rounding(nodes, effects) * plain)
+    constant = up(whole + _rounding(nodes, effects) * plain)
     return Chain(nodes[0].name, parts[-1].last, parts[0].source, constant, plain)
 
 
