@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from explicit import explicit_matrix
 
 from opnorm.bounds.deadlines import NEVER
 from opnorm.networks.covariance_proofs import NotProvedError, proved_norm
 from opnorm.networks.covariances import Bend, covariance, quick_multipliers, square_and_gradient
 from opnorm.networks.descent import descended
 from opnorm.networks.programs import Function, Map, NotStationaryError, Part, Run, Shorter, compiled
+from opnorm.networks.run_tensors import convolved
 from opnorm.networks.torus import Taps, half
+from opnorm.operators.convolution import Convolution
 
 
 def still(W, axes=0):
@@ -125,3 +128,31 @@ def test_the_descent_passes_by_points_where_the_function_is_none():
         )
 
     assert np.allclose(descended(function, np.array([-1.2, 1.0]), 200, NEVER), 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (-0.3, 1.1)])
+@pytest.mark.parametrize("padding", ["same", "valid", ((2, 0), (1, 3))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_the_condition_of_the_torus_implies_that_of_the_image(padding, strides, slopes):
+    """With the same multipliers at all pixels, the image's explicit matrices give less than the torus."""
+    rng = np.random.default_rng(4)
+    sizes, pieces, dense, source, need = (10, 5), [], [], "x", np.ones(2, int)
+    for i, (inputs, outputs) in enumerate([(2, 3), (3, 2), (2, 3)]):
+        K, step = rng.standard_normal((3, 2, inputs, outputs)), strides if i == 1 else (1, 1)
+        sized = Convolution(K, sizes, strides=step, padding=padding)
+        matrix = explicit_matrix(K, sizes, step, padding, (1, 1), 1)
+        taps = convolved(K, [pad[0] for pad in sized.pads], (1, 1))
+        pieces += [Map(f"c{i}", outputs, (Part(source, taps),), step), Function(f"r{i}", f"c{i}", *slopes)]
+        dense += [Map(f"c{i}", len(matrix), (Part(source, still(matrix)),)), Function(f"r{i}", f"c{i}", *slopes)]
+        level = np.array([2, 1] if strides == (2, 1) and i < 2 else [1, 1])
+        wide = np.array(sizes) + 3  # of which no window reaches around
+        need = np.maximum(need, -(-wide // level))
+        source, sizes = f"r{i}", sized.output_shape
+    torus = compiled(Run("x", 2, tuple(pieces[:-1]), "c2", ()), *half(tuple(int(n) for n in need)))
+    image = compiled(Run("x", 100, tuple(dense[:-1]), "c2", ()), *half(()))
+    for share in (0.3, 0.8, 1.2):
+        multipliers = [share * t * rng.uniform(0.5, 1, len(t)) for t in quick_multipliers(torus)]
+        pixels = [count // len(t) for count, t in zip(image.counts, multipliers, strict=True)]
+        repeated = [np.tile(t, n) for t, n in zip(multipliers, pixels, strict=True)]
+        above, exact = (covariance(*pair) for pair in ((torus, multipliers), (image, repeated)))
+        assert np.linalg.eigvalsh(exact).max() <= np.linalg.eigvalsh(above).max() * (1 + 1e-12)
