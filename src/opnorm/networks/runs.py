@@ -1,7 +1,8 @@
 """The parts of a network that are bounded as a whole: residual blocks, branches side by side, large convolutions.
 
 A run goes from one value through which everything passes to another; what is between them is understood node by node
-(`run_steps`). Chains of matrices and small convolutions are left to `chains`, which has a multiplier for each neuron.
+(`run_steps`). Chains of matrices are left to `chains`, which has a multiplier for each neuron; those with small
+convolutions are bounded both ways, for here there are fewer multipliers, and an answer sooner.
 """
 
 from collections import Counter
@@ -16,12 +17,11 @@ from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.effects import Effect, Unbounded
 from opnorm.networks.joint_bounds import bound_run
-from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
+from opnorm.networks.linear_rules import MATRICES
 from opnorm.networks.programs import Function, Map, Run
 from opnorm.networks.reaches import Chain, Effects, propagate
 from opnorm.networks.run_steps import IN_ORDER, Builder
 from opnorm.networks.run_tensors import SLIDING, entry_of
-from opnorm.networks.sizes import small_at_size
 
 _NODES = 2000  # of one run
 _ENTRIES = 2**24  # of its matrices at half the pixels' frequencies, complex: 128 MiB, and some copies of them
@@ -43,7 +43,7 @@ class Segment(NamedTuple):
 def find_runs(
     graph: Graph, effects: Effects, deadline: Deadline = NEVER, tightening: float | None = None
 ) -> list[Chain]:
-    """Return every longest run with two kernels and a function between them that is no chain of small matrices.
+    """Return every longest run with two kernels and a function between them that is no chain of matrices.
 
     Args:
         graph: The network, folded.
@@ -163,8 +163,6 @@ def _is_chain(nodes: Sequence[Node], effects: Effects) -> bool:
 
 
 def _is_link(node: Node, effect: Effect | Unbounded) -> bool:
-    if node.kind in CONVOLUTIONS:
-        return small_at_size(node, kernel_of(node)) is not None
     return node.kind in (*MATRICES, *IN_ORDER) or (isinstance(effect, Effect) and effect.slopes is not None)
 
 
