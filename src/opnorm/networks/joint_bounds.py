@@ -1,6 +1,7 @@
 """The proved bound of a part of a network as a whole: multipliers by descent, then a proof of what they are worth."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from time import monotonic
 
@@ -93,7 +94,8 @@ def _lowered(program: Program, multipliers: list[Array], powers: Sequence[float]
         start = _feasible(program, multipliers, power) if deadline.affords(4 * _work(program)) else None
         if start is not None:
             point = np.log(np.concatenate(start))
-            point = descended(lambda at, p=power: function(at, p), point, _STEPS, deadline)  # type: ignore[misc]
+            with suppress(np.linalg.LinAlgError):  # not even there: as far as float64 reaches
+                point = descended(lambda at, p=power: function(at, p), point, _STEPS, deadline)  # type: ignore[misc]
             multipliers = np.split(np.exp(point), ends)
     return multipliers
 
