@@ -354,3 +354,13 @@ def test_numbers_below_the_smallest_normal_one_are_not_lost(rng):
     truth = np.linalg.norm(W * 1e-110, 2)
     assert network_bound(graph).upper * 1e110 >= 1e-110 * np.linalg.norm(W @ V, 2)
     assert network_bound(n.chain(*nodes, beside)).upper >= truth * (1 - 1e-12)
+
+
+def test_a_part_without_a_program_is_passed_over_and_runs_end_there(rng, large):
+    K, L = rng.standard_normal((2, 3, 3, 3, 3)) / 3
+    maxima = n.plain("p", "MaxPooling2D", "s", pool_size=2, input_shapes=[(None, 12, 12, 3)])
+    between = [maxima, conv("q", "s", K, (12, 12), strides=2), add("t", "p", "q", shape=(6, 6, 3))]  # two ways to half
+    first = [conv("a", "x", K, (12, 12)), bend("b", "a"), conv("c", "b", L, (12, 12)), bend("s", "c")]
+    last = [conv("d", "t", K, (6, 6)), bend("e", "d"), conv("f", "e", L, (6, 6))]
+    bound = network_bound(n.chain(*first, *between, *last), tightening=0.5)
+    assert [step.name for step in bound.steps if step.kind == "chain"] == ["a ... c", "d ... f"]

@@ -18,10 +18,11 @@ from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.effects import Effect, Unbounded
 from opnorm.networks.joint_bounds import bound_run
 from opnorm.networks.linear_rules import MATRICES
-from opnorm.networks.programs import Function, Map, Run
+from opnorm.networks.programs import Function, Map, Run, compiled
 from opnorm.networks.reaches import Chain, Effects, propagate
 from opnorm.networks.run_steps import IN_ORDER, Builder
 from opnorm.networks.run_tensors import SLIDING, entry_of
+from opnorm.networks.torus import half
 
 _NODES = 2000  # of one run
 _ENTRIES = 2**24  # of its matrices at half the pixels' frequencies, complex: 128 MiB, and some copies of them
@@ -112,9 +113,12 @@ def _added(builder: Builder, parts: Sequence[Segment], effects: Effects) -> tupl
     """Return how many segments and steps there are up to the last map of those that were understood."""
     taken = steps = 0
     for count, part in enumerate(parts, 1):
+        before = len(builder.steps)
         try:
             for node in part.nodes:
                 builder.add(node, effects[node.name])  # type: ignore[arg-type]
+            if len(part.nodes) > 1:
+                _require_stationary(builder, part, before)
         except Exception:  # as above
             break
         if builder.entries > _ENTRIES:
@@ -122,6 +126,13 @@ def _added(builder: Builder, parts: Sequence[Segment], effects: Effects) -> tupl
         if builder.steps and isinstance(builder.steps[-1], Map):
             taken, steps = count, len(builder.steps)
     return taken, steps
+
+
+def _require_stationary(builder: Builder, part: Segment, before: int) -> None:
+    """Raise NotStationaryError where a segment has no program, which one frequency of it tells."""
+    entry, exit = builder.tensors[part.source], builder.tensors[part.last]
+    size = (1,) * len(entry.sizes)
+    compiled(Run(entry.name, entry.channels, tuple(builder.steps[before:]), exit.name, size), *half(size))
 
 
 def _worth(run: Run) -> Run | None:
