@@ -87,6 +87,7 @@ def arrows(name):
     return {other for other in MODULES if f"opnorm.{other}" in imported(MODULES[name])} - {name}
 
 
+@cache
 def top_level(path):
     """Return the dotted names that the file imports when it is imported itself."""
     module = ast.parse(path.read_text(encoding="utf-8"))

@@ -150,3 +150,17 @@ def test_a_node_that_fails_is_the_only_one_that_is_unknown(error):
     graph = n.chain(n.dense("a", "x", np.eye(3)), node._replace(weights=broken))
     bound = network_bound(graph)
     assert [step.constant is None for step in bound.steps] == [False, True]
+
+
+@pytest.mark.parametrize(("size", "channels"), [(224, 32), (32, 64), (1000, 3)])
+def test_convolutions_of_large_images_are_bounded_in_little_time_and_memory(size, channels):
+    rng = np.random.default_rng(0)
+    nodes, source = [], "x"
+    for i in range(6):
+        kernel = rng.standard_normal((3, 3, channels, channels)) / channels
+        shapes = [(None, size, size, channels)]
+        node = n.conv(f"c{i}", source, kernel)
+        nodes.append(node._replace(options={**node.options, "input_shapes": shapes}))
+        nodes.append(n.plain(f"r{i}", "ReLU", f"c{i}"))
+        source = nodes[-1].name
+    assert quick(n.chain(*nodes), tightening=0.5).upper > 0

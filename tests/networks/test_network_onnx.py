@@ -108,3 +108,24 @@ def test_adding_a_constant_that_repeats_the_input_is_unknown(tmp_path):
     same = lipschitz_bound(saved(tmp_path / "a.onnx", nodes, {"c": np.ones((2, 1, 1))}))
     assert same.upper == pytest.approx(1, rel=1e-9)
     assert lipschitz_bound(saved(tmp_path / "b.onnx", nodes, {"c": np.ones((3, 2, 6, 6))})).upper is None
+
+
+@pytest.mark.parametrize("pool", ["AveragePool", "MaxPool"])
+def test_large_convolutions_of_a_file_are_bounded_on_a_torus(tmp_path, rng, monkeypatch, pool):
+    monkeypatch.setattr("opnorm.networks.sizes._WRITTEN", 0)  # none is small
+    shapes = {"K": (3, 2, 3, 3), "L": (4, 3, 3, 3), "V": (5, 8), "U": (2, 5)}
+    constants = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    nodes = [
+        call("Conv", "x K", "a", pads=[1, 1, 1, 1]),
+        call("Relu", "a", "b"),
+        call("Conv", "b L", "c", pads=[1, 0, 1, 2], strides=[1, 2]),
+        call("Relu", "c", "d"),
+        call(pool, "d", "e", kernel_shape=[3, 2], strides=[3, 2]),
+        call("Flatten", "e", "f"),
+        call("Gemm", "f V", "g", transB=1),
+        call("Sigmoid", "g", "h"),
+        call("Gemm", "h U", "y", transB=1),
+    ]
+    bound, _ = check(saved(tmp_path / "model.onnx", nodes, constants))
+    assert bound.steps[-1].name == "a ... y"
+    assert bound.steps[-1].constant == pytest.approx(bound.upper, rel=1e-9)

@@ -15,7 +15,7 @@ from opnorm.networks.bound import Apply, NetworkBound, Step, network_bound
 from opnorm.networks.effects import Unbounded
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
-_TIGHTENING = 0.5  # seconds for one dense chain; `lipschitz_bound` takes more
+_TIGHTENING = 0.5  # seconds for one chain or run; `lipschitz_bound` takes more
 
 
 def report_network(

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import opnorm.networks.reduction_rules  # noqa: F401 - its rules are registered
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
-from opnorm.networks.chains import Chain, Effects, find_chains
-from opnorm.networks.distances import Reach, added, side_by_side, source, through
+from opnorm.networks.chains import find_chains
+from opnorm.networks.distances import side_by_side
 from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
 from opnorm.networks.neighbours import Pair, neighbours
+from opnorm.networks.reaches import Chain, propagate
+from opnorm.networks.runs import find_runs
 from opnorm.networks.shape_rules import MEETINGS
 from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
@@ -104,7 +106,7 @@ class NetworkBound(NamedTuple):
         return printable(told or "an output is not reached")
 
 
-TIGHTENING = 10.0  # seconds for one dense chain, which all but long and wide ones do not need
+TIGHTENING = 10.0  # seconds for one chain or run, which all but long and wide ones do not need
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
 _INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
@@ -128,7 +130,7 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
-        tightening: Seconds for the multipliers of each dense chain; with less of them the bound is larger, and as true.
+        tightening: Seconds for the multipliers of each chain or run; with less the bound is larger, and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
@@ -152,15 +154,16 @@ def bound_joined(
     if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
         note = f"{len(graph.inputs)} inputs are too many for a bound"
         return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
-    chains = {chain.last: chain for chain in find_chains(graph, effects, deadline, tightening)}
-    reaches = _propagate(graph, effects, chains)
+    chains = find_chains(graph, effects, deadline, tightening)
+    chains += find_runs(graph, effects, deadline, tightening)
+    reaches = propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None
     notes = _sizes(effects.values()) if upper is not None else ()
     notes += () if upper is None or upper < inf else ("the bound is larger than float64 can hold",)
-    used = [chain for chain in chains.values() if chain.constant < chain.product]
+    used = [chain for chain in chains if chain.constant < chain.product]
     steps = [_step(node, effects[node.name]) for node in graph.nodes] + [_chain_step(chain) for chain in used]
-    method = "product of the layers' norms" + (", dense chains as a whole" if used else "")
+    method = "product of the layers' norms" + (", runs of them as a whole" if used else "")
     return NetworkBound(None, upper if upper != inf else None, method, tuple(steps), notes)
 
 
@@ -214,21 +217,6 @@ def _require_tokens(node: Node, graph: Graph, readers: Readers) -> None:
     kinds = set().union(*(readers[name] for name in node.inputs))
     if not set(node.inputs) <= set(graph.inputs) or kinds != {node.kind} or set(node.inputs) & set(graph.outputs):
         raise Unbounded("its tokens are computed, or read by something else than tables")
-
-
-def _propagate(graph: Graph, effects: Effects, chains: Mapping[str, Chain]) -> dict[str, Reach]:
-    """Return the reach of each value that has one, node after node."""
-    reaches = {name: source(i, len(graph.inputs)) for i, name in enumerate(graph.inputs)}
-    for node in graph.nodes:
-        effect = effects[node.name]
-        sources = [reaches[name] for name in node.inputs if name in reaches]
-        if isinstance(effect, Unbounded) or not sources or len(sources) < len(node.inputs):
-            continue
-        reaches[node.name] = through(added(sources) if effect.adds else side_by_side(sources), effect.constant)
-        chain = chains.get(node.name)
-        if chain is not None and chain.constant < chain.product:
-            reaches[node.name] = through(reaches[chain.source], chain.constant)
-    return reaches
 
 
 def _step(node: Node, effect: Effect | Unbounded) -> Step:

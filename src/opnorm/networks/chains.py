@@ -1,7 +1,6 @@
 """The runs of dense layers, small convolutions and activations in a network, each bounded as a whole."""
 
 from collections import Counter
-from collections.abc import Mapping
 from itertools import pairwise, product
 from math import inf, prod
 from typing import NamedTuple
@@ -15,23 +14,13 @@ from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
 from opnorm.networks.multipliers import Slopes
+from opnorm.networks.reaches import Chain, Effects
+from opnorm.networks.run_steps import IN_ORDER
 from opnorm.networks.sector_bounds import bound_chain
 from opnorm.networks.sizes import matrix_of, small_at_size
 from opnorm.operators.convolution import Convolution
 
 _ENTRIES = 2**27  # of the matrices of one run: 1 GiB
-_IN_ORDER = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "ExpandDims")  # these keep the order of an example's numbers
-Effects = Mapping[str, Effect | Unbounded]
-
-
-class Chain(NamedTuple):
-    """A run of nodes from a matrix to a matrix, and two bounds of it."""
-
-    first: str
-    last: str
-    source: str  # what the first node reads
-    constant: float  # proved for the run as a whole; inf: no proof
-    product: float  # of its nodes' constants
 
 
 class _Link(NamedTuple):
@@ -78,7 +67,7 @@ def _outputs(run: list[_Link]) -> int:
 
 def _slopes(link: _Link) -> Slopes | None:
     """Return the slopes of a function of each entry, None for what is none; entries may only be arranged anew."""
-    moved = link.node.kind in _IN_ORDER and link.node.options.get("data_format") != "channels_first"
+    moved = link.node.kind in IN_ORDER and link.node.options.get("data_format") != "channels_first"
     return (1.0, 1.0) if moved else link.effect.slopes
 
 

@@ -132,7 +132,7 @@ def product(a: Node, b: Node, name: str, deadline: Deadline = NEVER) -> Node | N
 
     def multiplied() -> Array:
         first, second = form_of(a), form_of(b)
-        return np.asarray(_without_groups(first.values, first.groups) @ second.values.reshape(second.channels))
+        return np.asarray(without_groups(first.values, first.groups) @ second.values.reshape(second.channels))
 
     left, right = _size(first.values), _size(second.values)
     error = _error(a) * right + left * _error(b) + _error(a) * _error(b) + gamma(inner) * left * right
@@ -167,7 +167,7 @@ def _size(values: Array) -> float:
     return up(sqrt(taps) * frobenius * (1 + gamma(2 * values.size + 8)))
 
 
-def _without_groups(values: Array, groups: int) -> Array:
+def without_groups(values: Array, groups: int) -> Array:
     """Return the kernel of one group that does the same: zeros where groups do not meet."""
     if groups == 1:
         return values

@@ -49,6 +49,17 @@ class Window(NamedTuple):
         """Whether there are more zeros on one side than a window spans, as no runtime takes them."""
         return not isinstance(self.pads, str) and max(self.pads) > self.extent
 
+    def is_counted(self, n: int) -> bool:
+        """Return whether the windows on n pixels are few enough to look at each."""
+        return (n + self.extent) * self.size <= _READS
+
+    def is_inside(self, n: int) -> bool:
+        """Return whether no window on n pixels reads over the border, and there is one."""
+        if self.ceil_mode or not self.is_counted(n):
+            return False
+        starts, (low, _) = self.starts(n)
+        return low == 0 and len(starts) > 0 and int(starts[-1]) + self.extent <= n
+
     def starts(self, n: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
         """Return where the windows on n pixels start, and the zeros around the pixels."""
         if isinstance(self.pads, str):
@@ -76,7 +87,7 @@ def _with_sizes(windows: list[Window], sizes: Sizes) -> list[tuple[Window, int |
 
 def _visits(window: Window, n: int | None) -> int:
     """Return the largest number of windows that read one of n pixels; None: of any number."""
-    if n is None or (n + window.extent) * window.size > _READS:
+    if n is None or not window.is_counted(n):
         return window.visits
     reads = window.starts(n)[0][:, None] + np.arange(window.size) * window.dilation
     inside = reads[(reads >= 0) & (reads < n)]

@@ -36,7 +36,7 @@ def at_size(node: Node, weight: Weight) -> Weight | None:
 
     None also where the proof would take long, or the operator's padding is only known up to a reflection.
     """
-    sized, every = _placed(node, weight), weight.geometry.operator
+    sized, every = placed(node, weight), weight.geometry.operator
     if sized is None or every is None or max(sized.kernel.shape[:-2]) == 1 or not _is_worth(sized):
         return None
     sizes = sized.input_shape
@@ -50,7 +50,7 @@ def at_size(node: Node, weight: Weight) -> Weight | None:
 
 def small_at_size(node: Node, weight: Weight) -> Convolution | None:
     """Return a convolution on images of the model's size whose matrix may be written out, None for any other."""
-    sized = _placed(node, weight)
+    sized = placed(node, weight)
     return None if sized is None or max(sized.shape) > _WRITTEN else sized
 
 
@@ -68,7 +68,7 @@ def matrix_of(node: Node, sized: Convolution) -> Array:
     return np.asarray(matrix[np.ix_(rows.ravel(), columns.ravel())])
 
 
-def _placed(node: Node, weight: Weight) -> Convolution | None:
+def placed(node: Node, weight: Weight) -> Convolution | None:
     """Return the convolution on images of the model's size, None where size or padding are not known."""
     sizes = image_size(node)
     if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
