@@ -1,6 +1,6 @@
 """ONNX's shape arithmetic: what is computed from shapes alone is the same for all inputs of one shape."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from opnorm.checkpoints.records import Node
 
@@ -18,19 +18,20 @@ _STEERED = {"Reshape", "Slice", "Squeeze", "Unsqueeze"}  # whatever their other 
 def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> list[Node]:
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
-    Two inputs that are compared have one shape, so these nodes give both the same.
+    Two inputs that are compared have one shape, so these nodes give both the same. What they were stands under `steady`,
+    by name, in the options of nodes that read one; `target` names the one that was an input of a Reshape.
 
     Args:
         nodes: Of an ONNX graph, each after its inputs.
         inputs: Names of the graph's inputs.
         outputs: Names of the graph's outputs.
     """
-    steady: set[str] = set()
+    steady: dict[str, Node] = {}
     found = []
     for node in nodes:
-        if _is_steady(node, steady):
-            steady.add(node.name)
-            node = Node(node.name, STEADY, tuple(inputs[:1]), {}, {})
+        if _is_steady(node, steady.keys()):
+            steady[node.name] = node
+            node = Node(node.name, STEADY, tuple(inputs[:1]), {"steady": steady}, {})
         found.append(_unsteered(node, steady))
     read = {name for node in found for name in node.inputs} | set(outputs)
     return [node for node in found if node.kind != STEADY or node.name in read]
@@ -41,11 +42,13 @@ def _is_steady(node: Node, steady: Set[str]) -> bool:
     return kind in _SOURCES or (kind in _COMPUTED and bool(node.inputs) and set(node.inputs) <= steady)
 
 
-def _unsteered(node: Node, steady: Set[str]) -> Node:
+def _unsteered(node: Node, steady: Mapping[str, Node]) -> Node:
     """Return the node without the inputs that only say where its entries go."""
     if node.kind not in _STEERED or "0" in node.weights:
         return node
     kept = [i for i, name in enumerate(node.inputs) if i == 0 or name not in steady]
     shapes = node.options.get("input_shapes")
     options = node.options if shapes is None else {**node.options, "input_shapes": tuple(shapes[i] for i in kept)}
+    if node.kind == "Reshape" and len(kept) < len(node.inputs):
+        options = {**options, "steady": steady, "target": node.inputs[1]}
     return node._replace(inputs=tuple(node.inputs[i] for i in kept), options=options)

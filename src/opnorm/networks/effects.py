@@ -15,12 +15,15 @@ class Unbounded(Exception):  # noqa: N818 - an answer, not an error: it becomes 
     """A node without a finite constant; the message is the reason."""
 
 
+Slopes = tuple[float | Array, float | Array]  # the ends of an interval, of all entries or of each
+
+
 class Effect(NamedTuple):
     """The Lipschitz constant of a node from any one of its inputs to its output."""
 
     constant: float  # rounded upwards
     rule: str  # for people: why
-    slopes: tuple[float, float] | None = None  # of a function of each entry: every difference quotient lies in it
+    slopes: Slopes | None = None  # of a function of each entry: every difference quotient lies in it
     adds: bool = False  # several inputs are added up; else each output entry moves no more than one side by side
     discrete: bool = False  # its input is a number of a row; see `row_distance`
     sized: bool | None = None  # it holds for images of the model's size alone; None: it does not depend on a size

@@ -28,14 +28,14 @@ _CLASSES = 20  # up to which each pair has a bound of its own: 190 pairs
 Progress = Callable[[int, int], None]
 
 
-def remembered() -> BoundWeight:
-    """Return `bound_weight` with a memory: the kernels before the last are the same for all pairs."""
+def remembered(bound: BoundWeight = bound_weight) -> BoundWeight:
+    """Return a function that bounds weights with a memory: a kernel is met more than once."""
     known: dict[tuple[str, int], Bounds] = {}
 
     def bounds(weight: Weight) -> Bounds:
         key = weight.name, id(weight.geometry.operator)
         if key not in known:
-            known[key] = bound_weight(weight)
+            known[key] = bound(weight)
         return known[key]
 
     return bounds

@@ -76,7 +76,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    windows, sizes = _windows(node), _pooled_size(node)
+    windows, sizes = windows_of(node), _pooled_size(node)
     constant = max_pooling(windows, sizes)
     return Effect(
         constant, f"max pooling{_at(sizes)}: root of the number of windows that read one pixel", sized=bool(sizes)
@@ -85,7 +85,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    windows, sizes = _windows(node), _pooled_size(node)
+    windows, sizes = windows_of(node), _pooled_size(node)
     if "pool_size" in node.options:  # Keras; its PyTorch backend repeats the border where padding is uneven
         constant = max(average_pooling(windows, sizes, counts=counts) for counts in ("pixels", "replicate"))
     else:
@@ -97,7 +97,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 def _pooled_size(node: Node) -> tuple[int, ...] | None:
     """Return the size of the images where the model fixes it, and a window fits into them."""
-    sizes, windows = image_size(node), _windows(node)
+    sizes, windows = image_size(node), windows_of(node)
     fits = sizes is not None and len(sizes) == len(windows)
     return sizes if fits and all(w.fits(n) for w, n in zip(windows, sizes or (), strict=True)) else None
 
@@ -106,7 +106,8 @@ def _at(sizes: tuple[int, ...] | None) -> str:
     return f" at {'x'.join(map(str, sizes))}" if sizes else ""
 
 
-def _windows(node: Node) -> list[Window]:
+def windows_of(node: Node) -> list[Window]:
+    """Return the windows of a pooling node, one for each axis."""
     options = node.options
     if "pool_size" in options:
         rank = int(node.kind[-2])
