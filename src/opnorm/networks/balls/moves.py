@@ -12,7 +12,7 @@ from opnorm.checks import Array
 from opnorm.networks.balls.linear import Linear, Map, moving, norm_of, through
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
-from opnorm.networks.effects import RULES, BoundWeight, Effect, find
+from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
 from opnorm.networks.pooling import Window
 from opnorm.networks.shape_rules import SAME, windows_of
 
@@ -106,7 +106,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Slice")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    starts, ends, axes, steps = (find(node.weights, str(i)) for i in (1, 2, 3, 4))
+    starts, ends, axes, steps = (integers(node.weights, str(i)) for i in (1, 2, 3, 4))
     if starts is None or ends is None or len(node.inputs) != 1:
         raise not_followed("limits that are computed")
     places = list(range(len(starts))) if axes is None else axes.astype(int).tolist()

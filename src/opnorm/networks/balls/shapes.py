@@ -9,7 +9,7 @@ from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.balls.rules import not_followed
 from opnorm.networks.balls.values import Value
-from opnorm.networks.effects import find
+from opnorm.networks.effects import find, integers
 
 _DEEP = 64  # operators behind each other
 _SMALL = 64  # numbers of a result
@@ -34,13 +34,18 @@ def steady_value(name: str, steady: Mapping[str, Node], values: Mapping[str, Val
         return _shape(node, values)
     inputs = iter([steady_value(one, steady, values, deep + 1) for one in node.inputs])
     count = len(node.inputs) + sum(role.isdigit() for role in node.weights)
-    given = [next(inputs) if (own := find(node.weights, str(i))) is None else own for i in range(count)]
+    given = [next(inputs) if (own := _stored(node, str(i))) is None else own for i in range(count)]
     if node.kind not in _RULES:
         raise not_followed(f"{node.kind} of a shape")
     found = np.asarray(_RULES[node.kind](node.options, *given), dtype=float)
     if found.size > _SMALL:
         raise not_followed("large numbers of shapes")
     return found
+
+
+def _stored(node: Node, role: str) -> Array | None:
+    """Return a constant; the limits of slices may be the largest integers."""
+    return integers(node.weights, role) if node.kind in ("Slice", "Gather") else find(node.weights, role)
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
