@@ -18,7 +18,8 @@ from opnorm.networks.effects import BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight
 
-MOST = 4096  # tangents, along the input and open neurons together
+MOST = 4096  # tangents along the input; networks with larger ones have none
+OPEN = 512  # open neurons
 _SHELLS = (0.25, 0.5, 0.75, 1.0)  # of the radius: what an inner ball tells is better than what the whole does
 _ON_BALL = "the Jacobian on the ball"
 
@@ -45,7 +46,7 @@ def ball_bound(
         A `NetworkBound` whose `lower`, where it is not None, is proved too: the norm of the Jacobian at the point.
     """
     deadline = deadline or Deadline.after(None)
-    network = Network(split(graph, gates=False), bounds, MOST)
+    network = Network(split(graph, gates=False), bounds, MOST, OPEN)
     centre = network.meet(points, 0.0)
     met = around(network, points, radius)
     joined = fold(split(graph), deadline)
@@ -99,9 +100,11 @@ def _tight(tangents: Array) -> float:
 def _lower(network: Network, centre: Met) -> float | None:
     """Return a proved lower bound of the Jacobian's norm at the centre, None where it has none or is not known."""
     found = outputs(network, centre)
-    if found is None or len(centre.space.open) or not found[0].size:
+    if found is None or not found[0].size:
         return None
-    return max(0.0, down(bracket_matrix(found[0], 1e-9)[0] - found[2]))
+    straight, others = np.split(found[0], [centre.space.open.inputs])
+    beside = centre.space.open.norm(np.concatenate([0 * straight, others])) if len(others) else 0.0
+    return max(0.0, down(bracket_matrix(straight, 1e-9)[0] - (found[2] + beside) * SPARE))
 
 
 def _known(network: Network, joined: Graph, met: Met) -> Mapping[str, Effect | Unbounded]:

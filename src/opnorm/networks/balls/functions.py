@@ -19,6 +19,7 @@ Function = Callable[[Array], Array]
 Slopes = Callable[[Array, Array], tuple[Array, Array]]  # of intervals: the ends of all difference quotients inside
 Known = tuple[Function, Slopes]
 _ULPS = 64 * UNIT  # of an elementary function: 32 ulps
+_NARROW = 2.0**-8  # of a slope: intervals that are narrower are no open neurons, and count with what is left out
 _WIDER = 2.0**-40  # by which slopes are rounded outwards: a dozen elementary operations on numbers near one
 
 
@@ -221,7 +222,7 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     steep = np.maximum(np.abs(low), np.abs(high))
     centre = function(value.centre)
     error = (steep * value.error + _ULPS * np.abs(centre)) * SPARE + TINY
-    chosen = space.open.chosen(half * value.rows)
+    chosen = space.open.chosen(np.where(half > _NARROW * steep, half * value.rows, 0.0))
     flat = value.tangents.reshape(len(value.tangents), -1)
     if len(chosen):
         space.open.add(flat[:, chosen], value.rest.ravel()[chosen], value.rows.ravel()[chosen])

@@ -67,14 +67,16 @@ class Space:
     Args:
         inputs: How many numbers the input has; 0 for a space without tangents.
         radius: Of the ball.
-        most: The largest number of tangents.
+        neurons: The largest number of open neurons.
         inner: A smaller radius, at which `moved` was found.
         moved: By node: how far its entries move within the smaller ball.
     """
 
-    def __init__(self, inputs: int, radius: float, most: int, inner: float = 0.0, moved: Mapping[str, Array] | None = None):
+    def __init__(
+        self, inputs: int, radius: float, neurons: int, inner: float = 0.0, moved: Mapping[str, Array] | None = None
+    ):
         self.radius, self.inner, self.before = radius, inner, moved or {}
-        self.open = OpenNeurons(inputs, most)
+        self.open = OpenNeurons(inputs, neurons)
 
     def value(self, name: str, found: Found) -> Value:
         """Return what follows of a rule's result."""

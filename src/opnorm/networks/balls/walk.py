@@ -37,11 +37,12 @@ class Network:
     Args:
         graph: The network, split, gates as they are written out.
         bounds: As in `network_bound`.
-        most: The largest number of tangents, along the input and open neurons; networks with larger inputs have none.
+        most: The largest number of tangents along the input; networks with larger inputs have none.
+        neurons: The largest number of open neurons.
     """
 
-    def __init__(self, graph: Graph, bounds: BoundWeight, most: int):
-        self.graph, self.most = graph, most
+    def __init__(self, graph: Graph, bounds: BoundWeight, most: int, neurons: int):
+        self.graph, self.most, self.neurons = graph, most, neurons
         self.rules = {node.name: _made(node, bounds) for node in graph.nodes}
         self.nodes = {node.name: node for node in graph.nodes}
 
@@ -55,7 +56,8 @@ class Network:
         """
         size = sum(point.size for point in points)
         inner = {} if before is None else {name: value.moved for name, value in before.values.items()}
-        space = Space(size if size <= self.most else 0, radius, self.most, before.space.radius if before else 0.0, inner)
+        smaller = before.space.radius if before else 0.0
+        space = Space(size if size <= self.most else 0, radius, self.neurons, smaller, inner)
         values = dict(zip(self.graph.inputs, _inputs(points, space), strict=True))
         effects: dict[str, Effect | Unbounded] = {}
         for node in self.graph.nodes:
