@@ -31,7 +31,7 @@ from opnorm.checks import Array
 from opnorm.networks.effects import Slopes
 from opnorm.networks.multipliers import Sectors, improved
 
-_NARROW = 1e-4  # of a slope: intervals that are narrower are taken to be that wide
+_NARROW = 1e-3  # of a slope: intervals that are narrower are taken to be that wide
 _LARGEST = 6144  # order of a matrix that is factorized: two seconds and 300 MB
 _SLACKS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # what is given away to rounding: the first that is proved
 

@@ -10,6 +10,7 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.bounds.matrices import bracket_matrix
 from opnorm.checkpoints.records import Graph
 from opnorm.checks import Array
+from opnorm.networks.balls.open_neurons import flat_of
 from opnorm.networks.balls.values import SPARE
 from opnorm.networks.balls.walk import Met, Network
 from opnorm.networks.balls.whole import best_norm
@@ -75,7 +76,7 @@ def outputs(network: Network, met: Met) -> tuple[Array, Array, float] | None:
     if any(name not in met.values for name in names):
         return None
     values = [met.values[name] for name in names]
-    tangents = [part.reshape(len(part), -1) for part in met.space.aligned(values)]
+    tangents = [flat_of(part) for part in met.space.aligned(values)]
     rest = np.concatenate([value.rest.ravel() for value in values])
     return np.concatenate(tangents, axis=1), rest, float(np.linalg.norm([value.whole for value in values])) * SPARE
 

@@ -11,6 +11,7 @@ from opnorm.bounds.certificates import UNIT, up
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.activations import activation, parse
+from opnorm.networks.balls.open_neurons import flat_of
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find
@@ -223,7 +224,7 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     centre = function(value.centre)
     error = (steep * value.error + _ULPS * np.abs(centre)) * SPARE + TINY
     chosen = space.open.chosen(np.where(half > _NARROW * steep, half * value.rows, 0.0))
-    flat = value.tangents.reshape(len(value.tangents), -1)
+    flat = flat_of(value.tangents)
     if len(chosen):
         space.open.add(flat[:, chosen], value.rest.ravel()[chosen], value.rows.ravel()[chosen])
     left = half.copy()
@@ -231,7 +232,7 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     tangents = space.open.padded(middle * value.tangents)
     if len(chosen):
         rows = np.arange(len(tangents) - len(chosen), len(tangents))
-        tangents.reshape(len(tangents), -1)[rows, chosen] = half.flat[chosen]
+        flat_of(tangents)[rows, chosen] = half.flat[chosen]
     lost = rounding(2, np.abs(middle) * value.size)
     rest = np.abs(middle) * value.rest + left * value.rows
     largest = float(np.max(np.abs(middle), initial=0.0))

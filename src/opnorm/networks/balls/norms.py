@@ -90,7 +90,7 @@ def normalize(value: Value, space: Space, axes: tuple[int, ...], epsilon: float,
     text = f"the deviation stays above {float(least.min()):.3g} on the ball"
     most = (np.minimum(2.0, bent) * n * SPARE).reshape(shape)  # entries of u / sigma are sqrt(n) w
     return Found(
-        centre, error.reshape(shape), found[0].reshape(-1, *shape), found[1].reshape(shape), found[2],
+        centre, error.reshape(shape), found[0].reshape(len(found[0]), *shape), found[1].reshape(shape), found[2],
         Effect(up(steep), text), most,
     )  # fmt: skip
 
@@ -115,7 +115,7 @@ def _grouped(value: Value, axes: tuple[int, ...], count: int) -> Value:
     """Return a value as (groups, numbers of a group)."""
     arrays = {name: getattr(value, name).reshape(-1, count) for name in ("centre", "error", "rest", "size", "rows")}
     arrays |= {name: getattr(value, name).reshape(-1, count) for name in ("reach", "moved")}
-    return value._replace(tangents=value.tangents.reshape(len(value.tangents), -1, count), **arrays)
+    return value._replace(tangents=value.tangents.reshape(len(value.tangents), value.centre.size // count, count), **arrays)
 
 
 def _norms(groups: Value, space: Space) -> Array:

@@ -12,6 +12,8 @@ square of a sum is the sum of all inner products, with `g_u = a_u + e_u` also at
 which sees that in many dimensions directions are nearly orthogonal.
 """
 
+from math import prod
+
 import numpy as np
 
 from opnorm.bounds.certificates import gamma
@@ -20,6 +22,11 @@ from opnorm.checks import Array
 
 _WORK = 2**25  # multiplications of all inner products: 10 ms
 _SPARE = 1 + 2.0**-28
+
+
+def flat_of(tangents: Array) -> Array:
+    """Return tangents, of which there may be none, with the entries of the value on one axis."""
+    return tangents.reshape(len(tangents), prod(tangents.shape[1:]))
 
 
 class OpenNeurons:
@@ -60,7 +67,7 @@ class OpenNeurons:
         """Return an upper bound of the norm of `A + P S G` for each entry, without cancellation left out."""
         if len(tangents) == self.inputs or tangents.size * len(tangents) > _WORK:
             return self.sizes(tangents)
-        flat = tangents.reshape(len(tangents), -1)
+        flat = flat_of(tangents)
         a, p = flat[: self.inputs], np.abs(flat[self.inputs :])
         count = len(p)
         own = self.tangents[: self.inputs, :count]
@@ -71,7 +78,7 @@ class OpenNeurons:
 
     def norm(self, tangents: Array) -> float:
         """Return an upper bound of the norm of `A + P S G` as a matrix."""
-        flat = tangents.reshape(len(tangents), -1)
+        flat = flat_of(tangents)
         straight, others = flat[: self.inputs], flat[self.inputs :]
         found = norm_above(straight)
         if len(others):

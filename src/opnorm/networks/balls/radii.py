@@ -17,10 +17,10 @@ from opnorm.networks.balls.values import SPARE, rounding
 from opnorm.networks.balls.walk import Met, Network
 from opnorm.networks.balls.whole import best_norm
 
-_SHELLS = 8
-_STEP = 0.4  # of what would be left if slopes stayed as they are
-_TIGHTENED = 2  # pairs of a shell whose multipliers are sought
-_CLOSE = 1.25  # how near the worst pair another one is tightened too
+_SHELLS = 12
+_STEP = 0.2  # of what would be left if slopes stayed as they are
+_TIGHTENED = 1  # pairs of a shell whose multipliers are sought
+_WORTH = 1.02  # of the slope at the centre, from which on they are sought
 
 
 def radii_on_balls(
@@ -67,7 +67,7 @@ def _radius(
     left, everywhere = margins[others], everywhere[others]
     met = network.meet([point], 0.0)
     slopes = np.minimum(_slopes(network, met, chosen), everywhere)
-    reached = 0.0
+    reached, flat = 0.0, slopes
     for shell in range(_SHELLS):
         ahead = _least(left, slopes)
         if not 0 < ahead < np.inf or deadline.passed:
@@ -75,7 +75,7 @@ def _radius(
         target = reached + ahead * (_STEP if shell < _SHELLS - 1 else 1.0)
         met = network.meet([point], target, met)
         slopes = np.minimum(_slopes(network, met, chosen), everywhere)
-        slopes = _tightened(network, met, chosen, slopes, left, deadline)
+        slopes = _tightened(network, met, chosen, slopes, np.where(slopes > _WORTH * flat, left, np.inf), deadline)
         lasts = _least(left, slopes)
         if lasts <= target - reached:
             return (reached + lasts) * (1 - 16 * UNIT)
@@ -114,7 +114,7 @@ def _tightened(network: Network, met: Met, chosen: int, slopes: Array, left: Arr
     lasts = left / np.maximum(slopes, 1e-290)
     slopes = slopes.copy()
     for place in np.argsort(lasts)[:_TIGHTENED]:
-        if lasts[place] > _CLOSE * _least(left, slopes):
+        if not lasts[place] < np.inf:
             break
         column = tangents[:, [chosen]] - tangents[:, [others[place]]]
         better = best_norm(met.space.open, column, deadline)

@@ -17,7 +17,7 @@ from opnorm.bounds.certificates import UNIT, gamma, up
 from opnorm.bounds.deadlines import Deadline
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
-from opnorm.networks.balls.open_neurons import OpenNeurons
+from opnorm.networks.balls.open_neurons import OpenNeurons, flat_of
 from opnorm.networks.multipliers import Factors, Window, solved
 from opnorm.networks.sector_bounds import is_semidefinite
 
@@ -50,7 +50,7 @@ def best_norm(neurons: OpenNeurons, tangents: Array, deadline: Deadline) -> floa
         return None
     theta = np.maximum(neurons.rest / np.maximum(neurons.bounds, 1e-290), _LEAST)
     aside = 1.001 * (1 + 1 / theta) * neurons.rest**2
-    C = neurons.padded(tangents.reshape(len(tangents), -1)).T
+    C = neurons.padded(flat_of(tangents)).T
     known = neurons.padded(neurons.tangents).T
     problem = _Problem(neurons.inputs, C, known, neurons.groups, neurons.bounds, theta, aside)
     try:
