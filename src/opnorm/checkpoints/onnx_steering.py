@@ -19,7 +19,7 @@ def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outpu
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
     Two inputs that are compared have one shape, so these nodes give both the same. What they were stands under `steady`,
-    by name, in the options of nodes that read one; `target` names the one that was an input of a Reshape.
+    by name, in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice.
 
     Args:
         nodes: Of an ONNX graph, each after its inputs.
@@ -49,6 +49,6 @@ def _unsteered(node: Node, steady: Mapping[str, Node]) -> Node:
     kept = [i for i, name in enumerate(node.inputs) if i == 0 or name not in steady]
     shapes = node.options.get("input_shapes")
     options = node.options if shapes is None else {**node.options, "input_shapes": tuple(shapes[i] for i in kept)}
-    if node.kind == "Reshape" and len(kept) < len(node.inputs):
-        options = {**options, "steady": steady, "target": node.inputs[1]}
+    if node.kind in ("Reshape", "Slice") and len(kept) < len(node.inputs):
+        options = {**options, "steady": steady, "target": tuple(node.inputs[1:])}
     return node._replace(inputs=tuple(node.inputs[i] for i in kept), options=options)

@@ -287,11 +287,13 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         from opnorm.networks.balls.products import product_of_entries, quotient_of_entries
 
         return quotient_of_entries if node.kind == "Div" else product_of_entries
-    if len(node.inputs) != 1 or (node.kind == "Div" and "0" in node.weights):
-        raise not_followed("a quotient by something computed")
-    numbers = np.prod(stored, axis=0) if stored else np.ones(1)
-    if len(stored) > 1:
+    if len(node.inputs) != 1 or len(stored) > 1:
         raise not_followed("several constants")
+    numbers = stored[0] if stored else np.ones(1)
+    if node.kind == "Div" and "0" in node.weights:
+        from opnorm.networks.balls.products import over
+
+        return lambda values, space: through(scaling(numbers, 2), space.value("", over(values[0], space)))
     if node.kind == "Div":
         if not np.all(numbers):
             raise Unbounded("divides by zero")

@@ -56,7 +56,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         return _shaped(lambda shape: (shape[0], *target))
     if stored is None:
         if "target" in node.options:
-            return _shaped(lambda shape: shape)  # in place of which the walk computes it
+            return _shaped(lambda shape: shape)  # the walk computes it
         raise not_followed("what it gives has a shape that is computed")
     if node.options.get("allowzero"):
         raise not_followed("zeros in a shape")
@@ -106,22 +106,37 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Slice")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    starts, ends, axes, steps = (integers(node.weights, str(i)) for i in (1, 2, 3, 4))
-    if starts is None or ends is None or len(node.inputs) != 1:
+    return lambda values, space: sliced(node, values[0], [])
+
+
+def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
+    """Return part of a value.
+
+    Args:
+        node: A Slice.
+        value: What it cuts.
+        computed: Those of its starts and ends, in this order, that are no constants.
+    """
+    limits = iter(computed)
+    starts, ends = (next(limits, None) if str(i) not in node.weights else integers(node.weights, str(i)) for i in (1, 2))
+    axes, steps = (integers(node.weights, str(i)) for i in (3, 4))
+    if starts is None or ends is None or len(node.inputs) != 1 or next(limits, None) is not None:
         raise not_followed("limits that are computed")
-    places = list(range(len(starts))) if axes is None else axes.astype(int).tolist()
+    if computed and axes is None:
+        raise not_followed("axes that may be computed")
+    places = list(range(starts.size)) if axes is None else axes.astype(int).tolist()
     strides = [1] * len(places) if steps is None else steps.astype(int).tolist()
     if min(strides) < 1:
         raise not_followed("a step backwards")
 
     def cut(v: Array) -> Array:
         index: list[Any] = [slice(None)] * v.ndim
-        for start, end, axis, step in zip(starts, ends, places, strides, strict=True):
+        for start, end, axis, step in zip(starts.ravel(), ends.ravel(), places, strides, strict=True):
             place = axis % (v.ndim - 1) + 1
             index[place] = slice(_inside(start, v.shape[place]), _inside(end, v.shape[place]), step)
         return v[tuple(index)]
 
-    return _moved(cut)
+    return through(moving(cut), value)
 
 
 def _inside(end: float, size: int) -> int:

@@ -44,10 +44,15 @@ def product_of_entries(values: list[Value], space: Space) -> Found:
     )
 
 
+def over(value: Value, space: Space) -> Found:
+    """Return 1 over each entry; none may get to zero."""
+    return entrywise(reciprocal(value), value, space)
+
+
 def quotient_of_entries(values: list[Value], space: Space) -> Found:
     """Return the quotient of two values, entry by entry; the second must stay away from zero."""
     a, b = values
-    return product_of_entries([a, space.value("", entrywise(reciprocal(b), b, space))], space)._replace(effect=None)
+    return product_of_entries([a, space.value("", over(b, space))], space)._replace(effect=None)
 
 
 def _spread(value: Value, values: list[Value]) -> Value:

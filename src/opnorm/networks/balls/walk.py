@@ -14,7 +14,7 @@ from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
 from opnorm.networks.activations import is_activation
 from opnorm.networks.balls.functions import of_function
-from opnorm.networks.balls.moves import constant, part_of, reshaped
+from opnorm.networks.balls.moves import constant, part_of, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
@@ -82,8 +82,7 @@ class Network:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 read = [self._read(node, i, values) for i in range(len(node.inputs))]
-                target = node.options.get("target")
-                found = rule(read, space) if target is None else _reshaped(node, target, read[0], values)
+                found = _steered(node, read[0], values) if "target" in node.options else rule(read, space)
         except Unbounded:
             raise
         except Exception as error:  # settings come from files, and rules trust them
@@ -105,12 +104,15 @@ class Network:
         return part_of(before, values[name], parts[place])
 
 
-def _reshaped(node: Node, target: str, value: Value, values: Mapping[str, Value]) -> Found:
-    """Return a value in a shape that the network computes of shapes."""
-    told = [int(n) for n in steady_value(target, node.options["steady"], values).ravel()]
-    if node.options.get("allowzero"):
+def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
+    """Return a value in a shape, or cut at limits, that the network computes of shapes."""
+    told = [steady_value(name, node.options["steady"], values) for name in node.options["target"]]
+    if node.kind == "Slice":
+        return sliced(node, value, told)
+    if node.options.get("allowzero") or len(told) != 1:
         raise not_followed("zeros in a shape")
-    return reshaped(value, [value.centre.shape[i] if n == 0 else n for i, n in enumerate(told)])
+    sizes = [int(n) for n in told[0].ravel()]
+    return reshaped(value, [value.centre.shape[i] if n == 0 else n for i, n in enumerate(sizes)])
 
 
 def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
