@@ -81,7 +81,7 @@ def steepest(module, x, radius, count=6):
 
 CASES = {
     "block": (Block, (3, 12), 2e-3),
-    "vit": (ViT, (1, 6, 6), 2e-3),
+    "vit": (ViT, (1, 6, 6), 2e-4),
     "scaled_dot_product": (ScaledDotProduct, (3, 8), 5e-2),
     "written": (Written, (3, 8), 1e-2),
 }

@@ -24,7 +24,7 @@ from opnorm.networks.pairs import Progress, pair_constants, remembered
 
 _BATCH = 256  # examples at a time
 _INPUTS = 1024  # numbers of an example up to which balls have tangents along them
-_OPEN = 256  # open neurons of a ball
+_OPEN = 128  # open neurons of a ball
 _SOFTMAX = ("softmax", "log_softmax")
 _TOKENS = ("Embedding", "ReversibleEmbedding")
 

@@ -83,9 +83,11 @@ def _by_rows(graph: Graph, classes: int, bounds: BoundWeight) -> Array:
         return np.full((classes, classes), inf)
     before = Graph(tuple(node for node in graph.nodes if node is not last), graph.inputs, last.inputs)
     upper = bound_joined(before, bounds).upper
+    if upper is None:
+        return np.full((classes, classes), inf)
     rows = form_of(last).values.T
     rounding = 2 * float(last.options.get("rounding", 0.0))
-    return (cdist(rows, rows) * (1 + gamma(2 * rows.shape[1] + 16)) + rounding) * (inf if upper is None else up(upper))
+    return (cdist(rows, rows) * (1 + gamma(2 * rows.shape[1] + 16)) + rounding) * up(upper)
 
 
 def _last(graph: Graph) -> Node | None:

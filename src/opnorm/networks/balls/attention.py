@@ -20,7 +20,8 @@ _PARTS = ("query", "key", "value", "output")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     options = node.options
     arguments = {name: value for name, value in (options.get("arguments") or {}).items() if value not in (None, False)}
-    gated = options.get("use_gate") or options.get("attention_axes") not in (None, [1], [-2])
+    gated = options.get("use_gate") or options.get("sliding_window")
+    gated = gated or options.get("attention_axes") not in (None, [1], [-2])
     if arguments or gated or len(node.inputs) not in (2, 3):
         raise not_followed("a mask, a gate, or axes of its own")
     dense = {part: _projection(node, part) for part in _PARTS}
@@ -59,8 +60,9 @@ def _effect(norms: list[float], scale: float, constants: list[float]) -> Effect:
 
 
 def _projection(node: Node, part: str) -> tuple[Linear, Array | float]:
-    kernel, bias = (find(node.weights, f"{part}_dense/{role}") for role in ("kernel", "bias"))
-    if kernel is None or any("lora" in role or "scale" in role for role in node.weights):
+    names = (f"{part}_dense", "attention_output" if part == "output" else part)  # in files, and of a live layer
+    kernel, bias = (find(node.weights, *(f"{name}/{role}" for name in names)) for role in ("kernel", "bias"))
+    if kernel is None or any(role.split("/")[-1] not in ("kernel", "bias") for role in node.weights):
         raise not_followed(f"no plain kernel of its {part}")
     split = kernel.reshape(-1, kernel.shape[-1]) if part == "output" else kernel.reshape(len(kernel), -1)
     equation = "bthd,hde->bte" if part == "output" else "btc,chd->bthd"

@@ -236,11 +236,12 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     lost = rounding(2, np.abs(middle) * value.size)
     rest = np.abs(middle) * value.rest + left * value.rows
     largest = float(np.max(np.abs(middle), initial=0.0))
-    beyond = min(length(left * value.rows), float(np.max(left, initial=0.0)) * space.norm(value))
+    most = float(np.max(left, initial=0.0))
+    beyond = min(length(left * value.rows), most * space.norm(value)) if most else 0.0
     whole = min(largest * value.whole + beyond, length(rest))
     effect = _effect(low, high)
-    most = _moved(function, value, centre) if np.all(low >= 0) else None
-    return Found(centre, error, tangents, (rest + lost) * SPARE, (whole + length(lost)) * SPARE, effect, most)
+    bounded = _moved(function, value, centre) if np.all(low >= 0) else None
+    return Found(centre, error, tangents, (rest + lost) * SPARE, (whole + length(lost)) * SPARE, effect, bounded)
 
 
 def _moved(function: Function, value: Value, centre: Array) -> Array:

@@ -11,7 +11,7 @@ from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
-from opnorm.networks.effects import RULES, BoundWeight, Unbounded, constants, find
+from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded, constants, find
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, channel_factors, kernel_of
 from opnorm.operators.convolution import Convolution
@@ -237,7 +237,8 @@ def shifted(value: Value, sign: float, shift: Any) -> Found:
     def spread(v: Array) -> Array:
         return np.broadcast_to(_ranked(v, len(shape)), (len(v), *shape))
 
-    return through(Linear(lambda v: sign * spread(v), spread, 0, sqrt(copies) * SPARE), value, shift)
+    found = through(Linear(lambda v: sign * spread(v), spread, 0, sqrt(copies) * SPARE), value, shift)
+    return found._replace(effect=Effect(max(1.0, sqrt(copies) * SPARE * (copies > 1)), "adds constants", adds=True))
 
 
 def summed(values: list[Value], signs: list[float], space: Space, stored: list[Array]) -> Found:
@@ -260,6 +261,7 @@ def summed(values: list[Value], signs: list[float], space: Space, stored: list[A
         np.asarray(tangents),
         (rest + lost) * SPARE,
         (min(whole, length(rest)) + length(lost)) * SPARE,
+        Effect(1.0 if max(spread) <= SPARE else max(spread), "sum of branches", adds=True),
     )
 
 
@@ -277,6 +279,7 @@ def scaled_found(found: Found, factor: float) -> Found:
         found.tangents * factor,
         found.rest * size,
         found.whole * size,
+        found.effect and found.effect._replace(constant=found.effect.constant * size),
     )
 
 
@@ -293,7 +296,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if node.kind == "Div" and "0" in node.weights:
         from opnorm.networks.balls.products import over
 
-        return lambda values, space: through(scaling(numbers, 2), space.value("", over(values[0], space)))
+        return lambda values, space: over(values[0], space, numbers)
     if node.kind == "Div":
         if not np.all(numbers):
             raise Unbounded("divides by zero")

@@ -12,6 +12,7 @@ from opnorm.bounds.certificates import UNIT, up
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.balls.functions import entrywise, reciprocal
+from opnorm.networks.balls.linear import scaling, through
 from opnorm.networks.balls.open_neurons import norm_above
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
@@ -44,15 +45,22 @@ def product_of_entries(values: list[Value], space: Space) -> Found:
     )
 
 
-def over(value: Value, space: Space) -> Found:
-    """Return 1 over each entry; none may get to zero."""
-    return entrywise(reciprocal(value), value, space)
+def over(value: Value, space: Space, numbers: Array | float = 1.0) -> Found:
+    """Return stored numbers over each entry; none of these may get to zero."""
+    found = entrywise(reciprocal(value), value, space)
+    factors = np.asarray(numbers, dtype=float)
+    steep = float(np.abs(factors).max()) * (found.effect.constant if found.effect else 0.0)
+    text = "divides by what stays away from zero on the ball"
+    return through(scaling(factors, 2), space.value("", found))._replace(effect=Effect(up(steep), text))
 
 
 def quotient_of_entries(values: list[Value], space: Space) -> Found:
     """Return the quotient of two values, entry by entry; the second must stay away from zero."""
     a, b = values
-    return product_of_entries([a, space.value("", over(b, space))], space)._replace(effect=None)
+    found = product_of_entries([a, space.value("", over(b, space))], space)
+    steep = 1 / float(np.min(np.abs(b.centre) - b.reach))  # over is that steep squared
+    factors = found.effect.constant if found.effect else 0.0
+    return found._replace(effect=Effect(up(factors * max(1.0, steep**2)), f"a divisor above {1 / steep:.3g}"))
 
 
 def _spread(value: Value, values: list[Value]) -> Value:

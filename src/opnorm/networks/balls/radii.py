@@ -20,7 +20,8 @@ from opnorm.networks.balls.whole import best_norm
 _SHELLS = 12
 _STEP = 0.2  # of what would be left if slopes stayed as they are
 _TIGHTENED = 1  # pairs of a shell whose multipliers are sought
-_WORTH = 1.02  # of the slope at the centre, from which on they are sought
+_WORTH = 1.02  # of what is known or least: below that nothing is sought
+_SECONDS = 0.1  # for the multipliers of a pair
 
 
 def radii_on_balls(
@@ -53,21 +54,24 @@ def radii_on_balls(
         others = np.arange(margins.shape[1]) != chosen
         if np.isfinite(radii[n]) and np.all(margins[n, others] > 0):
             share = Deadline.after(min(deadline.left / (len(points) - n), 1e6))
-            found[n] = max(radii[n], _radius(network, point[None], margins[n], chosen, constants[chosen], share))
+            known = float(radii[n])
+            found[n] = max(known, _radius(network, point[None], margins[n], chosen, constants[chosen], known, share))
         if progress is not None:
             progress(n + 1, len(points))
     return found
 
 
 def _radius(
-    network: Network, point: Array, margins: Array, chosen: int, everywhere: Array, deadline: Deadline
+    network: Network, point: Array, margins: Array, chosen: int, everywhere: Array, known: float, deadline: Deadline
 ) -> float:
-    """Return how far the margins of one example last."""
+    """Return how far the margins of one example last; `known` where there is little to gain."""
     others = np.arange(len(margins)) != chosen
     left, everywhere = margins[others], everywhere[others]
     met = network.meet([point], 0.0)
     slopes = np.minimum(_slopes(network, met, chosen), everywhere)
     reached, flat = 0.0, slopes
+    if _least(left, slopes) <= _WORTH * known:  # as far as the slopes at the example would let it
+        return known
     for shell in range(_SHELLS):
         ahead = _least(left, slopes)
         if not 0 < ahead < np.inf or deadline.passed:
@@ -75,7 +79,9 @@ def _radius(
         target = reached + ahead * (_STEP if shell < _SHELLS - 1 else 1.0)
         met = network.meet([point], target, met)
         slopes = np.minimum(_slopes(network, met, chosen), everywhere)
-        slopes = _tightened(network, met, chosen, slopes, np.where(slopes > _WORTH * flat, left, np.inf), deadline)
+        if shell >= _SHELLS // 2:
+            worth = np.where(slopes > _WORTH * flat, left, np.inf)
+            slopes = _tightened(network, met, chosen, slopes, worth, min(deadline, Deadline.after(_SECONDS)))
         lasts = _least(left, slopes)
         if lasts <= target - reached:
             return (reached + lasts) * (1 - 16 * UNIT)

@@ -37,28 +37,30 @@ def steady_value(name: str, steady: Mapping[str, Node], values: Mapping[str, Val
     given = [next(inputs) if (own := _stored(node, str(i))) is None else own for i in range(count)]
     if node.kind not in _RULES:
         raise not_followed(f"{node.kind} of a shape")
-    found = np.asarray(_RULES[node.kind](node.options, *given), dtype=float)
+    found = np.asarray(_RULES[node.kind](node.options, *given))
     if found.size > _SMALL:
         raise not_followed("large numbers of shapes")
     return found
 
 
 def _stored(node: Node, role: str) -> Array | None:
-    """Return a constant; the limits of slices may be the largest integers."""
-    return integers(node.weights, role) if node.kind in ("Slice", "Gather") else find(node.weights, role)
+    """Return a constant, integers as such; the limits of slices may be the largest there are."""
+    found = integers(node.weights, role) if role in node.weights else None
+    whole = found is not None and np.asarray(node.weights[role].read()).dtype.kind in "iu"
+    return found.astype(np.int64) if found is not None and whole else find(node.weights, role)
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
     if node.inputs[0] not in values or node.options.get("parts"):
         raise not_followed("the shape of something that is not known")
-    shape = np.array(values[node.inputs[0]].centre.shape, dtype=float)
+    shape = np.array(values[node.inputs[0]].centre.shape, dtype=np.int64)
     if node.kind == "Size":
         return np.asarray(np.prod(shape))
     return shape[slice(int(node.options.get("start", 0)), node.options.get("end"))]
 
 
 def _slice(options: Mapping[str, Any], data: Array, *limits: Array) -> Array:
-    starts, ends, axes, steps = (*limits, np.zeros(1), np.ones(1))[:4] if len(limits) == 2 else (*limits, np.ones(1))[:4]
+    starts, ends, axes, steps = (*limits, *(np.zeros(1), np.ones(1))[len(limits) - 2 :])
     if data.ndim != 1 or any(limit.size != 1 for limit in (starts, ends, axes, steps)) or axes.item() not in (0, -1):
         raise not_followed("a slice of several axes of a shape")
     end = min(int(ends.item()), len(data))
@@ -70,7 +72,10 @@ def _gather(options: Mapping[str, Any], data: Array, places: Array) -> Array:
 
 
 def _cast(options: Mapping[str, Any], data: Array) -> Array:
-    return np.trunc(data) if options.get("to") in (6, 7) else data  # ONNX's int32 and int64
+    to = options.get("to")
+    if to not in (1, 6, 7, 11):  # ONNX's float32, int32, int64, float64
+        raise not_followed(f"a cast of shapes to the type {to}")
+    return data.astype(np.int64 if to in (6, 7) else np.float64)
 
 
 def _concat(options: Mapping[str, Any], *parts: Array) -> Array:
@@ -78,7 +83,9 @@ def _concat(options: Mapping[str, Any], *parts: Array) -> Array:
 
 
 def _divide(options: Mapping[str, Any], a: Array, b: Array) -> Array:
-    return a / b
+    if a.dtype.kind != b.dtype.kind:
+        raise not_followed("a quotient of two types")
+    return a // b if a.dtype.kind == "i" and np.all(a >= 0) and np.all(b > 0) else a.astype(float) / b
 
 
 def _exact(options: Mapping[str, Any], data: Array, *axes: Array) -> Array:
@@ -94,8 +101,8 @@ _RULES: dict[str, Callable[..., Array]] = {
     "Add": lambda options, a, b: a + b,
     "Sub": lambda options, a, b: a - b,
     "Mul": lambda options, a, b: a * b,
-    "Sqrt": lambda options, a: np.sqrt(a),
-    "Reciprocal": lambda options, a: 1 / a,
+    "Sqrt": lambda options, a: np.sqrt(a.astype(float)),
+    "Reciprocal": lambda options, a: 1 / a.astype(float),
     "Neg": lambda options, a: -a,
     "Identity": _exact,
     "Unsqueeze": _exact,

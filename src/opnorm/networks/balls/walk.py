@@ -73,7 +73,7 @@ class Network:
 
     def _after(self, node: Node, values: Mapping[str, Value], space: Space) -> Found | None:
         if node.kind == STEADY:
-            return constant(steady_value(node.name, node.options["steady"], values), space)
+            return constant(steady_value(node.name, node.options["steady"], values).astype(float), space)
         rule = self.rules[node.name]
         if isinstance(rule, Unbounded):
             raise rule
