@@ -1,4 +1,6 @@
-"""Bounds on a ball: never below a Jacobian inside it, the Jacobian itself at radius 0, and never above the bound of all."""
+"""Bounds on a ball: never below a Jacobian inside it, the Jacobian itself at radius 0, never above the bound of all."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_no_jacobian_on_the_ball_is_above_the_bound_which_grows_to_that_of_all_i
     network, function = perceptron(name), computed(ACTIVATIONS[name])
     everywhere = network_bound(network).upper
     bounds = [ball_bound(network, [POINT], radius).upper for radius in (0.0, 0.03, 0.3, 3.0, 300.0)]
-    assert all(before <= after * (1 + 5e-3) for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before <= after * (1 + 5e-3) for before, after in pairwise(bounds))
     assert bounds[-1] <= everywhere
     for radius, bound in zip((0.0, 0.03, 0.3, 3.0), bounds, strict=False):
         assert steepest(function, POINT, radius, 40) <= bound * (1 + 1e-7)  # of differences
@@ -94,7 +96,10 @@ def test_slopes_that_differ_from_neuron_to_neuron_bound_every_choice_of_them():
     high = [low[0] + rng.choice([0.0, 1.0], 16), low[1] + rng.choice([0.0, 0.5], 16)]
     bound = bound_chain(matrices, list(zip(low, high, strict=True)))
     ends = [np.where(rng.uniform(size=(400, 16)) < 0.5, a, b) for a, b in zip(low, high, strict=True)]
-    norms = [np.linalg.norm(matrices[2] @ (d[:, None] * matrices[1]) @ (e[:, None] * matrices[0]), 2) for e, d in zip(*ends, strict=True)]
+    norms = [
+        np.linalg.norm(matrices[2] @ (d[:, None] * matrices[1]) @ (e[:, None] * matrices[0]), 2)
+        for e, d in zip(*ends, strict=True)
+    ]
     assert max(norms) <= bound
     whole = bound_chain(matrices, [(float(a.min()), float(b.max())) for a, b in zip(low, high, strict=True)])
     assert bound < 0.5 * whole
@@ -133,7 +138,11 @@ def images():
     kernel = RNG.standard_normal((3, 3, 1, 3))
     gamma, variance = RNG.uniform(0.5, 2, 3), RNG.uniform(0.5, 2, 3)
     normalization = batch_normalization("bn", "a", gamma, variance)
-    weights = {**normalization.weights, "moving_mean": weight("m", np.full(3, 0.1)), "beta": weight("b", np.full(3, 0.2))}
+    weights = {
+        **normalization.weights,
+        "moving_mean": weight("m", np.full(3, 0.1)),
+        "beta": weight("b", np.full(3, 0.2)),
+    }
     pool = plain("p", "MaxPooling2D", "r", pool_size=2, strides=2, padding="valid", data_format="channels_last")
     network = chain(
         conv("a", "x", kernel), normalization._replace(weights=weights), plain("r", "ReLU", "bn"), pool,

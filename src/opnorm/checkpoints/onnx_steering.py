@@ -18,8 +18,8 @@ _STEERED = {"Reshape", "Slice", "Squeeze", "Unsqueeze"}  # whatever their other 
 def without_shape_arithmetic(nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]) -> list[Node]:
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
-    Two inputs that are compared have one shape, so these nodes give both the same. What they were stands under `steady`,
-    by name, in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice.
+    Two inputs that are compared have one shape, so these nodes give both the same. What they were stands by name
+    under `steady` in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice.
 
     Args:
         nodes: Of an ONNX graph, each after its inputs.

@@ -56,7 +56,7 @@ def integers(weights: Mapping[str, Weight], role: str) -> Array | None:
     """Return the integers of a role that say how entries are moved; the largest of all, "to the end", as 2^40."""
     if role not in weights:
         return None
-    return np.clip(np.asarray(weights[role].read()), -(2**40), 2**40).astype(float)
+    return np.asarray(np.clip(np.asarray(weights[role].read()), -(2**40), 2**40), dtype=float)
 
 
 Shape = tuple[int | str | None, ...]  # a size that only a run knows is None (Keras) or has a name (ONNX)

@@ -1,7 +1,7 @@
 """The multipliers with which a chain of matrices and activations has the smallest bound, by an interior-point method.
 
-A chain z_i = phi_i(W_i z_(i-1)), slopes in [a, b], which may differ from neuron to neuron, has (z_i - a W_i z_(i-1))^T T_i (b W_i z_(i-1) - z_i) >= 0 for every
-diagonal T_i >= 0. So ||W_n z_(n-1)||^2 <= s ||z_0||^2 where
+A chain z_i = phi_i(W_i z_(i-1)), slopes in [a, b], has (z_i - a W_i z_(i-1))^T T_i (b W_i z_(i-1) - z_i) >= 0 for every
+diagonal T_i >= 0; a and b may differ from neuron to neuron. So ||W_n z_(n-1)||^2 <= s ||z_0||^2 where
 
     P(s, T) = s X_0 - W_n^T W_n - sum_k t_k (l_k r_k^T + r_k l_k^T)
 
@@ -193,8 +193,8 @@ def solved(window: Window, factors: Factors, multipliers: Array, deadline: Deadl
 def _matrix(window: Window, factors: Factors, s: float, t: Array) -> Array:
     """Return P."""
     half = (factors.left * t) @ factors.right.T
-    half = half.toarray() if issparse(half) else half
-    P = -(half + half.T)
+    plain: Any = half.toarray() if issparse(half) else half  # type: ignore[attr-defined]
+    P = -np.asarray(plain + plain.T)
     size, end = len(window.first), len(window.last)
     P[:size, :size] += s * window.first
     P[-end:, -end:] -= window.last

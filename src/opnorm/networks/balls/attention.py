@@ -8,6 +8,7 @@ from opnorm.bounds.certificates import up
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.balls.linear import Linear, einsum, moving, scaling, through
+from opnorm.networks.balls.open_neurons import norm_above
 from opnorm.networks.balls.products import product_of_matrices, softmax
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import Found, Space, Value
@@ -46,7 +47,9 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         linear, bias = dense["output"]
         after = through(linear, space.value("", through(_heads_first(), space.value("", found))), bias)
         norms = [dense[part][0].norm for part in _PARTS]
-        return after._replace(effect=_effect(norms, scale, [part.effect.constant for part in (scores, weights, found) if part.effect]))
+        return after._replace(
+            effect=_effect(norms, scale, [part.effect.constant for part in (scores, weights, found) if part.effect])
+        )
 
     return attended
 
@@ -66,7 +69,7 @@ def _projection(node: Node, part: str) -> tuple[Linear, Array | float]:
         raise not_followed(f"no plain kernel of its {part}")
     split = kernel.reshape(-1, kernel.shape[-1]) if part == "output" else kernel.reshape(len(kernel), -1)
     equation = "bthd,hde->bte" if part == "output" else "btc,chd->bthd"
-    return einsum(equation, kernel(split)), 0.0 if bias is None else bias
+    return einsum(equation, kernel, norm_above(split)), 0.0 if bias is None else bias
 
 
 def _heads_first() -> Linear:

@@ -33,7 +33,7 @@ def ball_bound(
     deadline: Deadline | None = None,
     tightening: float = TIGHTENING,
 ) -> NetworkBound:
-    """Return a proved bound of `||f(y) - f(z)|| / ||y - z||` for all y, z at distances of at most `radius` from a point.
+    """Return a proved bound of `||f(y) - f(z)|| / ||y - z||` for all y, z no further than `radius` from a point.
 
     Args:
         graph: The network.
@@ -71,7 +71,7 @@ def around(network: Network, points: Sequence[Array], radius: float) -> Met:
 
 
 def outputs(network: Network, met: Met) -> tuple[Array, Array, float] | None:
-    """Return tangents, (tangents, entries), rest of each entry and whole rest of all outputs; None: not all are known."""
+    """Return tangents, (tangents, entries), rests of entries and of the whole of all outputs; None: not known."""
     names = network.graph.outputs
     if any(name not in met.values for name in names):
         return None
@@ -111,4 +111,8 @@ def _lower(network: Network, centre: Met) -> float | None:
 def _known(network: Network, joined: Graph, met: Met) -> Mapping[str, Effect | Unbounded]:
     """Return what the ball tells of those nodes that joining left as they were."""
     kinds = {node.name: node.kind for node in network.graph.nodes}
-    return {node.name: met.effects[node.name] for node in joined.nodes if node.name in met.effects and kinds[node.name] == node.kind}
+    return {
+        node.name: met.effects[node.name]
+        for node in joined.nodes
+        if node.name in met.effects and kinds[node.name] == node.kind
+    }

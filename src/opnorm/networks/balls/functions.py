@@ -1,6 +1,7 @@
 """Functions of each entry on a ball: an entry's slopes are those that the function has where the entry may be."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -48,7 +49,7 @@ def straight(*bends: tuple[float, float], first: float) -> Known:
 
 def _pieces(places: Array) -> list[tuple[float, float]]:
     ends = [-np.inf, *places.tolist(), np.inf]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
 def _piece(v: Array, begin: float, end: float) -> Array:
@@ -159,7 +160,9 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 @rule("Pow", "Square")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     exponent = find(node.weights, "1")
-    power = 2.0 if node.kind == "Square" else float("nan") if exponent is None or "0" in node.weights else exponent.item()
+    power = (
+        2.0 if node.kind == "Square" else float("nan") if exponent is None or "0" in node.weights else exponent.item()
+    )
     if power == 0.5:
         return lambda values, space: entrywise(root(values[0]), values[0], space)
     if not power.is_integer() or not 0 < power <= 8:

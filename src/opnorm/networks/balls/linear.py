@@ -24,7 +24,7 @@ class Linear(NamedTuple):
 
     apply: Map
     size: Map  # the same with the magnitudes of its numbers
-    count: int  # products in one sum, and roundings of its numbers
+    products: int  # in one sum, and roundings of its numbers
     norm: float  # proved, inf where it is not known
     rows: Array | None = None  # the norm of each row
 
@@ -32,9 +32,9 @@ class Linear(NamedTuple):
 def through(linear: Linear, value: Value, added: Array | float = 0.0) -> Found:
     """Return what a linear map, and a constant added to it, make of a value."""
     error = linear.size(value.error[None])[0] + rounding(
-        linear.count, linear.size(np.abs(value.centre)[None])[0] + np.abs(added)
+        linear.products, linear.size(np.abs(value.centre)[None])[0] + np.abs(added)
     )
-    lost = rounding(linear.count, linear.size(value.size[None])[0])
+    lost = rounding(linear.products, linear.size(value.size[None])[0])
     rest = linear.size(value.rest[None])[0]
     if linear.rows is not None:
         rest = np.minimum(rest, linear.rows * value.whole)
@@ -250,7 +250,7 @@ def summed(values: list[Value], signs: list[float], space: Space, stored: list[A
         for sign, t in zip(signs, space.aligned(values), strict=True)
     )
     centre = sum(sign * value.centre for sign, value in zip(signs, values, strict=True)) + sum(stored)
-    magnitudes = sum(np.abs(value.centre) for value in values) + sum(np.abs(s) for s in stored)
+    magnitudes: Any = sum(np.abs(value.centre) for value in values) + sum(np.abs(s) for s in stored)  # type: ignore[operator]
     lost = rounding(len(values), np.broadcast_to(sum(value.size for value in values), shape))
     rest = np.broadcast_to(sum(value.rest for value in values), shape)
     whole = sum(factor * value.whole for factor, value in zip(spread, values, strict=True))

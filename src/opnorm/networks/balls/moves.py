@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opnorm.checkpoints.records import Node
-from opnorm.checks import Array
+from opnorm.checks import Array, real_array
 from opnorm.networks.balls.linear import Linear, Map, moving, norm_of, through
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
@@ -31,7 +31,6 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 def _shaped(target: Callable[[tuple[int, ...]], Sequence[int]]) -> Rule:
     """Return the rule of a node that gives each value, batch included, another shape."""
-
     return lambda values, space: reshaped(values[0], target(values[0].centre.shape))
 
 
@@ -118,7 +117,9 @@ def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
         computed: Those of its starts and ends, in this order, that are no constants.
     """
     limits = iter(computed)
-    starts, ends = (next(limits, None) if str(i) not in node.weights else integers(node.weights, str(i)) for i in (1, 2))
+    starts, ends = (
+        next(limits, None) if str(i) not in node.weights else integers(node.weights, str(i)) for i in (1, 2)
+    )
     axes, steps = (integers(node.weights, str(i)) for i in (3, 4))
     if starts is None or ends is None or len(node.inputs) != 1 or next(limits, None) is not None:
         raise not_followed("limits that are computed")
@@ -134,7 +135,7 @@ def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
         for start, end, axis, step in zip(starts.ravel(), ends.ravel(), places, strides, strict=True):
             place = axis % (v.ndim - 1) + 1
             index[place] = slice(_inside(start, v.shape[place]), _inside(end, v.shape[place]), step)
-        return v[tuple(index)]
+        return np.asarray(v[tuple(index)])
 
     return through(moving(cut), value)
 
@@ -168,7 +169,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Concat", "Concatenate")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    stored = {int(role): values for role, values in ((r, find(node.weights, r)) for r in node.weights)}
+    stored = {int(role): real_array(weight.read(), role) for role, weight in node.weights.items()}
     axis = int(node.options.get("axis", -1))
 
     def joined(values: list[Value], space: Space) -> Found:
@@ -256,7 +257,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 def _maximum(value: Value, space: Space, shifts: Callable[[Array], list[Array]], constant: float) -> Found:
     """Return the largest of several entries: whichever may be it on the ball, its Jacobian's row counts."""
-    parts = {name: np.stack(shifts(getattr(value, name)[None])) [:, 0] for name in _KEPT}
+    parts = {name: np.stack(shifts(getattr(value, name)[None]))[:, 0] for name in _KEPT}
     best = np.argmax(parts["centre"], axis=0)[None]
     floor = np.max(parts["centre"] - parts["reach"], axis=0)
     rival = parts["centre"] + parts["reach"] >= floor

@@ -115,7 +115,9 @@ def _grouped(value: Value, axes: tuple[int, ...], count: int) -> Value:
     """Return a value as (groups, numbers of a group)."""
     arrays = {name: getattr(value, name).reshape(-1, count) for name in ("centre", "error", "rest", "size", "rows")}
     arrays |= {name: getattr(value, name).reshape(-1, count) for name in ("reach", "moved")}
-    return value._replace(tangents=value.tangents.reshape(len(value.tangents), value.centre.size // count, count), **arrays)
+    return value._replace(
+        tangents=value.tangents.reshape(len(value.tangents), value.centre.size // count, count), **arrays
+    )
 
 
 def _norms(groups: Value, space: Space) -> Array:

@@ -15,6 +15,7 @@ which sees that in many dimensions directions are nearly orthogonal.
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opnorm.bounds.certificates import gamma
 from opnorm.bounds.matrices import bracket_matrix
@@ -104,13 +105,15 @@ class OpenNeurons:
         self.bounds = np.concatenate([self.bounds, bounds])
         self.groups.append(len(bounds))
 
-    def chosen(self, weights: Array) -> Array:
+    def chosen(self, weights: Array) -> NDArray[np.int64]:
         """Return the places of those neurons that get a variable: the heaviest, as long as there is room."""
         (open_,) = np.nonzero(weights.ravel() > 0)
         left = self.room - len(self)
         if len(open_) <= left:
-            return open_
-        return np.sort(open_[np.argsort(-weights.ravel()[open_], kind="stable")[: max(left, 0)]])
+            return np.asarray(open_, dtype=np.int64)
+        return np.asarray(
+            np.sort(open_[np.argsort(-weights.ravel()[open_], kind="stable")[: max(left, 0)]]), dtype=np.int64
+        )
 
 
 def norm_above(matrix: Array) -> float:

@@ -25,7 +25,10 @@ def points_of(graph: Graph, centre: Any) -> list[Array]:
     if len(parts) != len(graph.inputs):
         must = f"must be a list of {len(graph.inputs)} examples, one for each input"
         raise ValueError(f"Argument `around` {must}. Received: {len(parts)}")
-    return [_batched(real_array(part, "around"), _shape(graph, name)) for part, name in zip(parts, graph.inputs, strict=True)]
+    return [
+        _batched(real_array(part, "around"), _shape(graph, name))
+        for part, name in zip(parts, graph.inputs, strict=True)
+    ]
 
 
 def _shape(graph: Graph, name: str) -> Shape | None:

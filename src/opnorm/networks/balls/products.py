@@ -1,4 +1,4 @@
-"""Products of computed values, and attention, on a ball: `|d(a b)| <= |a| |db| + |b| |da|`, as values are bounded there.
+"""Products of computed values, and softmax, on a ball: `|d(a b)| <= |a| |db| + |b| |da|`, as values are bounded there.
 
 To first order the product rule is exact: tangents are those of the centre's factors, and only what the factors may move
 by goes into the rest.
@@ -139,13 +139,15 @@ def softmax(value: Value, space: Space, axis: int = -1) -> Found:
     """
     if axis % value.centre.ndim != value.centre.ndim - 1:
         return _along_last(value, space, axis)
-    z, reach = value.centre, value.reach
+    z = value.centre
     p = np.exp(z - z.max(axis=-1, keepdims=True))
     p = p / p.sum(axis=-1, keepdims=True)
     low, high = _probabilities(value)
     moves = np.maximum(high - p, p - low) * SPARE + TINY
     relative = 2 * value.error.max(axis=-1, keepdims=True) + (z.shape[-1] + 8) * _ULPS + 4 * UNIT * np.ptp(z)
-    error = np.minimum(2 * p * np.expm1(np.minimum(relative, 1.0)) + TINY, 1.0) if relative.max() < 1 else np.ones_like(p)
+    error = (
+        np.minimum(2 * p * np.expm1(np.minimum(relative, 1.0)) + TINY, 1.0) if relative.max() < 1 else np.ones_like(p)
+    )
     tangents = space.open.padded(value.tangents)
     along = np.sum(p * tangents, axis=-1, keepdims=True)
     differences = tangents - along
@@ -181,7 +183,7 @@ def _along_last(value: Value, space: Space, axis: int) -> Found:
         return np.moveaxis(array, axis % value.centre.ndim - value.centre.ndim, -1)
 
     arrays = ("centre", "error", "rest", "size", "rows", "reach", "moved")
-    turned = value._replace(tangents=moved(value.tangents), **{name: moved(getattr(value, name)) for name in arrays})
+    turned = value._replace(tangents=moved(value.tangents), **{name: moved(getattr(value, name)) for name in arrays})  # type: ignore[arg-type]
     found = softmax(turned, space)
 
     def back(array: Array) -> Array:

@@ -47,16 +47,16 @@ def _stored(node: Node, role: str) -> Array | None:
     """Return a constant, integers as such; the limits of slices may be the largest there are."""
     found = integers(node.weights, role) if role in node.weights else None
     whole = found is not None and np.asarray(node.weights[role].read()).dtype.kind in "iu"
-    return found.astype(np.int64) if found is not None and whole else find(node.weights, role)
+    return np.asarray(found, dtype=np.int64) if whole else find(node.weights, role)  # type: ignore[return-value]
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
     if node.inputs[0] not in values or node.options.get("parts"):
         raise not_followed("the shape of something that is not known")
-    shape = np.array(values[node.inputs[0]].centre.shape, dtype=np.int64)
+    shape: Any = np.array(values[node.inputs[0]].centre.shape, dtype=np.int64)
     if node.kind == "Size":
         return np.asarray(np.prod(shape))
-    return shape[slice(int(node.options.get("start", 0)), node.options.get("end"))]
+    return np.asarray(shape[slice(int(node.options.get("start", 0)), node.options.get("end"))])
 
 
 def _slice(options: Mapping[str, Any], data: Array, *limits: Array) -> Array:

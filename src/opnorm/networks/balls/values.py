@@ -33,7 +33,9 @@ class Found(NamedTuple):
     tangents: Array  # (input + open neurons, *shape)
     rest: Array  # the norm of each row of E is at most this
     whole: float  # and that of all of E this
-    effect: Effect | None = None  # what the node alone does to a distance on this ball, where that is more than its rule
+    effect: Effect | None = (
+        None  # what the node alone does to a distance on this ball, where that is more than its rule
+    )
     most: Array | None = None  # entries are no further from `centre` than this, whatever the input
 
 

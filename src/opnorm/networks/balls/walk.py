@@ -140,6 +140,12 @@ def _inputs(points: Sequence[Array], space: Space) -> list[Value]:
             tangents[np.arange(start, start + point.size), np.arange(point.size)] = 1.0
         start += point.size
         rest, shape = np.full(point.shape, plain), point.shape
-        known = Found(point, np.zeros(shape), tangents.reshape(-1, *shape) if len(tangents) else np.zeros((0, *shape)), rest, plain)
+        known = Found(
+            point,
+            np.zeros(shape),
+            tangents.reshape(-1, *shape) if len(tangents) else np.zeros((0, *shape)),
+            rest,
+            plain,
+        )
         found.append(space.value("", known))
     return found
