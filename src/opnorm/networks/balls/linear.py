@@ -250,7 +250,7 @@ def summed(values: list[Value], signs: list[float], space: Space, stored: list[A
         for sign, t in zip(signs, space.aligned(values), strict=True)
     )
     centre = sum(sign * value.centre for sign, value in zip(signs, values, strict=True)) + sum(stored)
-    magnitudes: Any = sum(np.abs(value.centre) for value in values) + sum(np.abs(s) for s in stored)  # type: ignore[operator]
+    magnitudes: Any = sum(np.abs(value.centre) for value in values) + sum(np.abs(s) for s in stored)
     lost = rounding(len(values), np.broadcast_to(sum(value.size for value in values), shape))
     rest = np.broadcast_to(sum(value.rest for value in values), shape)
     whole = sum(factor * value.whole for factor, value in zip(spread, values, strict=True))

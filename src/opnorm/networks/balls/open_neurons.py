@@ -107,13 +107,11 @@ class OpenNeurons:
 
     def chosen(self, weights: Array) -> NDArray[np.int64]:
         """Return the places of those neurons that get a variable: the heaviest, as long as there is room."""
-        (open_,) = np.nonzero(weights.ravel() > 0)
-        left = self.room - len(self)
-        if len(open_) <= left:
-            return np.asarray(open_, dtype=np.int64)
-        return np.asarray(
-            np.sort(open_[np.argsort(-weights.ravel()[open_], kind="stable")[: max(left, 0)]]), dtype=np.int64
-        )
+        flat = weights.ravel()
+        open_, left = np.flatnonzero(flat > 0), max(self.room - len(self), 0)
+        if len(open_) > left:
+            open_ = np.sort(open_[np.argsort(-flat[open_], kind="stable")[:left]])
+        return np.asarray(open_, dtype=np.int64)
 
 
 def norm_above(matrix: Array) -> float:

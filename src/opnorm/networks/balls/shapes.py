@@ -47,7 +47,7 @@ def _stored(node: Node, role: str) -> Array | None:
     """Return a constant, integers as such; the limits of slices may be the largest there are."""
     found = integers(node.weights, role) if role in node.weights else None
     whole = found is not None and np.asarray(node.weights[role].read()).dtype.kind in "iu"
-    return np.asarray(found, dtype=np.int64) if whole else find(node.weights, role)  # type: ignore[return-value]
+    return np.asarray(found, dtype=np.int64) if whole else find(node.weights, role)
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
@@ -60,11 +60,14 @@ def _shape(node: Node, values: Mapping[str, Value]) -> Array:
 
 
 def _slice(options: Mapping[str, Any], data: Array, *limits: Array) -> Array:
-    starts, ends, axes, steps = (*limits, *(np.zeros(1), np.ones(1))[len(limits) - 2 :])
+    given = [*limits, *(np.zeros(1), np.ones(1))[len(limits) - 2 :]]
+    if len(given) != 4:
+        raise not_followed("a slice of a shape without its limits")
+    starts, ends, axes, steps = given
     if data.ndim != 1 or any(limit.size != 1 for limit in (starts, ends, axes, steps)) or axes.item() not in (0, -1):
         raise not_followed("a slice of several axes of a shape")
     end = min(int(ends.item()), len(data))
-    return data[int(starts.item()) : end : int(steps.item())]
+    return np.asarray(data[int(starts.item()) : end : int(steps.item())])
 
 
 def _gather(options: Mapping[str, Any], data: Array, places: Array) -> Array:
