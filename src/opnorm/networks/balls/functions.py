@@ -13,7 +13,7 @@ from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.activations import activation, parse
 from opnorm.networks.balls.open_neurons import flat_of
-from opnorm.networks.balls.rules import Rule, not_followed, rule
+from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find
 
@@ -123,7 +123,7 @@ _KNOWN: dict[str, Callable[[Mapping[str, Any]], Known]] = {
     ),
     "ReLU": lambda options: _leaky(float(options.get("negative_slope") or 0.0), options.get("max_value")),
     "LeakyReLU": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.3)))),
-    "LeakyRelu": lambda options: _leaky(float(options.get("alpha", 0.01))),
+    "LeakyRelu": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.01)))),
 }  # fmt: skip
 _SAME_AS = {"swish": "silu", "Silu": "silu", "SiLU": "silu", "absolute": "abs", "HardTanh": "hard_tanh"}
 
@@ -199,6 +199,10 @@ def _is_rough(options: Mapping[str, Any]) -> bool:
 def of_function(node: Node, bounds: BoundWeight) -> Rule:
     """Return the rule of a node that is an activation, by its kind or its option."""
     name, options = parse(node.options.get("activation")) if node.kind == "Activation" else (node.kind, node.options)
+    if is_keras(node) and (node.kind == "Clip" or (node.kind == "Gelu" and "approximate" not in options)):
+        raise not_followed("Keras's function of that name has arguments that are not told")
+    if is_keras(node) and node.kind == "LeakyRelu" and "negative_slope" not in options:
+        raise not_followed("its slope is not told")
     if set(node.options.get("arguments") or {}) - {"training"} or (set(node.weights) and node.kind != "Clip"):
         raise not_followed("arguments that opnorm does not read")
     known = _clip(node) if node.kind == "Clip" else known_function(name, options)

@@ -216,6 +216,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if len(node.inputs) == 1 and node.kind in ("Sum", "Average", "Mean"):
         raise not_followed("a sum or mean over axes")
     flipped = negative and "0" in node.weights  # constant - x
+    if negative and node.options.get("arguments"):
+        raise not_followed("which of its inputs is the constant is not told")
 
     def added(values: list[Value], space: Space) -> Found:
         signs = [1.0] + [-1.0 if negative else 1.0] * (len(values) - 1)
@@ -290,7 +292,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         from opnorm.networks.balls.products import product_of_entries, quotient_of_entries
 
         return quotient_of_entries if node.kind == "Div" else product_of_entries
-    if len(node.inputs) != 1 or len(stored) > 1:
+    if len(node.inputs) != 1 or len(stored) > 1 or (node.kind == "Div" and node.options.get("arguments")):
         raise not_followed("several constants")
     numbers = stored[0] if stored else np.ones(1)
     if node.kind == "Div" and "0" in node.weights:

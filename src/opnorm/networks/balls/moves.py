@@ -10,7 +10,7 @@ import numpy as np
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
 from opnorm.networks.balls.linear import Linear, Map, moving, norm_of, through
-from opnorm.networks.balls.rules import Rule, not_followed, rule
+from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
 from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
 from opnorm.networks.pooling import Window
@@ -66,6 +66,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 @rule("Transpose", "Permute")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     given = [0, *node.options["dims"]] if node.kind == "Permute" else node.options.get("perm")
+    if given is None and is_keras(node):
+        raise not_followed("its axes are not told")
 
     def transposed(values: list[Value], space: Space) -> Found:
         rank = values[0].centre.ndim

@@ -21,6 +21,11 @@ def rule(*kinds: str) -> Callable[[Maker], Maker]:
     return register
 
 
+def is_keras(node: Node) -> bool:
+    """Return whether a node is Keras's: some of its functions have names of ONNX's operators, and other options."""
+    return "name" in node.options
+
+
 def not_followed(why: str) -> Unbounded:
     """Return the exception of a node that is not evaluated on a ball."""
     return Unbounded(f"it is not evaluated on a ball: {why}")

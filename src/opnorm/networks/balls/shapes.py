@@ -71,7 +71,7 @@ def _slice(options: Mapping[str, Any], data: Array, *limits: Array) -> Array:
 
 
 def _gather(options: Mapping[str, Any], data: Array, places: Array) -> Array:
-    return data[places.astype(int)]
+    return np.asarray(data[places.astype(int)])
 
 
 def _cast(options: Mapping[str, Any], data: Array) -> Array:

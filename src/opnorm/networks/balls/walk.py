@@ -12,14 +12,25 @@ import opnorm.networks.balls.norms  # noqa: F401 - their rules are registered
 from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
-from opnorm.networks.activations import is_activation
+from opnorm.networks.activations import SIMPLEX, is_activation, parse
 from opnorm.networks.balls.functions import of_function
 from opnorm.networks.balls.moves import constant, part_of, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded
+from opnorm.networks.shape_rules import MEETINGS
 
+_SEVERAL = (
+    *MEETINGS,
+    "Mul",
+    "Multiply",
+    "Div",
+    "MatMul",
+    "MultiHeadAttention",
+    "Reshape",
+    "Slice",
+)  # whose rules read more than one input
 _ENTRIES = 2**26  # of one value's tangents: 512 MiB
 
 
@@ -119,6 +130,10 @@ def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
     try:
         if (node.options.get("arguments") or {}).get("training"):
             raise not_followed("it is called in training mode")
+        if len(node.inputs) > 1 and node.kind not in _SEVERAL:
+            raise not_followed("a second input, such as a mask, steers it")
+        if node.kind == "Activation" and parse(node.options.get("activation"))[0] in SIMPLEX[:2]:
+            node = node._replace(kind="Softmax", options={})
         if node.kind in MAKERS:
             return MAKERS[node.kind](node, bounds)
         if node.kind != "Activation" and not is_activation(node.kind):
