@@ -199,11 +199,18 @@ def _arithmetic(function: Callable[..., Array], arrays: Sequence[Array]) -> Arra
         return np.asarray(function(*arrays))
 
 
+def _require_integers(dtypes: Sequence[str]) -> None:
+    if not set(dtypes) <= {"int32", "int64"}:
+        raise ValueError("a comparison or choice of other numbers than integers, as sizes are computed")
+
+
 def _equal(given: Given) -> list[Result]:
+    _require_integers(given.dtypes)
     return [Result(np.broadcast_shapes(*given.shapes), "bool", lambda arrays: np.equal(*arrays).astype(float))]
 
 
 def _chosen(given: Given) -> list[Result]:
+    _require_integers(given.dtypes[1:])
     shape = np.broadcast_shapes(*given.shapes)
     return [Result(shape, given.dtypes[1], lambda arrays: np.where(arrays[0] != 0, arrays[1], arrays[2]))]
 
