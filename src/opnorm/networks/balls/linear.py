@@ -11,9 +11,9 @@ from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
-from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded, constants, find
+from opnorm.networks.effects import RULES, BoundWeight, Effect, constants, find
 from opnorm.networks.kernel_products import form_of
-from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, channel_factors, kernel_of
+from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, channel_factors, kernel_of
 from opnorm.operators.convolution import Convolution
 
 Map = Callable[[Array], Array]  # of a stack of values, (stack, *shape)
@@ -79,12 +79,12 @@ def _bias(node: Node, inputs: tuple[str, ...] = ("bias",)) -> Array | float:
     return 0.0 if found is None else found * float(node.options.get("beta", 1.0) if node.kind == "Gemm" else 1.0)
 
 
-@rule(*MATRICES)
-def _(node: Node, bounds: BoundWeight) -> Rule:
-    if len(node.inputs) == 2 and not node.weights:
-        from opnorm.networks.balls.products import product_of_matrices
+def dense(node: Node, bounds: BoundWeight) -> Rule:
+    """Return the rule of a node that multiplies with its one kernel, a matrix, from the right.
 
-        return product_of_matrices
+    Raises:
+        Unbounded: When it does something else.
+    """
     kernel, bias = form_of(node).values, _bias(node)
     if "kernel" not in node.weights:
         raise not_followed("a matrix on the left")
@@ -92,12 +92,12 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     rows = np.linalg.norm(kernel, axis=0) * SPARE
     linear = Linear(lambda v: v @ kernel, lambda v: v @ size, len(kernel) + 4, norm)
 
-    def dense(values: list[Value], space: Space) -> Found:
+    def multiplied(values: list[Value], space: Space) -> Found:
         (value,) = values
         flat = value.centre.size == value.centre.shape[-1]  # else a row would count once for each position
         return through(linear._replace(rows=rows if flat else None), value, bias)
 
-    return dense
+    return multiplied
 
 
 @rule("EinsumDense")
@@ -283,33 +283,3 @@ def scaled_found(found: Found, factor: float) -> Found:
         found.whole * size,
         found.effect and found.effect._replace(constant=found.effect.constant * size),
     )
-
-
-@rule("Mul", "Multiply", "Div", "Neg", "Negative")
-def _(node: Node, bounds: BoundWeight) -> Rule:
-    stored = constants(node)
-    if len(node.inputs) == 2 and not stored:
-        from opnorm.networks.balls.products import product_of_entries, quotient_of_entries
-
-        return quotient_of_entries if node.kind == "Div" else product_of_entries
-    if len(node.inputs) != 1 or len(stored) > 1 or (node.kind == "Div" and node.options.get("arguments")):
-        raise not_followed("several constants")
-    numbers = stored[0] if stored else np.ones(1)
-    if node.kind == "Div" and "0" in node.weights:
-        from opnorm.networks.balls.products import over
-
-        return lambda values, space: over(values[0], space, numbers)
-    if node.kind == "Div":
-        if not np.all(numbers):
-            raise Unbounded("divides by zero")
-        numbers = 1 / numbers
-    factors = -numbers if node.kind.startswith("Neg") else numbers
-
-    def multiplied(values: list[Value], space: Space) -> Found:
-        (value,) = values
-        shape = np.broadcast_shapes(value.centre.shape, factors.shape)
-        copies = prod(shape) // max(1, value.centre.size)
-        linear = scaling(factors, 2)
-        return through(linear._replace(norm=linear.norm * sqrt(copies) * SPARE), value)
-
-    return multiplied

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import opnorm.networks.balls.attention
+import opnorm.networks.balls.factors
 import opnorm.networks.balls.linear
 import opnorm.networks.balls.moves
 import opnorm.networks.balls.norms  # noqa: F401 - their rules are registered
