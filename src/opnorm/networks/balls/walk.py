@@ -9,7 +9,8 @@ import opnorm.networks.balls.attention
 import opnorm.networks.balls.factors
 import opnorm.networks.balls.linear
 import opnorm.networks.balls.moves
-import opnorm.networks.balls.norms  # noqa: F401 - their rules are registered
+import opnorm.networks.balls.norms
+import opnorm.networks.balls.pooling  # noqa: F401 - their rules are registered
 from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
