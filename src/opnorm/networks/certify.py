@@ -24,6 +24,7 @@ from opnorm.networks.pairs import Progress, pair_constants, remembered
 
 _BATCH = 256  # examples at a time
 _INPUTS = 1024  # numbers of an example up to which balls have tangents along them
+_EACH = 0.5  # seconds for the balls around an example
 _OPEN = 128  # open neurons of a ball
 _SOFTMAX = ("softmax", "log_softmax")
 _TOKENS = ("Embedding", "ReversibleEmbedding")
@@ -50,8 +51,8 @@ def certify(
         model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
         x: The examples, (examples, ...), as the model takes them.
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
-        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many for the
-            balls around the examples; what is left then has smaller radii, and as true. 0: no balls.
+        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but half a second an example at most, for the
+            balls around them; what is left then has smaller radii, and as true. 0: no balls.
         progress: Called with the number of pairs of classes done and of all, after each.
 
     Raises:
@@ -92,8 +93,9 @@ def certify(
     margins = _margins(logits, predictions)
     radius = np.where(right, _radii(margins, predictions, constants), 0.0)
     if seconds != 0:
+        ending = Deadline.after(min(_EACH * len(points), inf if seconds is None else seconds))
         balls = np.where(right[:, None], margins, 0.0)
-        radius = radii_on_balls(network, points, balls, predictions, constants, radius, Deadline.after(seconds))
+        radius = radii_on_balls(network, points, balls, predictions, constants, radius, ending)
     return Certificate(radius, predictions, constants, upper, labels is not None, notes)
 
 
