@@ -51,8 +51,8 @@ def certify(
         model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
         x: The examples, (examples, ...), as the model takes them.
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
-        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but half
-            a second an example at most, for the balls around the examples; what is left then has smaller radii, and as
+        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but
+            half a second an example at most, for the balls around them; what is left then has smaller radii, and as
             true. 0: no balls.
         progress: Called with the number of pairs of classes done and of all, after each.
 
