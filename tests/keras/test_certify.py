@@ -255,7 +255,7 @@ ONES = np.ones((1, 3))
         (lambda: "model.keras", ONES, None, "`model` must be a live Keras model"),
         (lambda: 3, ONES, None, "`model` must be a built Keras model"),
         (two_outputs, ONES, None, "1 inputs and 2 outputs"),
-        (lambda: keras.Sequential([keras.Input((3,)), L.LayerNormalization(name="ln"), L.Dense(2)]), ONES, None, "ln"),
+        (lambda: keras.Sequential([keras.Input((3,)), L.UnitNormalization(name="un"), L.Dense(2)]), ONES, None, "un"),
         (lambda: keras.Sequential([keras.Input((3,)), L.Dense(1)]), ONES, None, "two logits or more"),
         (lambda: keras.Sequential([keras.Input((3,)), L.Dense(2)]), np.ones((1, 4)), None, "Argument `x`"),
         (lambda: keras.Sequential([keras.Input((3,)), L.Dense(2)]), ONES * np.nan, None, "Argument `x`"),

@@ -120,4 +120,4 @@ def test_a_zero_kernel_has_no_proof():
 def test_semidefiniteness_is_proved_where_it_holds_and_nowhere_else(gap, proved):
     B = np.random.default_rng(2).standard_normal((20, 30))
     C = B @ B.T + gap * np.eye(20)
-    assert sector_bounds._is_semidefinite(np.eye(30), B, C) is proved
+    assert sector_bounds.is_semidefinite(np.eye(30), B, C) is proved

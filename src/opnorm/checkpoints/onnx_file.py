@@ -65,9 +65,10 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
         names.fresh(value)
     read = {value for op, _ in calls for value in op.inputs} | set(unfolded.outputs)
     nodes = []
+    places = {value: i for op, _ in calls if op.kind == "Split" for i, value in enumerate(op.outputs)}
     for op, met in calls:
         node = _node(names.fresh(op.name), op, met, makers, shapes)
-        nodes.append(node)
+        nodes.append(_with_parts(node, op, met, places))
         parts = op.outputs if op.kind == "Split" else op.outputs[:1]
         makers.update(dict.fromkeys(parts, node.name))
         for i, value in enumerate(op.outputs):
@@ -78,6 +79,14 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
     constants = fixed - {node.name for node in nodes} - set(unfolded.inputs)
     return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs, constants)), unfolded.inputs, outputs)
+
+
+def _with_parts(node: Node, op: Op, met: Met, places: Mapping[str, int]) -> Node:
+    """Return the node, with which part it reads of each of its inputs, where one is a Split."""
+    read = [value for i, value in enumerate(op.inputs) if value and i not in met.weights]
+    if not any(value in places for value in read):
+        return node
+    return node._replace(options={**node.options, "parts": tuple(places.get(value, 0) for value in read)})
 
 
 def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:

@@ -185,15 +185,34 @@ def rounded(array: Array, dtype: str) -> Array:
 
 
 def _elementwise(function: Callable[..., Array], given: Given) -> list[Result]:
-    if {"axis", "broadcast"} & set(given.options) or not set(given.dtypes) <= FLOATS:
-        raise ValueError("not the arithmetic of today's operators on floating-point numbers")
+    whole = len(set(given.dtypes)) == 1 and given.dtypes[0] in ("int32", "int64") and function in _EXACT
+    if {"axis", "broadcast", "fmod"} & set(given.options) or not (whole or set(given.dtypes) <= FLOATS):
+        raise ValueError("not the arithmetic of today's operators on floating-point numbers, or on integers")
     dtype, shape = given.dtypes[0], np.broadcast_shapes(*given.shapes)
+    if whole:  # as shapes are computed
+        return [Result(shape, dtype, lambda arrays: _as(_arithmetic(function, arrays), dtype))]
     return [Result(shape, dtype, lambda arrays: rounded(_arithmetic(function, arrays), dtype))]
 
 
 def _arithmetic(function: Callable[..., Array], arrays: Sequence[Array]) -> Array:
     with np.errstate(all="ignore"):  # an entry that is not finite is found when it is used
         return np.asarray(function(*arrays))
+
+
+def _require_integers(dtypes: Sequence[str]) -> None:
+    if not set(dtypes) <= {"int32", "int64"}:
+        raise ValueError("a comparison or choice of other numbers than integers, as sizes are computed")
+
+
+def _equal(given: Given) -> list[Result]:
+    _require_integers(given.dtypes)
+    return [Result(np.broadcast_shapes(*given.shapes), "bool", lambda arrays: np.equal(*arrays).astype(float))]
+
+
+def _chosen(given: Given) -> list[Result]:
+    _require_integers(given.dtypes[1:])
+    shape = np.broadcast_shapes(*given.shapes)
+    return [Result(shape, given.dtypes[1], lambda arrays: np.where(arrays[0] != 0, arrays[1], arrays[2]))]
 
 
 def _filled(given: Given) -> list[Result]:
@@ -243,7 +262,8 @@ def _list(given: Given, position: int, option: str, default: Any = ()) -> Any:
     return default if found is None else [int(n) for n in found]
 
 
-_COMBINED = {"Concat", "Add", "Sub", "Mul", "Div", "DequantizeLinear"}
+_EXACT = (np.add, np.subtract, np.multiply, np.mod, np.negative)  # of integers, below 2^53
+_COMBINED = {"Concat", "Add", "Sub", "Mul", "Div", "DequantizeLinear", "Equal", "Where", "Mod", "Pow"}
 _PLANS: dict[str, Callable[[Given], list[Result]]] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
@@ -261,6 +281,10 @@ _PLANS: dict[str, Callable[[Given], list[Result]]] = {
     "Sub": partial(_elementwise, np.subtract),
     "Mul": partial(_elementwise, np.multiply),
     "Div": partial(_elementwise, np.divide),
+    "Mod": partial(_elementwise, np.mod),
+    "Pow": partial(_elementwise, np.power),
+    "Equal": _equal,
+    "Where": _chosen,
     "Neg": partial(_elementwise, np.negative),
     "Sqrt": partial(_elementwise, np.sqrt),
     "Reciprocal": partial(_elementwise, np.reciprocal),

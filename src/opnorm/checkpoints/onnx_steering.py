@@ -1,6 +1,6 @@
 """ONNX's shape arithmetic: what is computed from shapes alone is the same for all inputs of one shape."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from opnorm.checkpoints.records import Node
 
@@ -29,7 +29,8 @@ def without_shape_arithmetic(
 ) -> list[Node]:
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
-    Two inputs that are compared have one shape, so these nodes give both the same.
+    Two inputs that are compared have one shape, so these nodes give both the same. What they were stands by name
+    under `steady` in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice.
 
     Args:
         nodes: Of an ONNX graph, each after its inputs.
@@ -37,13 +38,13 @@ def without_shape_arithmetic(
         outputs: Names of the graph's outputs.
         fixed: Names of constants, none of them that of a node or an input.
     """
-    steady = set(fixed)
+    steady: dict[str, Node] = {}
     found = []
     for node in nodes:
-        if _is_steady(node, steady):
-            steady.add(node.name)
-            node = Node(node.name, STEADY, tuple(inputs[:1]), {}, {})
-        found.append(_unsteered(node, steady))
+        if _is_steady(node, steady.keys() | fixed):
+            steady[node.name] = node
+            node = Node(node.name, STEADY, tuple(inputs[:1]), {"steady": steady}, {})
+        found.append(_unsteered(node, steady, fixed))
     read = {name for node in found for name in node.inputs} | set(outputs)
     return [node for node in found if node.kind != STEADY or node.name in read]
 
@@ -53,11 +54,13 @@ def _is_steady(node: Node, steady: Set[str]) -> bool:
     return kind in _SOURCES or (kind in _COMPUTED and bool(node.inputs) and set(node.inputs) <= steady)
 
 
-def _unsteered(node: Node, steady: Set[str]) -> Node:
+def _unsteered(node: Node, steady: Mapping[str, Node], fixed: Set[str]) -> Node:
     """Return the node without the inputs that only say where its entries go."""
     if node.kind not in _STEERED or "0" in node.weights or node.options.get("mode", "constant") not in _CONSTANT:
         return node
-    kept = [i for i, name in enumerate(node.inputs) if i == 0 or name not in steady]
+    kept = [i for i, name in enumerate(node.inputs) if i == 0 or not (name in steady or name in fixed)]
     shapes = node.options.get("input_shapes")
     options = node.options if shapes is None else {**node.options, "input_shapes": tuple(shapes[i] for i in kept)}
+    if node.kind in ("Reshape", "Slice") and len(kept) < len(node.inputs):
+        options = {**options, "steady": steady, "target": tuple(node.inputs[1:])}
     return node._replace(inputs=tuple(node.inputs[i] for i in kept), options=options)

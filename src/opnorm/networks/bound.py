@@ -6,6 +6,7 @@ What each node does to a distance is a rule of its kind; this file puts the node
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf, log
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import opnorm.networks.reduction_rules  # noqa: F401 - its rules are registered
@@ -146,11 +147,19 @@ def bound_joined(
     apply: Apply = map,
     deadline: Deadline = NEVER,
     tightening: float | None = TIGHTENING,
+    known: Mapping[str, Effect | Unbounded] = MappingProxyType({}),
 ) -> NetworkBound:
-    """Return what `network_bound` does, of a network that was split and folded already."""
+    """Return what `network_bound` does, of a network that was split and folded already.
+
+    Of nodes in `known` the effect there counts, as of those inputs that are looked at; a reason there only where the
+    node's rule has no constant either.
+    """
     readers = _readers(graph)
-    found = apply(lambda node: _effect(node, graph, readers, bounds), graph.nodes)
-    effects = {node.name: effect for node, effect in zip(graph.nodes, found, strict=True)}
+    found = apply(lambda node: _known_effect(node, known) or _effect(node, graph, readers, bounds), graph.nodes)
+    effects = {
+        node.name: known.get(node.name, effect) if isinstance(effect, Unbounded) else effect
+        for node, effect in zip(graph.nodes, found, strict=True)
+    }
     if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
         note = f"{len(graph.inputs)} inputs are too many for a bound"
         return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
@@ -182,6 +191,11 @@ def _readers(graph: Graph) -> Readers:
         for name in node.inputs:
             readers[name].add(node.kind)
     return readers
+
+
+def _known_effect(node: Node, known: Mapping[str, Effect | Unbounded]) -> Effect | None:
+    effect = known.get(node.name)
+    return effect if isinstance(effect, Effect) and effect.constant < inf else None
 
 
 def _effect(node: Node, graph: Graph, readers: Readers, bounds: BoundWeight) -> Effect | Unbounded:

@@ -1,6 +1,7 @@
 """Certified radii: margins of logits over the Lipschitz constants of their differences."""
 
 from importlib import import_module
+from math import inf
 from os import PathLike
 from typing import Any
 
@@ -12,6 +13,9 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Checkpoint, Graph, Node
 from opnorm.checks import Array, numbers, real_array, require, to_not_negative
 from opnorm.networks.activations import parse
+from opnorm.networks.balls.bound import outputs
+from opnorm.networks.balls.radii import radii_on_balls
+from opnorm.networks.balls.walk import Network
 from opnorm.networks.bound import bound_joined
 from opnorm.networks.certificate import Certificate
 from opnorm.networks.folding import fold, split
@@ -19,6 +23,9 @@ from opnorm.networks.forward import NotEvaluatedError, Value, evaluate
 from opnorm.networks.pairs import Progress, pair_constants, remembered
 
 _BATCH = 256  # examples at a time
+_INPUTS = 1024  # numbers of an example up to which balls have tangents along them
+_EACH = 0.5  # seconds for the balls around an example
+_OPEN = 128  # open neurons of a ball
 _SOFTMAX = ("softmax", "log_softmax")
 _TOKENS = ("Embedding", "ReversibleEmbedding")
 
@@ -29,7 +36,8 @@ def certify(
     """Return for each example a radius within which the network's prediction is proved to stay the same.
 
     If `||x' - x||_2 < radius`, the largest logit at x' is that of the same class as at x. The radius is the least
-    `(f_i - f_j) / L_ij` over all other classes j, with `L_ij` a proved Lipschitz constant of `f_i - f_j`. A final
+    `(f_i - f_j) / L_ij` over all other classes j, with `L_ij` a proved Lipschitz constant of `f_i - f_j`, or what balls
+    around x prove beyond that: the Jacobian of a network there is bounded shell by shell. A final
     softmax is taken off first, for it does not change which logit is largest; the model itself is left alone.
 
     Proved: of the network in real arithmetic, at inference, with the stored weights, which treats each example alone.
@@ -43,13 +51,14 @@ def certify(
         model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
         x: The examples, (examples, ...), as the model takes them.
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
-        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes; of the pairs left then
-            the bounds are looser, and as true.
+        time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but
+            half a second an example at most, for the balls around them; what is left then has smaller radii, and as
+            true. 0: no balls.
         progress: Called with the number of pairs of classes done and of all, after each.
 
     Raises:
         ValueError: When the model is a path (a file has no logits: it is never run), has several inputs or outputs, or
-            a node without a finite Lipschitz constant, which is named; or when x or the labels do not fit.
+            a node without a finite Lipschitz constant on any ball, which is named; or when x or the labels do not fit.
 
     Example:
         >>> certificate = opnorm.certify(model, x_test, y_test)
@@ -62,23 +71,38 @@ def certify(
     is_path = isinstance(model, str | PathLike)
     require(not is_path, "model", "must be a live Keras model: a file is never run, and has no logits", model)
     require(hasattr(model, "built") and hasattr(model, "layers"), "model", "must be a built Keras model", model)
-    deadline = Deadline.after(None if time_limit is None else to_not_negative("time_limit", time_limit))
-    whole = split(_graph_of(model))
+    seconds = None if time_limit is None else to_not_negative("time_limit", time_limit)
+    deadline = Deadline.after(seconds)
+    given = _graph_of(model)
+    whole = split(given)
     graph = _without_softmax(whole)
     keras_logits = import_module("opnorm.keras.logits")
     points = keras_logits.checked(model, real_array(x, "x"))
     bounds = remembered()
     joined = fold(graph)
     bound = bound_joined(joined, bounds)
-    if bound.upper is None:
+    network = Network(_without_softmax(split(given, gates=False)), bounds, _INPUTS, _OPEN)
+    if bound.upper is None and (seconds == 0 or not _is_followed(network, points)):
         raise ValueError(f"Argument `model` must have a finite Lipschitz constant. Received: {bound!r}")
     logits, notes = _logits(model, points, graph, graph is not whole)
     predictions = _predictions(logits.values)
     classes = logits.values.shape[1]
     right = _right(predictions, labels, classes)
-    constants = pair_constants(joined, bound.upper, classes, set(predictions.tolist()), bounds, deadline, progress)
-    radius = np.where(right, _radii(logits, predictions, constants), 0.0)
-    return Certificate(radius, predictions, constants, bound.upper, labels is not None, notes)
+    upper = inf if bound.upper is None else bound.upper
+    chosen = set(predictions.tolist())
+    constants = pair_constants(joined, upper, classes, chosen if upper < inf else set(), bounds, deadline, progress)
+    margins = _margins(logits, predictions)
+    radius = np.where(right, _radii(margins, predictions, constants), 0.0)
+    if seconds != 0:
+        ending = Deadline.after(min(_EACH * len(points), inf if seconds is None else seconds))
+        balls = np.where(right[:, None], margins, 0.0)
+        radius = radii_on_balls(network, points, balls, predictions, constants, radius, ending)
+    return Certificate(radius, predictions, constants, upper, labels is not None, notes)
+
+
+def _is_followed(network: Network, points: Array) -> bool:
+    """Return whether the Jacobian of the logits is known on balls."""
+    return outputs(network, network.meet([points[:1]], 0.0)) is not None
 
 
 def _graph_of(model: Any) -> Graph:
@@ -143,16 +167,20 @@ def _right(predictions: NDArray[np.int64], labels: Any, classes: int) -> NDArray
     return np.asarray(predictions == given)
 
 
-def _radii(logits: Value, predictions: NDArray[np.int64], constants: Array) -> Array:
-    """Return the least of margin over constant, rounded down: after the errors of both logits."""
+def _margins(logits: Value, predictions: NDArray[np.int64]) -> Array:
+    """Return how far the logit of the prediction is above each, at least: after the errors of both."""
     values, errors = logits
     rows = np.arange(len(values))
     margins = values[rows, predictions][:, None] - values
     lost = (
         errors[rows, predictions][:, None] + errors + 4 * UNIT * (np.abs(values) + np.abs(values).max(axis=1)[:, None])
     )
-    margins = np.maximum(margins - lost, 0.0)
+    return np.asarray(np.maximum(margins - lost, 0.0))
+
+
+def _radii(margins: Array, predictions: NDArray[np.int64], constants: Array) -> Array:
+    """Return the least of margin over constant, rounded down."""
     with np.errstate(divide="ignore", invalid="ignore"):
         radii = np.where(margins > 0, margins / constants[predictions], 0.0)
-    radii[rows, predictions] = np.inf
+    radii[np.arange(len(radii)), predictions] = np.inf
     return np.asarray(radii.min(axis=1) * (1 - 8 * UNIT))

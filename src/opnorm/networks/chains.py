@@ -1,19 +1,20 @@
 """The runs of dense layers, small convolutions and activations in a network, each bounded as a whole."""
 
 from collections import Counter
-from itertools import pairwise, product
+from itertools import pairwise
 from math import inf, prod
 from typing import NamedTuple
+
+import numpy as np
 
 from opnorm.bounds.certificates import up
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
-from opnorm.networks.effects import Effect, Unbounded
+from opnorm.networks.effects import Effect, Slopes, Unbounded
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, MATRICES, kernel_of
-from opnorm.networks.multipliers import Slopes
 from opnorm.networks.reaches import Chain, Effects
 from opnorm.networks.run_steps import IN_ORDER
 from opnorm.networks.sector_bounds import bound_chain
@@ -87,11 +88,13 @@ def _until_matrix(run: list[_Link]) -> list[_Link]:
 
 def _bounded(run: list[_Link], deadline: Deadline, tightening: float | None) -> Chain:
     slopes: list[Slopes] = []
+    rows = 0
     for link in run:
         if link.shape:
+            rows = link.shape[0]
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
-            slopes[-1] = _composed(slopes[-1], _slopes(link) or (-inf, inf))
+            slopes[-1] = _composed(slopes[-1], _fitted(_slopes(link) or (-inf, inf), rows))
     whole = _whole(run, slopes[:-1], deadline, tightening)
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
@@ -115,8 +118,16 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightenin
 
 
 def _composed(first: Slopes, second: Slopes) -> Slopes:
-    slopes = [a * b for a, b in product(first, second)]
-    return min(slopes), max(slopes)
+    ends = [np.multiply(a, b) for a in first for b in second]
+    return np.minimum.reduce(np.broadcast_arrays(*ends)), np.maximum.reduce(np.broadcast_arrays(*ends))
+
+
+def _fitted(slopes: Slopes, rows: int) -> Slopes:
+    """Return the slopes of the rows of a matrix: what differs between positions, or stands in another order, as one."""
+    low, high = np.asarray(slopes[0]), np.asarray(slopes[1])
+    if low.size == rows or (low.ndim and low.shape[-1] == rows):
+        return low.reshape(-1, rows).min(axis=0), high.reshape(-1, rows).max(axis=0)
+    return float(low.min()), float(high.max())
 
 
 def _with_rounding(whole: float | None, run: list[_Link]) -> float:

@@ -15,12 +15,15 @@ class Unbounded(Exception):  # noqa: N818 - an answer, not an error: it becomes 
     """A node without a finite constant; the message is the reason."""
 
 
+Slopes = tuple[float | Array, float | Array]  # the ends of an interval, of all entries or of each
+
+
 class Effect(NamedTuple):
     """The Lipschitz constant of a node from any one of its inputs to its output."""
 
     constant: float  # rounded upwards
     rule: str  # for people: why
-    slopes: tuple[float, float] | None = None  # of a function of each entry: every difference quotient lies in it
+    slopes: Slopes | None = None  # of a function of each entry: every difference quotient lies in it
     adds: bool = False  # several inputs are added up; else each output entry moves no more than one side by side
     discrete: bool = False  # its input is a number of a row; see `row_distance`
     sized: bool | None = None  # it holds for images of the model's size alone; None: it does not depend on a size
@@ -47,6 +50,13 @@ def find(weights: Mapping[str, Weight], *roles: str) -> Array | None:
         if role in weights:
             return real_array(weights[role].read(), role)
     return None
+
+
+def integers(weights: Mapping[str, Weight], role: str) -> Array | None:
+    """Return the integers of a role that say how entries are moved; the largest of all, "to the end", as 2^40."""
+    if role not in weights:
+        return None
+    return np.asarray(np.clip(np.asarray(weights[role].read()), -(2**40), 2**40), dtype=float)
 
 
 Shape = tuple[int | str | None, ...]  # a size that only a run knows is None (Keras) or has a name (ONNX)

@@ -29,14 +29,19 @@ _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; act
 }  # fmt: skip
 
 
-def split(graph: Graph) -> Graph:
-    """Return the same network with wrappers taken off and each node doing one thing: a kernel or an activation."""
+def split(graph: Graph, *, gates: bool = True) -> Graph:
+    """Return the same network with wrappers taken off and each node doing one thing: a kernel or an activation.
+
+    Args:
+        graph: The network.
+        gates: Whether gated activations that it writes out become one node each.
+    """
     renamed: dict[str, str] = {}
     nodes: dict[str, Node] = {}
     replaced: set[str] = set()  # by a gate that was written out
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        parts, within = _read(node._replace(inputs=inputs), nodes)
+        parts, within = _read(node._replace(inputs=inputs), nodes if gates else {})
         replaced.update(within)
         nodes |= {part.name: part for part in parts}
         renamed[node.name] = parts[-1].name

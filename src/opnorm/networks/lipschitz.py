@@ -9,29 +9,41 @@ from typing import Any
 from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint
-from opnorm.checks import check_time_limit, require
-from opnorm.networks.bound import NetworkBound, Step, network_bound
+from opnorm.checks import check_time_limit, require, to_not_negative
+from opnorm.networks.balls.bound import ball_bound
+from opnorm.networks.balls.points import points_of
+from opnorm.networks.bound import TIGHTENING, NetworkBound, Step, network_bound
 from opnorm.networks.linear_rules import bound_weight
+from opnorm.networks.pairs import remembered
 
 
-def lipschitz_bound(model: Any, data: Any = None, *, time_limit: float | None = None) -> NetworkBound:
+def lipschitz_bound(
+    model: Any, data: Any = None, *, around: Any = None, radius: float | None = None, time_limit: float | None = None
+) -> NetworkBound:
     """Return `NetworkBound(lower, upper, ...)` around the Lipschitz constant of a network at inference, in the 2-norm.
 
     `upper` is proved for all inputs, in float64 arithmetic, from the norms of the kernels and the network's graph. It
     is None where a node has no finite constant; `unknown` names these nodes. `lower` is the largest norm of the
     Jacobian found over `data`, true up to the rounding of the model's own arithmetic.
 
+    With `around` and `radius` both ends are of one ball: `||f(y) - f(z)|| <= upper ||y - z||` for all y and z no
+    further from `around` than `radius`. Layers without a constant for all inputs have one there: layer normalization,
+    attention, products. `lower` is then proved: the Jacobian's norm at `around`; None where there is none.
+
     Args:
         model: A built Keras model, a PyTorch module, or the path of a checkpoint that holds its network's graph
             (`.keras`, `.onnx`). A module is traced as its ONNX export, which needs the extra `audit`.
         data: Points to differentiate at, (points, ...), in floating point; only for a model with one input and one
             output. Without them `lower` is None. A PyTorch module needs at least one, to be traced with.
+        around: The centre of a ball: one example, as the model takes it, a Keras model's or file's with or without its
+            batch axis of one; a list of them for a network with several inputs. Together with `radius`, without `data`.
+        radius: Of the ball, in the 2-norm of all inputs together; 0 is the point alone.
         time_limit: Seconds for each kernel, after which its bracket is what is known by then; and so many times the
             number of nodes for joining them. The bound is larger then, and as true.
 
     Raises:
-        ValueError: When `data` is given for a file or is no batch of points, the model is not built, or `time_limit`
-            is no number of seconds.
+        ValueError: When `data` is given for a file or is no batch of points, the model is not built, `time_limit`
+            is no number of seconds, only one of `around` and `radius` is given, or they are no point and no radius.
         opnorm.checkpoints.records.CheckpointError: A `ValueError`, when the file cannot be read.
 
     Example:
@@ -42,15 +54,45 @@ def lipschitz_bound(model: Any, data: Any = None, *, time_limit: float | None = 
         A. Virmaux and K. Scaman, "Lipschitz regularity of deep neural networks", NeurIPS 2018.
     """
     check_time_limit(time_limit)
+    if around is not None or radius is not None:
+        return _on_ball(model, data, around, radius, time_limit)
     if hasattr(model, "named_modules") and not hasattr(model, "built"):
         return _of_torch(model, data, time_limit)
     is_path = isinstance(model, str | PathLike)
     if is_path and data is not None:
         raise ValueError("Argument `data` needs a live model: a file is never executed. Received: data and a path")
-    require(is_path or hasattr(model, "built"), "model", "must be a Keras model, a PyTorch module or a path", model)
-    checkpoint = open_checkpoint(fspath(model)) if is_path else _live(model)
+    checkpoint = _opened(model)
     bound = _from_above(checkpoint, Path(model).name if is_path else str(model.name), time_limit)
     return bound if data is None else bound._replace(lower=_from_below(model, data))
+
+
+def _opened(model: Any) -> Checkpoint:
+    is_path = isinstance(model, str | PathLike)
+    require(is_path or hasattr(model, "built"), "model", "must be a Keras model, a PyTorch module or a path", model)
+    return open_checkpoint(fspath(model)) if is_path else _live(model)
+
+
+def _on_ball(model: Any, data: Any, centre: Any, radius: float | None, time_limit: float | None) -> NetworkBound:
+    both = centre is not None and radius is not None
+    require(both, "around", "and `radius` must be given together", f"around={centre!r:.60}, radius={radius!r}")
+    require(data is None, "data", "must not be given with `around`: the lower end is that of the ball's centre", data)
+    size = to_not_negative("radius", radius)
+    if hasattr(model, "named_modules") and not hasattr(model, "built"):
+        graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
+        with graphs.traced(model, graphs.point_of(model, centre), fixed=True) as checkpoint:
+            return _ball(checkpoint, centre, size, time_limit)
+    return _ball(_opened(model), centre, size, time_limit)
+
+
+def _ball(checkpoint: Checkpoint, centre: Any, radius: float, time_limit: float | None) -> NetworkBound:
+    graph = checkpoint.graph
+    if graph is None:
+        return _from_above(checkpoint, checkpoint.format, time_limit)
+    points = points_of(graph, centre)
+    deadline = Deadline.after(None if time_limit is None else time_limit * max(1, len(graph.nodes)))
+    bounds = remembered(partial(bound_weight, time_limit=time_limit))
+    bound = ball_bound(graph, points, radius, bounds, deadline, min(TIGHTENING, deadline.left))
+    return bound._replace(notes=(*bound.notes, *checkpoint.notes))
 
 
 def _of_torch(module: Any, data: Any, time_limit: float | None) -> NetworkBound:

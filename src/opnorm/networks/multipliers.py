@@ -1,7 +1,7 @@
 """The multipliers with which a chain of matrices and activations has the smallest bound, by an interior-point method.
 
 A chain z_i = phi_i(W_i z_(i-1)), slopes in [a, b], has (z_i - a W_i z_(i-1))^T T_i (b W_i z_(i-1) - z_i) >= 0 for every
-diagonal T_i >= 0. So ||W_n z_(n-1)||^2 <= s ||z_0||^2 where
+diagonal T_i >= 0; a and b may differ from neuron to neuron. So ||W_n z_(n-1)||^2 <= s ||z_0||^2 where
 
     P(s, T) = s X_0 - W_n^T W_n - sum_k t_k (l_k r_k^T + r_k l_k^T)
 
@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lapack
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checks import Array
 
-Slopes = tuple[float, float]
+Sectors = tuple[Array, Array]  # the ends of each neuron's slopes
 _GAP = 2e-3  # how far s may be above the optimum
 _SHRINK = 8.0  # by which mu goes down once Newton's method has settled
 _STEPS = 200  # of Newton's method in all
@@ -46,14 +46,14 @@ class Window(NamedTuple):
 
     first: Array  # X before them: the identity, or the Schur complement of all that comes before
     matrices: Sequence[Array]
-    slopes: Sequence[Slopes]
+    slopes: Sequence[Sectors]
     last: Array  # what P loses at the end: W_n^T W_n, or the Schur complement of all that comes after
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     """The rows l_k and r_k, as columns."""
 
-    left: Any  # sparse, (order of P, multipliers)
+    left: Any  # (order of P, multipliers), sparse or not
     right: Any
 
 
@@ -67,13 +67,13 @@ class _Point(NamedTuple):
 
 
 def improved(
-    matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array], deadline: Deadline = NEVER
+    matrices: Sequence[Array], slopes: Sequence[Sectors], multipliers: Sequence[Array], deadline: Deadline = NEVER
 ) -> list[Array]:
     """Return multipliers, for X_0 = I, with a bound at most that of those handed over, up to rounding.
 
     Args:
         matrices: (outputs, inputs) each, of a norm near one.
-        slopes: [a, b] of the activation after each matrix but the last, a < b.
+        slopes: [a, b] of each neuron after each matrix but the last, a < b.
         multipliers: The diagonal of each T to start with, as `sector_bounds` scales them.
         deadline: After it what is found so far is returned.
     """
@@ -87,7 +87,8 @@ def improved(
         if not deadline.affords(_USUAL * 3.0 * order**3):
             break
         window = Window(X, matrices[begin:end], slopes[begin:end], after[end - 1])
-        factor, found = _solved(window, kept[begin:end], deadline)
+        factor, together = solved(window, _factors(window), np.concatenate(kept[begin:end]), deadline)
+        found = np.split(together, np.cumsum([len(W) for W in window.matrices])[:-1])
         kept = [factor * t for t in kept[:begin]] + found + kept[end:]
         X, scale = factor * X, factor * scale
         for W, ends, t in zip(matrices[begin : begin + step], slopes[begin:], kept[begin:], strict=False):
@@ -100,15 +101,17 @@ def _without_idle_inputs(W: Array) -> Array:
     return W if W.shape[1] <= len(W) else np.linalg.qr(W.T)[1].T
 
 
-def through(X: Array, W: Array, slopes: Slopes, t: Array) -> Array:
-    """Return the Schur complement after a layer, `2 T - (a + b)^2 T W (X + 2 a b W^T T W)^-1 W^T T`."""
+def through(X: Array, W: Array, slopes: Sectors, t: Array) -> Array:
+    """Return the Schur complement after a layer, `2 T - S W (X + 2 a b W^T T W)^-1 W^T S`, with S = (a + b) T."""
     low, high = slopes
-    before = X + (2 * low * high * (W.T * t) @ W if low * high else 0.0)
+    bent = 2 * low * high * t
+    before = X + ((W.T * bent) @ W if bent.any() else 0.0)
     M = W @ cho_solve(cho_factor(before, lower=True), W.T)
-    return np.asarray(np.diag(2 * t) - (low + high) ** 2 * (t[:, None] * (M + M.T) / 2 * t))
+    sums = (low + high) * t
+    return np.asarray(np.diag(2 * t) - sums[:, None] * ((M + M.T) / 2) * sums)
 
 
-def _square(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]) -> float:
+def _square(matrices: Sequence[Array], slopes: Sequence[Sectors], multipliers: Sequence[Array]) -> float:
     """Return the smallest s for given multipliers."""
     X = np.eye(matrices[0].shape[1])
     for W, ends, t in zip(matrices, slopes, multipliers, strict=False):
@@ -118,15 +121,15 @@ def _square(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Se
 
 
 def _from_the_right(
-    matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]
+    matrices: Sequence[Array], slopes: Sequence[Sectors], multipliers: Sequence[Array]
 ) -> Iterator[Array]:
     """Yield what P loses after each layer, the last one first: the Schur complement of what comes after it."""
     lost = matrices[-1].T @ matrices[-1]
     yield lost
     for W, (low, high), t in zip(matrices[-2:0:-1], slopes[:0:-1], multipliers[:0:-1], strict=True):
-        TW = t[:, None] * W
+        edge = ((low + high) * t)[:, None] * W
         rest = cho_factor(np.diag(2 * t) - lost, lower=True)
-        lost = (low + high) ** 2 * TW.T @ cho_solve(rest, TW) - 2 * low * high * W.T @ TW
+        lost = edge.T @ cho_solve(rest, edge) - (W.T * (2 * low * high * t)) @ W
         yield lost
 
 
@@ -144,7 +147,7 @@ def _windows(widths: Sequence[int], inputs: int) -> Iterator[tuple[int, int, int
         begin += step
 
 
-def _factors(window: Window) -> _Factors:
+def _factors(window: Window) -> Factors:
     """Return l_k and r_k of all layers, over the inputs and every layer's outputs."""
     order = len(window.first) + sum(map(len, window.matrices))
     left, right = (np.zeros((order, order - len(window.first))) for _ in range(2))
@@ -156,13 +159,19 @@ def _factors(window: Window) -> _Factors:
         row, column = row + inputs, column + outputs
         diagonal = range(row, row + outputs), range(there.start, there.stop)
         left[diagonal], right[diagonal] = 1.0, -1.0
-    return _Factors(csr_array(left), csr_array(right))
+    return Factors(csr_array(left), csr_array(right))
 
 
-def _solved(window: Window, multipliers: Sequence[Array], deadline: Deadline) -> tuple[float, list[Array]]:
-    """Return the factor of `window.first` that suffices, and the multipliers of the window."""
-    factors = _factors(window)
-    at = _at(window, factors, 1.0, np.concatenate(multipliers))
+def solved(window: Window, factors: Factors, multipliers: Array, deadline: Deadline) -> tuple[float, Array]:
+    """Return the factor of `window.first` that suffices, and the multipliers with which it does.
+
+    Args:
+        window: Of it only what stands at its ends; what stands between is told by the factors.
+        factors: Of all multipliers.
+        multipliers: To start with, at a factor of 1.
+        deadline: After it what is found so far is returned.
+    """
+    at = _at(window, factors, 1.0, multipliers)
     room = sum(factors.left.shape)
     best, mu = at, 1.0 / room
     for _ in range(_STEPS):
@@ -178,21 +187,21 @@ def _solved(window: Window, multipliers: Sequence[Array], deadline: Deadline) ->
             if mu * room < _GAP * at.s:
                 break
             mu /= _SHRINK
-    s, t = (1.0, np.concatenate(multipliers)) if best is None else (best.s, best.t)
-    return s, np.split(t, np.cumsum([len(W) for W in window.matrices])[:-1])
+    return (1.0, multipliers) if best is None else (best.s, best.t)
 
 
-def _matrix(window: Window, factors: _Factors, s: float, t: Array) -> Array:
+def _matrix(window: Window, factors: Factors, s: float, t: Array) -> Array:
     """Return P."""
     half = (factors.left * t) @ factors.right.T
-    P = -np.asarray((half + half.T).todense())
+    plain: Any = half.toarray() if issparse(half) else half  # type: ignore[attr-defined]
+    P = -np.asarray(plain + plain.T)
     size, end = len(window.first), len(window.last)
     P[:size, :size] += s * window.first
     P[-end:, -end:] -= window.last
     return P
 
 
-def _at(window: Window, factors: _Factors, s: float, t: Array) -> _Point | None:
+def _at(window: Window, factors: Factors, s: float, t: Array) -> _Point | None:
     """Return the point with these numbers, None where P is not positive definite."""
     if not (s > 0 and (t > 0).all()):
         return None
@@ -206,7 +215,7 @@ def _at(window: Window, factors: _Factors, s: float, t: Array) -> _Point | None:
     return _Point(s, t, np.asarray(lower + np.tril(lower, -1).T), barrier)
 
 
-def _newton(first: Array, factors: _Factors, at: _Point, mu: float) -> tuple[Array, float]:
+def _newton(first: Array, factors: Factors, at: _Point, mu: float) -> tuple[Array, float]:
     """Return Newton's step of (s, t), and its decrement, which tells how far away the minimum is."""
     n = len(first)
     left, right = at.inverse @ factors.left, at.inverse @ factors.right
@@ -224,7 +233,7 @@ def _newton(first: Array, factors: _Factors, at: _Point, mu: float) -> tuple[Arr
     return units * step, float(-gradient @ step)
 
 
-def _moved(window: Window, factors: _Factors, at: _Point, step: Array, decrement: float, mu: float) -> _Point | None:
+def _moved(window: Window, factors: Factors, at: _Point, step: Array, decrement: float, mu: float) -> _Point | None:
     """Return a point along the step where the barrier's value is lower as it should be; None: nowhere."""
     length = 1.0
     for _ in range(_HALVES):

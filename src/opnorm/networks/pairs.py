@@ -28,14 +28,14 @@ _CLASSES = 20  # up to which each pair has a bound of its own: 190 pairs
 Progress = Callable[[int, int], None]
 
 
-def remembered() -> BoundWeight:
-    """Return `bound_weight` with a memory: the kernels before the last are the same for all pairs."""
+def remembered(bound: BoundWeight = bound_weight) -> BoundWeight:
+    """Return a function that bounds weights with a memory: a kernel is met more than once."""
     known: dict[tuple[str, int], Bounds] = {}
 
     def bounds(weight: Weight) -> Bounds:
         key = weight.name, id(weight.geometry.operator)
         if key not in known:
-            known[key] = bound_weight(weight)
+            known[key] = bound(weight)
         return known[key]
 
     return bounds
@@ -83,9 +83,11 @@ def _by_rows(graph: Graph, classes: int, bounds: BoundWeight) -> Array:
         return np.full((classes, classes), inf)
     before = Graph(tuple(node for node in graph.nodes if node is not last), graph.inputs, last.inputs)
     upper = bound_joined(before, bounds).upper
+    if upper is None:
+        return np.full((classes, classes), inf)
     rows = form_of(last).values.T
     rounding = 2 * float(last.options.get("rounding", 0.0))
-    return (cdist(rows, rows) * (1 + gamma(2 * rows.shape[1] + 16)) + rounding) * (inf if upper is None else up(upper))
+    return (cdist(rows, rows) * (1 + gamma(2 * rows.shape[1] + 16)) + rounding) * up(upper)
 
 
 def _last(graph: Graph) -> Node | None:

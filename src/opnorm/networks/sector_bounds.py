@@ -1,8 +1,8 @@
 """A chain of matrices and activations bounded as a whole, not factor by factor, with a proof by Cholesky.
 
-Let z_i = phi_i(W_i z_(i-1)) be differences, all slopes in [a, b], and T_i >= 0 diagonal. If for each layer
+Let z_i = phi_i(W_i z_(i-1)) be differences, slopes in [a, b], diagonal matrices as T_i >= 0 is. If for each layer
 
-    [ X_(i-1) + 2 a b W_i^T T_i W_i      -(a + b) W_i^T T_i ]
+    [ X_(i-1) + 2 W_i^T a b T_i W_i      -W_i^T (a + b) T_i ]
     [ -(a + b) T_i W_i                   2 T_i - X_i        ]      is positive semidefinite, X_0 = I,
 
 then z_i^T X_i z_i <= z_(i-1)^T X_(i-1) z_(i-1); and ||W z||^2 <= L^2 z^T X z if [X, W^T; W, L^2 I] is semidefinite.
@@ -28,8 +28,10 @@ from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.eigenvectors import top_eigenpair
 from opnorm.bounds.threads import one_blas_thread
 from opnorm.checks import Array
-from opnorm.networks.multipliers import Slopes, improved
+from opnorm.networks.effects import Slopes
+from opnorm.networks.multipliers import Sectors, improved
 
+_NARROW = 1e-3  # of a slope: intervals that are narrower are taken to be that wide
 _LARGEST = 6144  # order of a matrix that is factorized: two seconds and 300 MB
 _SLACKS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # what is given away to rounding: the first that is proved
 
@@ -47,37 +49,52 @@ class _NotProvedError(Exception):
     """No factorization ran to completion."""
 
 
-def bound_chain(matrices: list[Array], slopes: list[Slopes], deadline: Deadline = NEVER) -> float | None:
+def bound_chain(matrices: Sequence[Array], slopes: Sequence[Slopes], deadline: Deadline = NEVER) -> float | None:
     """Return a proved Lipschitz constant of `W_n phi(... phi(W_1 x))` (2-norm), None where this method has no proof.
 
     Args:
         matrices: (outputs, inputs) each, finite float64.
-        slopes: Of the activation after each matrix but the last: one interval for all entries.
+        slopes: Of the activation after each matrix but the last: one interval for all entries, or ends for each.
         deadline: After it the multipliers that were found by then are taken.
     """
-    constant = any(low == high == 0 for low, high in slopes)  # nothing passes, which needs no chain
-    if constant or max(sum(W.shape) for W in matrices) > _LARGEST or not all(W.any() for W in matrices):
-        return None
-    scaled, exponents = zip(*map(_near_one, matrices), strict=True)
-    found = _both(scaled, slopes, deadline)
+    passing, sectors = _passing(matrices, slopes)
+    if not all(W.any() for W in passing) or max(sum(W.shape) for W in passing) > _LARGEST:
+        return None  # nothing passes, which needs no chain; or too much
+    scaled, exponents = zip(*map(_near_one, passing), strict=True)
+    found = _both(scaled, sectors, deadline)
     return float(np.ldexp(min(found), sum(exponents))) if found else None
 
 
-def _both(matrices: Sequence[Array], slopes: Sequence[Slopes], deadline: Deadline) -> list[float]:
+def _passing(matrices: Sequence[Array], slopes: Sequence[Slopes]) -> tuple[list[Array], list[Sectors]]:
+    """Return the chain without the neurons that nothing passes, the slopes that are fixed a little wider.
+
+    The multiplier of a sector that is a line has no end, and Newton's method would look for it.
+    """
+    kept, sectors = list(matrices), []
+    for i, ends in enumerate(slopes):
+        low, high = (np.broadcast_to(np.asarray(end, dtype=float), len(kept[i])) for end in ends)
+        passes = (low != 0) | (high != 0)
+        kept[i], kept[i + 1] = kept[i][passes], kept[i + 1][:, passes]
+        low, high = low[passes], high[passes]
+        wider = np.where(high - low < _NARROW * np.abs(high), _NARROW * np.abs(high), 0.0)
+        sectors.append((low - wider, high + wider))
+    return kept, sectors
+
+
+def _both(matrices: Sequence[Array], slopes: Sequence[Sectors], deadline: Deadline) -> list[float]:
     """Return the bounds that are proved, with the quick multipliers and with the best."""
     try:
         quick = _quick(matrices, slopes)
         found = [_with_room(matrices, slopes, quick)]
-        if all(low < high for low, high in slopes):  # else a sector is a line: its multiplier has no end
-            with one_blas_thread():  # windows are small, and BLAS's threads would wait for each other
-                best = improved(matrices, slopes, quick, deadline)
-            found.append(_with_room(matrices, slopes, best))
+        with one_blas_thread():  # windows are small, and BLAS's threads would wait for each other
+            best = improved(matrices, slopes, quick, deadline)
+        found.append(_with_room(matrices, slopes, best))
     except np.linalg.LinAlgError:
         return []
     return [bound for bound in found if bound is not None]
 
 
-def _with_room(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]) -> float | None:
+def _with_room(matrices: Sequence[Array], slopes: Sequence[Sectors], multipliers: Sequence[Array]) -> float | None:
     """Return a proved bound, None where there is no proof.
 
     Multipliers that shrink by r with every layer leave X more than r times what the next layer needs: room for slack,
@@ -100,53 +117,53 @@ def _near_one(W: Array) -> tuple[Array, int]:
     return np.ldexp(W, -more), scale + more
 
 
-def _quick(matrices: Sequence[Array], slopes: Sequence[Slopes]) -> list[Array]:
+def _quick(matrices: Sequence[Array], slopes: Sequence[Sectors]) -> list[Array]:
     """Return for each layer the same multiplier for all entries, chosen as ECLipsE-Fast does it."""
     X, found = np.eye(matrices[0].shape[1]), []
     for W, (low, high) in zip(matrices, slopes, strict=False):
-        M = _after(X, W)
-        width = max((low + high) ** 2, (high - low) ** 2)  # the second where a < 0 < b
-        t = 1 / (width * top_eigenpair(M)[0])
+        M = _after(X, np.maximum(np.abs(low + high), high - low)[:, None] * W)  # the second where a < 0 < b
+        t = 1 / top_eigenpair(M)[0]
         found.append(np.full(len(W), t))
-        X = -(width * t**2) * M
+        X = -(t**2) * M
         X[np.diag_indices_from(X)] += 2 * t
     return found
 
 
-def _proved(matrices: Sequence[Array], slopes: Sequence[Slopes], multipliers: Sequence[Array]) -> float:
+def _proved(matrices: Sequence[Array], slopes: Sequence[Sectors], multipliers: Sequence[Array]) -> float:
     X = np.eye(matrices[0].shape[1])
     for W, ends, t in zip(matrices, slopes, multipliers, strict=False):
         X = _step(X, W, ends, t)
     return _last(X, matrices[-1])
 
 
-def _step(X: Array, W: Array, slopes: Slopes, t: Array) -> Array:
+def _step(X: Array, W: Array, slopes: Sectors, t: Array) -> Array:
     """Return a proved X of the next layer, the Schur complement less what rounding takes."""
     low, high = slopes
-    before = _before(X, W, low * high, t)
-    M = _after(before, W)
-    edge = (-(low + high) * t)[:, None] * W
+    before = _before(X, W, low * high * t)
+    sums = (low + high) * t
+    edge = -sums[:, None] * W
+    M = sums[:, None] * _after(before, W) * sums
     for slack in _SLACKS:
-        after = -((low + high) ** 2) * (t[:, None] * M * t)
+        after = -M
         after[np.diag_indices_from(after)] += 2 * t * (1 - slack)
         corner = -after
         corner[np.diag_indices_from(corner)] += 2 * t
-        if _is_semidefinite(before, edge, corner):
+        if is_semidefinite(before, edge, corner):
             return after
     raise _NotProvedError
 
 
-def _before(X: Array, W: Array, square: float, t: Array) -> Array:
-    """Return a matrix below `X + 2 a b W^T T W` in the order of symmetric matrices; `square` is a b.
+def _before(X: Array, W: Array, bent: Array) -> Array:
+    """Return a matrix below `X + 2 W^T a b T W` in the order of symmetric matrices; `bent` is the diagonal of a b T.
 
-    Each entry is off by at most gamma |2 a b| (|W|^T T |W|) and a rounding of the sum: Gershgorin's discs of both are
+    Each entry is off by at most gamma 2 (|W|^T |a b| T |W|) and a rounding of the sum: Gershgorin's discs of both are
     taken off the diagonal.
     """
-    if square == 0:
+    if not bent.any():
         return X
-    before = X + 2 * square * (W.T * t) @ W
+    before = X + (W.T * (2 * bent)) @ W
     size = np.abs(W)
-    products = 2 * abs(square) * (size.T @ (t * size.sum(axis=1)))
+    products = 2 * (size.T @ (np.abs(bent) * size.sum(axis=1)))
     rounding = 2 * gamma(sum(W.shape) + 8) * products + 4 * UNIT * np.abs(before).sum(axis=1)
     before[np.diag_indices_from(before)] -= rounding
     return np.asarray(before)
@@ -157,7 +174,7 @@ def _last(X: Array, W: Array) -> float:
     estimate = top_eigenpair(_after(X, W))[0]
     for slack in _SLACKS:
         square = estimate * (1 + slack)
-        if _is_semidefinite(X, W, square * np.eye(len(W))):
+        if is_semidefinite(X, W, square * np.eye(len(W))):
             return up(float(np.sqrt(square)))
     raise _NotProvedError
 
@@ -167,7 +184,7 @@ def _after(X: Array, W: Array) -> Array:
     return np.asarray(W @ cho_solve(cho_factor(X, lower=True), W.T))
 
 
-def _is_semidefinite(X: Array, B: Array, C: Array) -> bool:
+def is_semidefinite(X: Array, B: Array, C: Array) -> bool:
     """Return whether `[X, B^T; B, C]` is proved positive semidefinite; of X and C the lower triangles are read.
 
     Rows and columns are divided by powers of two, which is exact, so that the diagonal is near one. The shift pays for

@@ -121,7 +121,7 @@ def _at(sizes: tuple[int, ...] | None) -> str:
 
 
 def windows_of(node: Node) -> list[Window]:
-    """Return the window of each axis of a pooling layer."""
+    """Return the windows of a pooling node, one for each axis."""
     options = node.options
     if "pool_size" in options:
         rank = int(node.kind[-2])

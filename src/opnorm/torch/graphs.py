@@ -20,8 +20,13 @@ _STEPS = 12  # power iterations at each point, as of a Keras model
 
 
 @contextmanager
-def traced(module: nn.Module, data: Tensor) -> Iterator[Checkpoint]:
+def traced(module: nn.Module, data: Tensor, *, fixed: bool = False) -> Iterator[Checkpoint]:
     """Give the graph that a module makes of one example, at inference, as its ONNX export has it.
+
+    Args:
+        module: The module.
+        data: Points, of which the first is the example.
+        fixed: Whether the graph is for a batch of one alone: no shape is computed then.
 
     Raises:
         ValueError: When PyTorch cannot export the module, or numbers decide which way its code goes.
@@ -29,7 +34,7 @@ def traced(module: nn.Module, data: Tensor) -> Iterator[Checkpoint]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "module.onnx"
         try:
-            _export(plain(module), data[:1], path)
+            _export(plain(module), data[:1], path, fixed)
         except Exception as error:  # whatever the exporter meets
             raise ValueError(
                 "Argument `model` must be a module that `torch.onnx.export(..., dynamo=False)` exports; it says: "
@@ -52,6 +57,22 @@ def points_of(module: nn.Module, data: Any) -> Tensor:
         )
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
     return given.detach().to(like.device, like.dtype)
+
+
+def point_of(module: nn.Module, centre: Any) -> Tensor:
+    """Return one example, without its batch axis, as a batch of one where the module is, in its dtype.
+
+    Raises:
+        ValueError: When it holds no floating-point numbers.
+    """
+    given = torch.as_tensor(centre) if hasattr(centre, "shape") else None
+    if given is None or not given.numel() or not given.is_floating_point():
+        raise ValueError(
+            "Argument `around` must be one example, without its batch axis, as an array of floating-point numbers. "
+            f"Received: around={centre!r:.100}"
+        )
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
+    return given.detach().to(like.device, like.dtype)[None]
 
 
 def largest_jacobian(module: nn.Module, points: Tensor) -> float:
@@ -92,11 +113,17 @@ def _at(module: nn.Module, point: Tensor) -> float:
     return largest
 
 
-def _export(module: nn.Module, example: Tensor, path: Path) -> None:
+def _export(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None:
     # The exporter prints graphs that it cannot translate.
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's newer exporter needs packages of its own
         warnings.simplefilter("error", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
-        options = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": {"input": {0: "batch"}}}
-        torch.onnx.export(module, (example,), str(path), dynamo=False, **options)
+        open_axes = {} if fixed else {"dynamic_axes": {"input": {0: "batch"}}}
+        options = {"input_names": ["input"], "output_names": ["output"], **open_axes}
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # one operator that the exporter does not know
+        try:
+            torch.onnx.export(module, (example,), str(path), dynamo=False, **options)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)

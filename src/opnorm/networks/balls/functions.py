@@ -1,0 +1,265 @@
+"""Functions of each entry on a ball: an entry's slopes are those that the function has where the entry may be."""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from scipy.special import erf, expit, ndtr
+
+from opnorm.bounds.certificates import UNIT, up
+from opnorm.checkpoints.records import Node
+from opnorm.checks import Array
+from opnorm.networks.activations import activation, parse
+from opnorm.networks.balls.open_neurons import flat_of
+from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
+from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find
+
+Function = Callable[[Array], Array]
+Slopes = Callable[[Array, Array], tuple[Array, Array]]  # of intervals: the ends of all difference quotients inside
+Known = tuple[Function, Slopes]
+_ULPS = 64 * UNIT  # of an elementary function: 32 ulps
+_NARROW = 2.0**-8  # of a slope: intervals that are narrower are no open neurons, and count with what is left out
+_WIDER = 2.0**-40  # by which slopes are rounded outwards: a dozen elementary operations on numbers near one
+
+
+def straight(*bends: tuple[float, float], first: float) -> Known:
+    """Return a continuous piecewise linear function through the origin.
+
+    Args:
+        bends: Where it bends, from left to right, and its slope behind each.
+        first: Its slope before them.
+    """
+    places = np.array([place for place, _ in bends])
+    slopes = np.array([first, *(slope for _, slope in bends)])
+
+    def function(v: Array) -> Array:
+        return np.asarray(sum(s * _piece(v, *ends) for s, ends in zip(slopes, _pieces(places), strict=True)))
+
+    def between(low: Array, high: Array) -> tuple[Array, Array]:
+        met = [(low <= end) & (high >= begin) for begin, end in _pieces(places)]
+        least = np.min([np.where(m, s, np.inf) for m, s in zip(met, slopes, strict=True)], axis=0)
+        most = np.max([np.where(m, s, -np.inf) for m, s in zip(met, slopes, strict=True)], axis=0)
+        return least, most
+
+    return function, between
+
+
+def _pieces(places: Array) -> list[tuple[float, float]]:
+    ends = [-np.inf, *places.tolist(), np.inf]
+    return list(pairwise(ends))
+
+
+def _piece(v: Array, begin: float, end: float) -> Array:
+    """Return how much of the way from the origin to `v` lies between two places, with its sign."""
+    above = np.clip(v, max(begin, 0.0), max(end, 0.0)) - max(begin, 0.0)
+    return np.asarray(above + np.clip(v, min(begin, 0.0), min(end, 0.0)) - min(end, 0.0))
+
+
+def smooth(function: Function, derivative: Function, *extremes: tuple[float, float], rising: bool = True) -> Known:
+    """Return a function whose derivative is monotone between the places of its extremes.
+
+    Args:
+        function: Right to 32 ulps.
+        derivative: Its derivative, right to 2^-41.
+        extremes: Where the derivative has its extremes, to a thousandth, and at least how far it gets there.
+        rising: Whether the function never falls.
+    """
+
+    def between(low: Array, high: Array) -> tuple[Array, Array]:
+        ends = derivative(low), derivative(high)
+        wider = _WIDER * (1 + np.maximum(*np.abs(ends)))
+        least, most = np.minimum(*ends) - wider, np.maximum(*ends) + wider
+        for place, value in extremes:
+            inside = (low <= place + 1e-3) & (high >= place - 1e-3)
+            least = np.where(inside, np.minimum(least, value), least)
+            most = np.where(inside, np.maximum(most, value), most)
+        return np.maximum(least, 0.0) if rising else least, most
+
+    return function, between
+
+
+def _gelu_slope(v: Array) -> Array:
+    return np.asarray(ndtr(v) + v * np.exp(-(v**2) / 2) / sqrt(2 * np.pi))
+
+
+def _silu_slope(v: Array) -> Array:
+    return np.asarray(expit(v) * (1 + v * expit(-v)))
+
+
+def _elu(alpha: float) -> Known:
+    def derivative(v: Array) -> Array:
+        return np.asarray(np.where(v > 0, 1.0, alpha * np.exp(np.minimum(v, 0.0))))
+
+    def function(v: Array) -> Array:
+        return np.asarray(np.where(v > 0, v, alpha * np.expm1(np.minimum(v, 0.0))))
+
+    return smooth(function, derivative, (0.0, alpha), (0.0, 1.0), rising=alpha >= 0)
+
+
+def _leaky(slope: float, most: float | None = None) -> Known:
+    ends = ((0.0, 1.0),) if most is None else ((0.0, 1.0), (most, 0.0))
+    return straight(*ends, first=slope)
+
+
+_ERF = smooth(erf, lambda v: 2 / sqrt(np.pi) * np.exp(-(v**2)), (0.0, 1.1283792))
+_KNOWN: dict[str, Callable[[Mapping[str, Any]], Known]] = {
+    "linear": lambda _: straight(first=1.0),
+    "relu": lambda _: _leaky(0.0),
+    "relu6": lambda _: _leaky(0.0, 6.0),
+    "leaky_relu": lambda _: _leaky(0.2),
+    "abs": lambda _: _leaky(-1.0),
+    "hard_tanh": lambda _: straight((-1.0, 1.0), (1.0, 0.0), first=0.0),
+    "tanh": lambda _: smooth(np.tanh, lambda v: 1 / np.cosh(np.clip(v, -300, 300)) ** 2, (0.0, 1.0)),
+    "sigmoid": lambda _: smooth(expit, lambda v: expit(v) * expit(-v), (0.0, 0.25)),
+    "softplus": lambda _: smooth(lambda v: np.logaddexp(0.0, v), expit),
+    "silu": lambda _: smooth(lambda v: v * expit(v), _silu_slope, (2.3994, 1.09984), (-2.3994, -0.09984), rising=False),
+    "erf": lambda _: _ERF,
+    "elu": lambda options: _elu(float(options.get("alpha", 1.0))),
+    "gelu": lambda options: smooth(
+        lambda v: v * ndtr(v), _gelu_slope, (sqrt(2), 1.128994), (-sqrt(2), -0.128994), rising=False
+    ),
+    "ReLU": lambda options: _leaky(float(options.get("negative_slope") or 0.0), options.get("max_value")),
+    "LeakyReLU": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.3)))),
+    "LeakyRelu": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.01)))),
+}  # fmt: skip
+_SAME_AS = {"swish": "silu", "Silu": "silu", "SiLU": "silu", "absolute": "abs", "HardTanh": "hard_tanh"}
+
+
+def reciprocal(value: Value) -> Known:
+    """Return 1 / x where no entry of a value gets to zero."""
+    if not np.all((value.low > 0) | (value.high < 0)):
+        raise Unbounded("it divides by something that gets to zero on the ball")
+    return smooth(lambda v: 1 / v, lambda v: -1 / v**2, rising=False)
+
+
+def root(value: Value) -> Known:
+    """Return the square root where no entry of a value gets to zero."""
+    if not np.all(value.low > 0):
+        raise Unbounded("the root of something that gets to zero on the ball")
+    return smooth(np.sqrt, lambda v: 0.5 / np.sqrt(v))
+
+
+def exponential(value: Value) -> Known:
+    """Return the exponential function where it stays inside float64."""
+    if not np.all(value.high < 700):
+        raise Unbounded("its exponent gets beyond 700 on the ball")
+    return smooth(np.exp, np.exp)
+
+
+_LOCAL = {"Reciprocal": reciprocal, "Sqrt": root, "Exp": exponential, "exponential": exponential}
+
+
+@rule(*_LOCAL)
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    return lambda values, space: entrywise(_LOCAL[node.kind](values[0]), values[0], space)
+
+
+@rule("Pow", "Square")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    exponent = find(node.weights, "1")
+    power = (
+        2.0 if node.kind == "Square" else float("nan") if exponent is None or "0" in node.weights else exponent.item()
+    )
+    if power == 0.5:
+        return lambda values, space: entrywise(root(values[0]), values[0], space)
+    if not power.is_integer() or not 0 < power <= 8:
+        raise not_followed(f"the power {power}")
+
+    def between(low: Array, high: Array) -> tuple[Array, Array]:
+        ends = power * low ** (power - 1), power * high ** (power - 1)
+        even = np.where((low <= 0) & (high >= 0) & (power % 2 == 1), 0.0, np.minimum(*ends))
+        wider = _WIDER * np.maximum(*np.abs(ends))
+        return even - wider, np.maximum(*ends) + wider
+
+    return lambda values, space: entrywise((lambda v: v**power, between), values[0], space)
+
+
+def known_function(name: str, options: Mapping[str, Any]) -> Known:
+    """Return an activation and its slopes on intervals.
+
+    Raises:
+        Unbounded: When it is not known here, or has no finite slopes.
+    """
+    activation(name, options)  # raises where its settings make it jump
+    own = name if name in _KNOWN else _SAME_AS.get(name, name.lower())
+    if own not in _KNOWN or (own == "gelu" and _is_rough(options)):
+        raise not_followed(f"the activation {name}")
+    return _KNOWN[own](options)
+
+
+def _is_rough(options: Mapping[str, Any]) -> bool:
+    """Return whether a GELU is the tanh form, which is another function."""
+    told = options.get("approximate", b"none")
+    return told not in (False, b"none", "none")
+
+
+def of_function(node: Node, bounds: BoundWeight) -> Rule:
+    """Return the rule of a node that is an activation, by its kind or its option."""
+    name, options = parse(node.options.get("activation")) if node.kind == "Activation" else (node.kind, node.options)
+    if is_keras(node) and (node.kind == "Clip" or (node.kind == "Gelu" and "approximate" not in options)):
+        raise not_followed("Keras's function of that name has arguments that are not told")
+    if is_keras(node) and node.kind == "LeakyRelu" and "negative_slope" not in options:
+        raise not_followed("its slope is not told")
+    if set(node.options.get("arguments") or {}) - {"training"} or (set(node.weights) and node.kind != "Clip"):
+        raise not_followed("arguments that opnorm does not read")
+    known = _clip(node) if node.kind == "Clip" else known_function(name, options)
+    return lambda values, space: entrywise(known, values[0], space)
+
+
+def _clip(node: Node) -> Known:
+    ends = [find(node.weights, role, option) for role, option in (("1", "min"), ("2", "max"))]
+    low, high = (
+        float(node.options.get(option, default)) if end is None else float(end.item())
+        for end, option, default in zip(ends, ("min", "max"), (-np.inf, np.inf), strict=True)
+    )
+    if not low <= 0 <= high:  # through the origin, as all of them are here
+        raise not_followed("a clip to one side of zero")
+    bends = [(low, 1.0)] if low > -np.inf else []
+    bends += [(high, 0.0)] if high < np.inf else []
+    return straight(*bends, first=0.0 if low > -np.inf else 1.0)
+
+
+def entrywise(known: Known, value: Value, space: Space) -> Found:
+    """Return a function of each entry; the heaviest entries whose slope is open get a variable each."""
+    function, slopes = known
+    low, high = slopes(value.low, value.high)
+    middle, half = (low + high) / 2, (high - low) / 2 * SPARE
+    steep = np.maximum(np.abs(low), np.abs(high))
+    centre = function(value.centre)
+    error = (steep * value.error + _ULPS * np.abs(centre)) * SPARE + TINY
+    chosen = space.open.chosen(np.where(half > _NARROW * steep, half * value.rows, 0.0))
+    flat = flat_of(value.tangents)
+    if len(chosen):
+        space.open.add(flat[:, chosen], value.rest.ravel()[chosen], value.rows.ravel()[chosen])
+    left = half.copy()
+    left.flat[chosen] = 0.0
+    tangents = space.open.padded(middle * value.tangents)
+    if len(chosen):
+        rows = np.arange(len(tangents) - len(chosen), len(tangents))
+        flat_of(tangents)[rows, chosen] = half.flat[chosen]
+    lost = rounding(2, np.abs(middle) * value.size)
+    rest = np.abs(middle) * value.rest + left * value.rows
+    largest = float(np.max(np.abs(middle), initial=0.0))
+    most = float(np.max(left, initial=0.0))
+    beyond = min(length(left * value.rows), most * space.norm(value)) if most else 0.0
+    whole = min(largest * value.whole + beyond, length(rest))
+    effect = _effect(low, high)
+    bounded = _moved(function, value, centre) if np.all(low >= 0) else None
+    return Found(centre, error, tangents, (rest + lost) * SPARE, (whole + length(lost)) * SPARE, effect, bounded)
+
+
+def _moved(function: Function, value: Value, centre: Array) -> Array:
+    """Return how far a function that never falls gets from its value at the centre."""
+    ends = function(value.low), function(value.high)
+    inexact = _ULPS * (np.abs(ends[0]) + np.abs(ends[1]) + np.abs(centre))
+    return np.asarray((np.maximum(np.maximum(ends[1] - centre, centre - ends[0]), 0.0) + inexact) * SPARE)
+
+
+def _effect(low: Array, high: Array) -> Effect:
+    ends = float(low.min(initial=np.inf)), float(high.max(initial=-np.inf))
+    steep = max(abs(ends[0]), abs(ends[1]))
+    text = f"slopes in [{ends[0]:g}, {ends[1]:g}] on the ball, {np.mean(low == high):.0%} of them fixed"
+    return Effect(up(steep), text, (low, high))

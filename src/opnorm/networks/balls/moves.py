@@ -1,0 +1,245 @@
+"""Nodes without weights on a ball: what moves entries about, pools them, or puts values side by side."""
+
+from collections.abc import Callable, Sequence
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from opnorm.checkpoints.records import Node
+from opnorm.checks import Array, real_array
+from opnorm.networks.balls.linear import Linear, Map, moving, through
+from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
+from opnorm.networks.balls.values import SPARE, Found, Space, Value
+from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
+from opnorm.networks.shape_rules import SAME
+
+_KEPT = ("centre", "error", "rest", "size", "rows", "reach", "moved")
+
+
+def _moved(move: Map) -> Rule:
+    return lambda values, space: through(moving(move), values[0])
+
+
+@rule(*SAME, "Cast")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    RULES[node.kind](node, bounds)  # raises in training mode, and where numbers are rounded to integers
+    return _moved(lambda v: v)
+
+
+def _shaped(target: Callable[[tuple[int, ...]], Sequence[int]]) -> Rule:
+    """Return the rule of a node that gives each value, batch included, another shape."""
+    return lambda values, space: reshaped(values[0], target(values[0].centre.shape))
+
+
+def reshaped(value: Value, shape: Sequence[int]) -> Found:
+    """Return a value, batch included, in another shape."""
+    exact = value.centre.reshape(*shape).shape
+    return through(moving(lambda v: v.reshape(len(v), *exact)), value)
+
+
+@rule("Flatten")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    if node.options.get("data_format") == "channels_first":
+        raise not_followed("Keras arranges channels anew")
+    axis = int(node.options.get("axis", 1))
+    return _shaped(lambda shape: (prod(shape[: axis % (len(shape) + 1)]), -1))
+
+
+@rule("Reshape")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    target, stored = node.options.get("target_shape"), find(node.weights, "1")
+    if target is not None:
+        return _shaped(lambda shape: (shape[0], *target))
+    if stored is None:
+        if "target" in node.options:
+            return _shaped(lambda shape: shape)  # the walk computes it
+        raise not_followed("what it gives has a shape that is computed")
+    if node.options.get("allowzero"):
+        raise not_followed("zeros in a shape")
+    sizes = [int(n) for n in stored]
+    return _shaped(lambda shape: [shape[i] if n == 0 else n for i, n in enumerate(sizes)])
+
+
+@rule("Transpose", "Permute")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    given = [0, *node.options["dims"]] if node.kind == "Permute" else node.options.get("perm")
+    if given is None and is_keras(node):
+        raise not_followed("its axes are not told")
+
+    def transposed(values: list[Value], space: Space) -> Found:
+        rank = values[0].centre.ndim
+        order = [int(axis) % rank for axis in (range(rank)[::-1] if given is None else given)]
+        return through(moving(lambda v: v.transpose(0, *(axis + 1 for axis in order))), values[0])
+
+    return transposed
+
+
+def _axes(node: Node) -> list[int] | None:
+    stored = find(node.weights, "1")
+    given = node.options.get("axes") if stored is None else stored.ravel().tolist()
+    return None if given is None else [int(axis) for axis in np.atleast_1d(given)]
+
+
+@rule("Squeeze")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    axes = _axes(node)
+    if axes is None:
+        raise not_followed("no axes")
+    return _shaped(lambda shape: [n for i, n in enumerate(shape) if i not in [axis % len(shape) for axis in axes]])
+
+
+@rule("Unsqueeze", "ExpandDims")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    axes = _axes(node)
+    if axes is None:
+        raise not_followed("no axes")
+
+    def target(shape: tuple[int, ...]) -> list[int]:
+        rank, left = len(shape) + len(axes), list(shape)
+        places = {axis % rank for axis in axes}
+        return [1 if i in places else left.pop(0) for i in range(rank)]
+
+    return _shaped(target)
+
+
+@rule("Slice")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    return lambda values, space: sliced(node, values[0], [])
+
+
+def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
+    """Return part of a value.
+
+    Args:
+        node: A Slice.
+        value: What it cuts.
+        computed: Those of its starts and ends, in this order, that are no constants.
+    """
+    limits = iter(computed)
+    starts, ends = (
+        next(limits, None) if str(i) not in node.weights else integers(node.weights, str(i)) for i in (1, 2)
+    )
+    axes, steps = (integers(node.weights, str(i)) for i in (3, 4))
+    if starts is None or ends is None or len(node.inputs) != 1 or next(limits, None) is not None:
+        raise not_followed("limits that are computed")
+    if computed and axes is None:
+        raise not_followed("axes that may be computed")
+    places = list(range(starts.size)) if axes is None else axes.astype(int).tolist()
+    strides = [1] * len(places) if steps is None else steps.astype(int).tolist()
+    if min(strides) < 1:
+        raise not_followed("a step backwards")
+
+    def cut(v: Array) -> Array:
+        index: list[Any] = [slice(None)] * v.ndim
+        for start, end, axis, step in zip(starts.ravel(), ends.ravel(), places, strides, strict=True):
+            place = axis % (v.ndim - 1) + 1
+            index[place] = slice(_inside(start, v.shape[place]), _inside(end, v.shape[place]), step)
+        return np.asarray(v[tuple(index)])
+
+    return through(moving(cut), value)
+
+
+def _inside(end: float, size: int) -> int:
+    return int(np.clip(end + size if end < 0 else end, 0, size))
+
+
+@rule("Gather")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    places = find(node.weights, "1")
+    if places is None or len(node.inputs) != 1:
+        raise not_followed("places that are computed")
+    axis, taken = int(node.options.get("axis", 0)), places.astype(int)
+    if len(set(taken.ravel().tolist())) < taken.size:
+        raise not_followed("entries that are taken twice")
+
+    def gathered(values: list[Value], space: Space) -> Found:
+        place = axis % values[0].centre.ndim + 1
+        found = through(moving(lambda v: np.take(v, taken, axis=place)), values[0])
+        return found._replace(effect=Effect(1.0, "drops entries"))
+
+    return gathered
+
+
+@rule("Split")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    """Return the rule of a node that several parts are read of: of one part each, by a slice where it is read."""
+    return _moved(lambda v: v)
+
+
+@rule("Concat", "Concatenate")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    stored = {int(role): real_array(weight.read(), role) for role, weight in node.weights.items()}
+    axis = int(node.options.get("axis", -1))
+
+    def joined(values: list[Value], space: Space) -> Found:
+        given = iter(zip(values, space.aligned(values), strict=True))
+        count = len(values) + len(stored)
+        parts = [_stored(stored[i], space) if i in stored else next(given) for i in range(count)]
+        place = axis % values[0].centre.ndim
+
+        def together(arrays: list[Array], place: int) -> Array:
+            return np.concatenate(arrays, axis=place)
+
+        rest, whole = together([v.rest for v, _ in parts], place), float(np.linalg.norm([v.whole for v, _ in parts]))
+        centre, error = (together([getattr(v, name) for v, _ in parts], place) for name in ("centre", "error"))
+        return Found(centre, error, together([t for _, t in parts], place + 1), rest, whole * SPARE)
+
+    return joined
+
+
+def _stored(numbers: Array, space: Space) -> tuple[Value, Array]:
+    found = constant(numbers, space)
+    return space.value("", found), found.tangents
+
+
+def constant(numbers: Array, space: Space) -> Found:
+    """Return numbers that do not depend on the input, right to a dozen roundings where they were computed."""
+    tangents = space.open.padded(np.zeros((space.open.inputs, *numbers.shape)))
+    zeros = np.zeros_like(numbers)
+    return Found(numbers, np.abs(numbers) * 2.0**-48, tangents, zeros, 0.0)
+
+
+@rule("ReduceMean", "GlobalAveragePool", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    options = node.options
+    axes = _axes(node) if node.kind == "ReduceMean" else None
+    arguments = options.get("arguments") or {}
+    if node.kind == "ReduceMean" and axes is None:
+        axes = [int(axis) for axis in np.atleast_1d(arguments["axis"])] if arguments.get("axis") is not None else None
+    if (node.kind == "ReduceMean" and axes is None) or set(arguments) - {"axis", "keepdims"}:
+        raise not_followed("no axes")
+    first = node.kind == "GlobalAveragePool" or options.get("data_format") == "channels_first"
+    onnx = node.kind == "GlobalAveragePool" or (node.kind == "ReduceMean" and not arguments)
+    kept = bool(options.get("keepdims", arguments.get("keepdims", int(onnx))))
+
+    def averaged(values: list[Value], space: Space) -> Found:
+        rank = values[0].centre.ndim
+        pixels = list(range(2, rank)) if first else list(range(1, rank - 1))
+        over = tuple(axis % rank + 1 for axis in (pixels if axes is None else axes))
+        count = prod(values[0].centre.shape[axis - 1] for axis in over)
+
+        def mean(v: Array) -> Array:
+            return np.asarray(v.mean(axis=over, keepdims=kept))
+
+        return through(Linear(mean, mean, count + 2, SPARE / sqrt(count)), values[0])
+
+    return averaged
+
+
+def part_of(node: Node, value: Value, index: int) -> Value:
+    """Return one of the parts into which a Split cuts a value."""
+    stored = find(node.weights, "1")
+    axis = int(node.options.get("axis", 0)) % value.centre.ndim
+    size = value.centre.shape[axis]
+    sizes = node.options.get("split") if stored is None else stored.astype(int).tolist()
+    if sizes is None:
+        parts = int(node.options.get("num_outputs") or 0)
+        if not parts:
+            raise not_followed("how many parts it has is not told")
+        each = -(-size // parts)
+        sizes = [each] * (parts - 1) + [size - each * (parts - 1)]
+    start = sum(sizes[:index])
+    cut = (slice(None),) * axis + (slice(start, start + sizes[index]),)
+    arrays = {name: getattr(value, name)[cut] for name in _KEPT}
+    return value._replace(tangents=value.tangents[(slice(None), *cut)], **arrays)

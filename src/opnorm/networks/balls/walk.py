@@ -1,0 +1,168 @@
+"""A network's nodes one after another on a ball around one input, and what of it holds for the network as a whole."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+import opnorm.networks.balls.attention
+import opnorm.networks.balls.factors
+import opnorm.networks.balls.linear
+import opnorm.networks.balls.moves
+import opnorm.networks.balls.norms
+import opnorm.networks.balls.pooling  # noqa: F401 - their rules are registered
+from opnorm.checkpoints.onnx_steering import STEADY
+from opnorm.checkpoints.records import Graph, Node
+from opnorm.checks import Array
+from opnorm.networks.activations import SIMPLEX, is_activation, parse
+from opnorm.networks.balls.functions import of_function
+from opnorm.networks.balls.moves import constant, part_of, reshaped, sliced
+from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
+from opnorm.networks.balls.shapes import steady_value
+from opnorm.networks.balls.values import Found, Space, Value
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded
+from opnorm.networks.shape_rules import MEETINGS
+
+_SEVERAL = (
+    *MEETINGS,
+    "Mul",
+    "Multiply",
+    "Div",
+    "MatMul",
+    "MultiHeadAttention",
+    "Reshape",
+    "Slice",
+)  # whose rules read more than one input
+_ENTRIES = 2**26  # of one value's tangents: 512 MiB
+
+
+class Met(NamedTuple):
+    """What was found on one ball."""
+
+    space: Space
+    values: Mapping[str, Value]  # by node or input, as far as they are known
+    effects: Mapping[str, Effect | Unbounded]  # of nodes, where the ball tells more than their global rule
+
+
+class Network:
+    """A network made ready for balls: each node's rule, whatever the ball.
+
+    Args:
+        graph: The network, split, gates as they are written out.
+        bounds: As in `network_bound`.
+        most: The largest number of tangents along the input; networks with larger inputs have none.
+        neurons: The largest number of open neurons.
+    """
+
+    def __init__(self, graph: Graph, bounds: BoundWeight, most: int, neurons: int):
+        self.graph, self.most, self.neurons = graph, most, neurons
+        self.rules = {node.name: _made(node, bounds) for node in graph.nodes}
+        self.nodes = {node.name: node for node in graph.nodes}
+
+    def meet(self, points: Sequence[Array], radius: float, before: Met | None = None) -> Met:
+        """Return what is found of the network on the ball around one example, the inputs as one vector.
+
+        Args:
+            points: One for each input, a batch of one.
+            radius: Of the ball.
+            before: What was found on a smaller ball around the same example.
+        """
+        size = sum(point.size for point in points)
+        inner = {} if before is None else {name: value.moved for name, value in before.values.items()}
+        smaller = before.space.radius if before else 0.0
+        space = Space(size if size <= self.most else 0, radius, self.neurons, smaller, inner)
+        values = dict(zip(self.graph.inputs, _inputs(points, space), strict=True))
+        effects: dict[str, Effect | Unbounded] = {}
+        for node in self.graph.nodes:
+            try:
+                found = self._after(node, values, space)
+            except Unbounded as reason:
+                effects[node.name] = reason
+                continue
+            if found is not None:
+                values[node.name] = space.value(node.name, found)
+                effects.update({node.name: found.effect} if found.effect else {})
+        return Met(space, values, effects)
+
+    def _after(self, node: Node, values: Mapping[str, Value], space: Space) -> Found | None:
+        if node.kind == STEADY:
+            return constant(steady_value(node.name, node.options["steady"], values).astype(float), space)
+        rule = self.rules[node.name]
+        if isinstance(rule, Unbounded):
+            raise rule
+        if not node.inputs or any(name not in values for name in node.inputs):
+            return None
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                read = [self._read(node, i, values) for i in range(len(node.inputs))]
+                found = _steered(node, read[0], values) if "target" in node.options else rule(read, space)
+        except Unbounded:
+            raise
+        except Exception as error:  # settings come from files, and rules trust them
+            raise not_followed(f"{type(error).__name__}: {error}") from error
+        if found.tangents.size > _ENTRIES:
+            raise not_followed("its Jacobian does not fit")
+        if not (np.all(np.isfinite(found.centre)) and np.all(np.isfinite(found.error))):
+            raise not_followed("its numbers leave the range of float64")
+        return found
+
+    def _read(self, node: Node, place: int, values: Mapping[str, Value]) -> Value:
+        """Return what stands at an input of a node: a value, or the part of it that is read."""
+        name, parts = node.inputs[place], node.options.get("parts")
+        before = self.nodes.get(name)
+        if before is None or before.kind != "Split":
+            return values[name]
+        if not parts:
+            raise not_followed("it reads one of several parts")
+        return part_of(before, values[name], parts[place])
+
+
+def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
+    """Return a value in a shape, or cut at limits, that the network computes of shapes."""
+    told = [steady_value(name, node.options["steady"], values) for name in node.options["target"]]
+    if node.kind == "Slice":
+        return sliced(node, value, told)
+    if node.options.get("allowzero") or len(told) != 1:
+        raise not_followed("zeros in a shape")
+    sizes = [int(n) for n in told[0].ravel()]
+    return reshaped(value, [value.centre.shape[i] if n == 0 else n for i, n in enumerate(sizes)])
+
+
+def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
+    try:
+        if (node.options.get("arguments") or {}).get("training"):
+            raise not_followed("it is called in training mode")
+        if len(node.inputs) > 1 and node.kind not in _SEVERAL:
+            raise not_followed("a second input, such as a mask, steers it")
+        if node.kind == "Activation" and parse(node.options.get("activation"))[0] in SIMPLEX[:2]:
+            node = node._replace(kind="Softmax", options={})
+        if node.kind in MAKERS:
+            return MAKERS[node.kind](node, bounds)
+        if node.kind != "Activation" and not is_activation(node.kind):
+            raise not_followed(f"opnorm has no rule for {node.kind} there")
+        return of_function(node, bounds)
+    except Unbounded as reason:
+        return reason
+    except Exception as error:  # settings come from files
+        return not_followed(f"{type(error).__name__}: {error}")
+
+
+def _inputs(points: Sequence[Array], space: Space) -> list[Value]:
+    """Return the network's inputs: each entry its own tangent, or all of a constant of one."""
+    found, start = [], 0
+    for point in points:
+        tangents = np.zeros((space.open.inputs, point.size))
+        plain = 0.0 if space.open.inputs else 1.0
+        if space.open.inputs:
+            tangents[np.arange(start, start + point.size), np.arange(point.size)] = 1.0
+        start += point.size
+        rest, shape = np.full(point.shape, plain), point.shape
+        known = Found(
+            point,
+            np.zeros(shape),
+            tangents.reshape(-1, *shape) if len(tangents) else np.zeros((0, *shape)),
+            rest,
+            plain,
+        )
+        found.append(space.value("", known))
+    return found

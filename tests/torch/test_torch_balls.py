@@ -1,0 +1,121 @@
+"""Modules on a ball: transformers have finite bounds there, never below autograd's Jacobians."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+import opnorm
+
+
+class Block(nn.Module):
+    """A transformer's block, its norms first."""
+
+    def __init__(self, width=12, heads=2):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.perceptron = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+
+    def forward(self, x):
+        y = self.first(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.perceptron(self.second(x))
+
+
+class ViT(nn.Module):
+    """Patches, a class token, positions, a block, a head."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 3, 3)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width))
+        self.block, self.norm, self.head = Block(width), nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.block(x))[:, 0])
+
+
+class ScaledDotProduct(nn.Module):
+    """Attention as `scaled_dot_product_attention`, one projection for all three."""
+
+    def __init__(self):
+        super().__init__()
+        self.joint, self.output = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        query, key, value = (
+            part.view(batch, tokens, 2, width // 2).transpose(1, 2) for part in self.joint(x).chunk(3, -1)
+        )
+        found = F.scaled_dot_product_attention(query, key, value)
+        return self.output(found.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Written(ScaledDotProduct):
+    """The same written out, with a gated perceptron behind a root mean square."""
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        query, key, value = self.joint(x).reshape(batch, tokens, 3, width).unbind(2)
+        x = torch.softmax(query @ key.transpose(-2, -1) / width**0.5, -1) @ value
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2)
+        return F.silu(self.output(x)) * x
+
+
+def jacobian(module, x):
+    exact = module.double()
+    found = torch.autograd.functional.jacobian(exact, x[None]).reshape(-1, x.numel())
+    module.float()
+    return float(torch.linalg.matrix_norm(found, 2))
+
+
+def steepest(module, x, radius, count=6):
+    generator = torch.Generator().manual_seed(1)
+    moves = torch.randn((count, *x.shape), generator=generator, dtype=torch.float64)
+    return max(jacobian(module, x + radius * move / move.norm()) for move in moves)
+
+
+CASES = {
+    "block": (Block, (3, 12), 2e-3),
+    "vit": (ViT, (1, 6, 6), 2e-4),
+    "scaled_dot_product": (ScaledDotProduct, (3, 8), 5e-2),
+    "written": (Written, (3, 8), 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_has_a_finite_bound_on_a_ball_and_no_jacobian_there_is_above_it(name):
+    make, shape, radius = CASES[name]
+    torch.manual_seed(0)
+    module = make().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    at, near, far = (opnorm.lipschitz_bound(module, around=x, radius=r) for r in (0.0, radius, 1.0))
+    exact = jacobian(module, x)
+    assert at.lower <= exact * (1 + 1e-6)  # of constants that the exporter rounds to float32
+    assert exact * (1 - 1e-6) <= at.upper <= exact * (1 + 1e-3)  # of rounding errors on the way
+    assert steepest(module, x, radius) <= near.upper <= 3 * exact
+    assert near.unknown == ()
+    assert far.upper is None or far.upper >= near.upper
+
+
+def test_a_module_leaves_attention_s_fast_way_as_it_was():
+    opnorm.lipschitz_bound(Block(), around=np.ones((2, 12)), radius=0.0)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    ("around", "match"),
+    [(np.ones(5), "torch.onnx.export|around"), ([1.0], "around"), (np.ones(4, dtype=int), "around")],
+)
+def test_a_centre_that_is_no_example_is_refused(around, match):
+    with pytest.raises(ValueError, match=match):
+        opnorm.lipschitz_bound(nn.Linear(4, 2), around=around, radius=0.1)
+
+
+def test_data_and_a_ball_are_not_given_together():
+    with pytest.raises(ValueError, match="`data`"):
+        opnorm.lipschitz_bound(nn.Linear(4, 2), np.ones((1, 4)), around=np.ones(4), radius=0.1)
