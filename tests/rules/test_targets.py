@@ -66,7 +66,7 @@ def test_anything_else_is_refused(name, value):
         {"min_value": 0.5, "margin": 0.1},
         {"min_value": 0.5, "operator": "convolution"},
     ],
-    ids=str,
+    ids=[str(number) for number in range(8)],
 )
 def test_a_least_value_that_does_not_go_with_the_largest_is_refused(options):
     with pytest.raises(ValueError, match=r"Argument `min_value` must be .*Received: min_value="):

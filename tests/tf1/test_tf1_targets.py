@@ -66,7 +66,7 @@ def test_the_gradient_of_both_ends_is_that_of_finite_differences():
     np.testing.assert_allclose(tape.gradient(loss, variable), expected, atol=1e-6)  # differences of 1e-5
 
 
-@pytest.mark.parametrize("value", [lambda step: 1.0, "rms rms", 0.0], ids=str)
+@pytest.mark.parametrize("value", [lambda step: 1.0, "rms rms", 0.0], ids=["a function", "twice a unit", "zero"])
 def test_a_function_of_the_step_or_nonsense_is_refused(value):
     for kind in (opnorm.tf1.SpectralNorm, opnorm.tf1.MaxSpectralNorm, opnorm.tf1.SpectralClip):
         with pytest.raises(ValueError, match=r"value` must be a positive finite number.*Received: "):
