@@ -47,7 +47,7 @@ SCALED: Mapping[str, str] = {  # whose layer of tokens multiplies by sqrt(H), an
 }
 CONV1D = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")  # whose c_attn, c_fc, c_proj are stored (in, out)
 FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and Embedding and nothing more
-    *CONV1D, "gemma", "gemma2", "gemma3_text", "bart", "mbart", "albert", "apertus", "arcee", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
+    *CONV1D, "albert", "apertus", "arcee", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
     "clip_vision_model", "codegen", "cohere", "cohere2", "deberta-v2", "deepseek_v2", "deepseek_v3", "deit",
     "dinov2", "dinov3_vit", "distilbert", "electra", "ernie4_5", "exaone4", "falcon", "glm", "glm4", "glm4_moe",
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "llama",
@@ -56,6 +56,7 @@ FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and E
     "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "siglip_text_model",
     "siglip_vision_model", "smollm3", "stablelm", "starcoder2", "t5", "umt5", "vit", "vit_mae", "vit_msn",
     "whisper", "xlm-roberta",
+    "bart", "gemma", "gemma2", "gemma3_text", "mbart",
 })  # fmt: skip
 OUT_IN, IN_OUT = "(out, in)", "(in, out)"
 EXPERTS: Mapping[str, str] = {  # how the matrix of each expert stands in a stack of them
