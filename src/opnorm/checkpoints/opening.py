@@ -112,8 +112,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, Equinox's `.eqx`, flax's `.msgpack`, a frozen graph `.pb`, or the
             index of shards: `.safetensors.index.json`, `.bin.index.json`, `.weights.json`; a file of another name, or
             of none, whose content tells what it is; a checkpoint of TensorFlow's by its prefix, its `.index`, or its
-            folder; a folder of a model, a pipeline or an adapter, of a SavedModel, of Orbax's, or of PyTorch's distributed
-            checkpoints; or the URL of a file that is read in parts: safetensors, NumPy's, PyTorch's.
+            folder; a folder of a model, a pipeline or an adapter, of a SavedModel, of Orbax's, or of PyTorch's
+            distributed checkpoints; or the URL of a file that is read in parts: safetensors, NumPy's, PyTorch's.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a

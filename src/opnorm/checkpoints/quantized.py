@@ -76,7 +76,7 @@ def find_quantized(file: File) -> dict[str, Made]:
 
 
 def _stems(codes: str) -> tuple[str, str]:
-    """Return what the name of a scale may begin with: the name of its codes, or of the layer or weight they belong to."""
+    """Return what the name of a scale may begin with: that of its codes, or of the weight or layer of these."""
     return codes, re.sub(r"[._]\w*$", "", codes)
 
 
