@@ -156,6 +156,8 @@ REASONS = [
     ("optimizer.exp_avg", (4, 4), "optimizer state"),
     ("position_ids", (1, 4), "integers"),
     ("logit_scale", (), "single number"),
+    ("layers.0.mixer.A_log", (8, 4), "logarithms"),
+    ("attn.relative_position_bias_table", (9, 2), "added"),
     ("odd", (2, 2, 2, 2, 2, 2), "6 axes"),
 ]
 
@@ -311,6 +313,8 @@ def test_a_name_that_is_taken_gets_the_next_number():
         ("embed_tokens", torch.nn.Embedding(9, 4), True),
         ("embeddings.word_embeddings", torch.nn.Embedding(3, 4), True),
         ("embedding", torch.nn.Embedding(9, 4), True),
+        ("emb", torch.nn.Embedding(9, 4), True),
+        ("shared", torch.nn.Embedding(9, 4), True),
         ("bond_embedding", torch.nn.Linear(3, 9, bias=False), False),
         ("bond_embedding", torch.nn.Linear(3, 9), True),
         ("encoder.embedding_hidden_mapping_in", torch.nn.Linear(3, 9), True),
