@@ -80,3 +80,15 @@ def test_a_file_cut_anywhere_is_refused_or_has_rows_up_to_the_cut(tmp_path):
             continue
         assert 0 < len(found) <= 9
         assert all(one.read().shape == one.shape for one in found[:-1])
+
+
+def test_bfloat16_is_read_as_jax_reads_it(tmp_path):
+    leaf = jax.random.normal(jax.random.key(0), (5, 4), "bfloat16")
+    eqx.tree_serialise_leaves(tmp_path / "a.eqx", [leaf])
+    jax.numpy.save(tmp_path / "b.npy", leaf)
+    np.savez(tmp_path / "c.npz", weight=leaf)
+    truth = np.linalg.norm(np.asarray(jax.numpy.load(tmp_path / "b.npy"), "f8"), 2)
+    for name in ("a.eqx", "b.npy", "c.npz"):
+        (row,) = audit(tmp_path / name).rows
+        assert row.dtype == "bfloat16"
+        assert row.lower <= truth * (1 + 1e-9) <= row.upper * (1 + 2e-9)

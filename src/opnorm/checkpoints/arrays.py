@@ -13,13 +13,14 @@ from numpy.lib import format as npy
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.archives import members, open_member
-from opnorm.checkpoints.files import byte_size, check_count, check_growth, guarded, require
+from opnorm.checkpoints.files import byte_size, check_count, check_growth, extra, guarded, require
 from opnorm.checkpoints.flat import Entry, flat_weights, unread
 from opnorm.checkpoints.guesses import Named, unique
 from opnorm.checkpoints.records import Checkpoint
 
 _HEADER_BYTES = 2**16
 _MAGIC = b"\x93NUMPY"
+_BFLOAT16 = np.dtype("V2")  # two bytes without a type: so NumPy writes bfloat16, and `jax.numpy.load` reads it
 _SHOWN = 3  # names in a note
 
 
@@ -112,7 +113,8 @@ def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO])
         begin = -file.tell()
         shape, _, dtype = _header(file)
         begin += file.tell()
-    if dtype.kind not in "biufc":
+    dtype = np.dtype(extra("ml_dtypes").bfloat16) if dtype == _BFLOAT16 else dtype
+    if dtype.kind not in "biufc" and dtype.name != "bfloat16":
         what = "Python objects" if dtype.hasobject else str(dtype)
         reason = f"it holds {what}, which are no numbers"
         found = unread(path, name, shape, str(dtype)[:40], reason)
@@ -141,4 +143,5 @@ def _read(open_file: Callable[[], BinaryIO]) -> np.ndarray:
         data = file.read(byte_size(shape, dtype.itemsize))
     require(len(data) == math.prod(shape) * dtype.itemsize, "the values are cut off")
     values = np.frombuffer(data, dtype)
+    values = values.view(extra("ml_dtypes").bfloat16) if dtype == _BFLOAT16 else values
     return values.reshape(shape[::-1]).transpose() if fortran else values.reshape(shape)
