@@ -93,3 +93,13 @@ def test_a_product_that_the_network_gives_stays_unknown(tmp_path):
     model = quantized(np.ones((7, 5), "i1"), np.array(0.1, "f4"), np.array(0, "i1"))
     model.graph.output.append(helper.make_tensor_value_info("product", TensorProto.INT32, None))
     assert rows_of(tmp_path, model)["w"].status == "failed"
+
+
+def test_a_product_that_a_branch_gives_stays_unknown(tmp_path):
+    model = quantized(np.ones((7, 5), "i1"), np.array(0.1, "f4"), np.array(0, "i1"))
+    branch = helper.make_graph([], "branch", [], [helper.make_tensor_value_info("product", TensorProto.INT32, None)])
+    chosen = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(chosen)
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.INT32, None))
+    assert rows_of(tmp_path, model)["w"].status == "failed"

@@ -24,7 +24,8 @@ def read_onnx(path: Path) -> Checkpoint:
     model = _parsed(path)
     definitions = Definitions(path, model)
     unfolded = Unfolded(definitions)
-    unfolded.ops = with_scales(unfolded.ops, definitions.tensors, unfolded.outputs, unfolded.values.fresh)
+    given = {*unfolded.outputs, *(value for source in unfolded.links.values() for value in source)}
+    unfolded.ops = with_scales(unfolded.ops, definitions.tensors, given, unfolded.values.fresh)
     # The inference is C++ that follows calls as often as they are made: of what was written out above, and no more.
     called = [f for f in model.functions if function_key(f, f.name) in unfolded.called]
     del model.functions[:]

@@ -32,7 +32,7 @@ def with_scales(
     Args:
         ops: Each after those that it reads.
         tensors: Those of the file.
-        outputs: Values that the network gives.
+        outputs: Values that the network, or a graph of control flow in it, gives.
         fresh: Returns a name for a value that is not taken.
     """
     readers: dict[str, list[Op]] = defaultdict(list)
@@ -66,7 +66,7 @@ def _scaled(
 
     def sole(before: Op, kind: str) -> Op | None:
         value = before.outputs[0] if before.outputs else ""
-        found = readers.get(value, [])
+        found = readers.get(value, []) if value else []
         return found[0] if len(found) == 1 and found[0].kind == kind and value not in outputs else None
 
     cast = sole(op, "Cast")
