@@ -172,6 +172,24 @@ def test_embeddings_that_their_layer_scales_stay_assumed(tmp_path):
     assert [name for name, row in rows.items() if row.assumed] == ["model.embed_tokens.weight"]
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "factor"),
+    [
+        ("gemma3_text", {}, 12**0.5),
+        ("bart", {"scale_embedding": True}, 12**0.5),
+        ("biogpt", {}, 12**0.5),
+        ("bart", {"scale_embedding": False}, 1),
+    ],
+)
+def test_a_scaled_embedding_is_bounded_as_its_layer_applies_it(tmp_path, model, settings, factor):
+    row = rows_of(tmp_path, "llama", model_type=model, **settings)["model.embed_tokens.weight"]
+    truth = np.linalg.norm(LLAMA[1]["model.embed_tokens.weight"].astype("f8"), 2)
+    assert row.lower <= factor * truth * (1 + 1e-9) <= row.upper * (1 + 2e-9)
+    assert row.rms_norm == pytest.approx(factor * truth * (30 / 12) ** 0.5, rel=1e-5)
+    tied = [reading for reading in row.readings if reading[1] <= truth * (1 + 1e-9) and truth <= reading[2]]
+    assert bool(tied) == (factor != 1), "the output layer may read the same matrix without the factor"
+
+
 # ---- parts of a model ----
 
 

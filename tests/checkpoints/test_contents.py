@@ -212,16 +212,18 @@ def test_every_array_of_an_npz_file_has_a_row(tmp_path):
     assert all(rows[key].reason for key in rows if key != "w")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_follows_the_array_of_a_file_is_noted(tmp_path, count):
+@pytest.mark.parametrize("rest", [b"", b"and what is no array"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_array_of_a_file_has_a_row_and_what_else_follows_is_noted(tmp_path, count, rest):
     with (tmp_path / "a.npy").open("wb") as file:
         for scale in range(1, count + 1):
             np.save(file, scale * np.eye(3))
-    found = open_checkpoint(tmp_path / "a.npy")
-    assert len(found.weights) == 1
-    assert [note.partition(":")[0] for note in found.notes] == ["200 bytes follow the array, and were not read"][
-        : count - 1
-    ]
+        file.write(rest)
+    report = audit(tmp_path / "a.npy")
+    assert [row.name for row in report.rows] == ["a", "a#1", "a#2"][:count]
+    assert all(row.lower <= scale <= row.upper for scale, row in enumerate(report.rows, 1))
+    noted = f"{len(rest)} bytes follow the array, and were not read"
+    assert [note.partition(":")[0] for note in report.notes] == [noted] * bool(rest)
 
 
 @pytest.mark.parametrize("second", [np.eye(3), np.array(["x"])])

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from samples import BIAS, FILES, KERNEL, MATRIX, functional, keras_file, layer, legacy_file
 
+from opnorm.auditing.audits import audit
 from opnorm.bounds.brackets import spectral_norm
 from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.keras_layers import Layer, roles, snake
@@ -155,6 +156,8 @@ REASONS = [
     ("optimizer.exp_avg", (4, 4), "optimizer state"),
     ("position_ids", (1, 4), "integers"),
     ("logit_scale", (), "single number"),
+    ("layers.0.mixer.A_log", (8, 4), "logarithms"),
+    ("attn.relative_position_bias_table", (9, 2), "added"),
     ("odd", (2, 2, 2, 2, 2, 2), "6 axes"),
 ]
 
@@ -302,3 +305,30 @@ def test_a_name_that_is_taken_gets_the_next_number():
     taken = set()
     assert [unique("w", taken) for _ in range(40)] == ["w", *(f"w#{i}" for i in range(1, 40))]
     assert len({unique(name, taken) for name in ["a#2", "a#1", "a", "a", "a", "a#1", "a#1#1"]}) == 7
+
+
+@pytest.mark.parametrize(
+    ("module", "layer", "known"),
+    [
+        ("embed_tokens", torch.nn.Embedding(9, 4), True),
+        ("embeddings.word_embeddings", torch.nn.Embedding(3, 4), True),
+        ("embedding", torch.nn.Embedding(9, 4), True),
+        ("emb", torch.nn.Embedding(9, 4), True),
+        ("shared", torch.nn.Embedding(9, 4), True),
+        ("bond_embedding", torch.nn.Linear(3, 9, bias=False), False),
+        ("bond_embedding", torch.nn.Linear(3, 9), True),
+        ("encoder.embedding_hidden_mapping_in", torch.nn.Linear(3, 9), True),
+        ("time_embedding.linear_1", torch.nn.Linear(9, 3), True),
+        ("patch_embed.proj", torch.nn.Linear(9, 3, bias=False), False),
+    ],
+)
+def test_which_axis_of_an_embedding_is_the_inputs_is_never_guessed_wrongly(tmp_path, module, layer, known):
+    save_file(
+        {f"{module}.{name}": tensor.detach() for name, tensor in layer.named_parameters()}, tmp_path / "a.safetensors"
+    )
+    row = next(row for row in audit(tmp_path / "a.safetensors").rows if len(row.shape) == 2)
+    inputs, outputs = row.shape if isinstance(layer, torch.nn.Embedding) else row.shape[::-1]
+    truth = np.linalg.norm(layer.weight.detach().double().numpy(), 2)
+    assert row.lower <= truth * (1 + 1e-9) <= row.upper * (1 + 1e-9)
+    assert (row.rms_norm is not None) == known
+    assert row.rms_norm is None or row.rms_norm == pytest.approx(truth * np.sqrt(inputs / outputs), rel=1e-5)

@@ -157,7 +157,15 @@ def test_a_quantized_convolution_has_a_scale_for_each_output(tmp_path):
 def test_integers_whose_scale_comes_later_are_no_map_yet(tmp_path, kind):
     shape = (4, 2, 3, 3) if kind == "ConvInteger" else (4, 3)
     model = onnx_model([helper.make_node(kind, ["x", "w"], ["y"])], {"w": np.ones(shape, "int8")})
-    assert "scale" in weight(saved(tmp_path, model)).geometry.reason
+    found = weight(saved(tmp_path, model)).geometry
+    assert "scale" in found.reason
+    assert found.unknown, "skipped it would pass a check"
+
+
+@pytest.mark.parametrize("options", [{"pads": [-1, 0, 0, 0]}, {"pads": [1]}, {"group": 3}, {"strides": [0, 1]}])
+def test_a_convolution_that_is_not_understood_passes_no_check(tmp_path, options):
+    model = onnx_model([helper.make_node("Conv", ["x", "w"], ["y"], **options)], {"w": normal(4, 2, 3, 3)})
+    assert weight(saved(tmp_path, model)).geometry.unknown
 
 
 def test_recurrent_weights_are_a_matrix_for_each_direction(tmp_path):

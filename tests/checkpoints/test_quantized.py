@@ -158,3 +158,24 @@ def test_a_layer_of_a_quantization_library_has_one_row_that_is_not_known(tmp_pat
 def test_a_scale_whose_codes_are_elsewhere_is_no_kernel(tmp_path, name):
     save_file({name: torch.ones(6, 64)}, tmp_path / "a.safetensors")
     assert status(weights(tmp_path / "a.safetensors")[name]) == "unknown"
+
+
+@pytest.mark.parametrize("name", ["l", "l.weight"])
+def test_codes_called_qweight_are_scaled_by_the_rows_beside_them(tmp_path, name):
+    codes, scale = torch.randint(-127, 128, (6, 4), dtype=torch.int8), torch.rand(6, 1) + 0.1
+    save_file({f"{name}.qweight": codes, f"{name}.scale": scale}, tmp_path / "a.safetensors")
+    rows = {row.name: row for row in audit(tmp_path / "a.safetensors").rows}
+    truth = norm((codes.double() * scale.double()).numpy())
+    assert rows["l.weight"].lower <= truth * (1 + 1e-9) <= rows["l.weight"].upper * (1 + 2e-9)
+    assert rows[f"{name}.scale"].status == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("codes", "scale"),
+    [("l.q", "l.scales"), ("l.weight.q", "l.weight.scale"), ("l.weight_q4", "l.weight_zeros"), ("l.q", "l.q.scale")],
+)
+def test_the_scale_of_codes_that_are_not_understood_is_no_matrix(tmp_path, codes, scale):
+    tensors = {codes: torch.ones(6, 4, dtype=torch.uint8), scale: torch.rand(6, 2), "m.scale": torch.eye(3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    rows = {row.name: row.status for row in audit(tmp_path / "a.safetensors").rows}
+    assert rows == {codes: "failed", scale: "failed", "m.scale": "bounded"}

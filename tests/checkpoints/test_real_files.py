@@ -130,7 +130,22 @@ def test_a_saved_model_is_read_bit_by_bit(package, known, maps):
     reader = tensorflow.train.load_checkpoint(str(folder / "variables" / "variables"))
     names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
     truth = sorted(np.asarray(reader.get_tensor(name)).tobytes() for name in names)
-    assert sorted(weight.read().tobytes() for weight in found.weights) == truth
+    variables = [weight for weight in found.weights if weight.geometry.kind != "constant"]
+    assert sorted(weight.read().tobytes() for weight in variables) == truth
     mapped = [weight for weight in found.weights if weight.geometry.operator]
     assert (len(mapped), any(weight.geometry.assumed for weight in mapped)) == (maps, not known)
     assert (found.graph is not None) == known
+
+
+def test_constants_of_a_saved_model_are_read_bit_by_bit():
+    """Of basic-pitch's transform two kernels, real and imaginary, which no variable holds."""
+    tensorflow = pytest.importorskip("tensorflow")
+    protobufs = pytest.importorskip("tensorflow.core.protobuf.saved_model_pb2")
+    path = shipped("basic-pitch", "saved_model.pb")
+    model = protobufs.SavedModel.FromString(path.read_bytes())
+    held = [node.attr["value"].tensor for node in model.meta_graphs[0].graph_def.node if node.op == "Const"]
+    truth = [tensorflow.make_ndarray(tensor) for tensor in held if len(tensor.tensor_shape.dim) == 3]
+    found = [weight for weight in open_checkpoint(path.parent).weights if weight.geometry.kind == "constant"]
+    assert [weight.shape for weight in found] == [(36, 1, 256)] * 2
+    assert all(weight.geometry.unknown for weight in found)
+    assert sorted(one.read().tobytes() for one in found) == sorted(one.astype("<f4").tobytes() for one in truth)

@@ -196,3 +196,35 @@ def test_notes_that_make_no_sense_are_refused_or_ignored(tmp_path, content):
         refused(folder, "Cannot read")
     else:
         assert len(read_saved_model(folder).weights) == 2
+
+
+class Constants(tf.Module):
+    """A network whose kernels are constants, but for one variable."""
+
+    def __init__(self):
+        super().__init__()
+        draw = np.random.default_rng(0).standard_normal
+        self.arrays = [draw(shape).astype("f4") for shape in ((4, 5), (5, 6), (6, 7), (3, 4), (7, 2), (9, 8))]
+        self.captured, self.added, self.scale = (tf.constant(self.arrays[i]) for i in (0, 3, 5))
+        self.w = tf.Variable(np.eye(5, dtype="f4"), name="w")
+
+    @tf.function(input_signature=[tf.TensorSpec((3, 4))])
+    def __call__(self, x):
+        y = (x + self.added) @ self.captured @ self.w @ tf.constant(self.arrays[1])
+        y = y @ tf.transpose(tf.transpose(tf.constant(self.arrays[2]))) @ tf.constant(self.arrays[4])
+        return tf.reduce_sum(y) * self.scale
+
+
+def test_constants_of_the_graph_have_rows_with_what_its_operations_do(tmp_path):
+    model = Constants()
+    tf.saved_model.save(model, str(tmp_path / "m"))
+    rows = {row.shape: row for row in audit(tmp_path / "m").rows}
+    assert len(rows) == 7
+    for array in (model.arrays[0], model.arrays[1], model.arrays[4]):
+        row, truth = rows[array.shape], np.linalg.norm(array.astype("f8"), 2)
+        assert row.lower <= truth * (1 + 1e-9) <= row.upper * (1 + 2e-9)
+        assert not row.assumed
+    assert rows[3, 4].status == "skipped"
+    assert [rows[shape].status for shape in ((6, 7), (9, 8))] == ["failed", "failed"]
+    assert "Transpose" in rows[6, 7].reason
+    assert "Mul" in rows[9, 8].reason

@@ -46,8 +46,14 @@ def how(row: Mapping[str, Any]) -> str:
         return f"not bounded: {row['reason']}"
     parts = [geometry, row["method"], *(flag for flag in row["flags"] if flag not in row["method"])]
     if row["constraint"]:
-        parts.append(f"{row['constraint']['name']} {row['constraint']['value']}: met: {row['constraint']['met']}")
+        parts.append(_declared(row["constraint"]))
     return "; ".join(parts)
+
+
+def _declared(constraint: Mapping[str, Any]) -> str:
+    """Return a constraint that the file declares, and whether it is met: not all have a value."""
+    value = "" if constraint["value"] is None else f" {constraint['value']}"
+    return f"{constraint['name']}{value}: met: {constraint['met']}"
 
 
 def own_parts(row: Mapping[str, Any]) -> list[str]:

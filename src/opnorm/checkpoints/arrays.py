@@ -1,30 +1,85 @@
-"""`.npy` and `.npz` files: headers are read first, values on demand, and pickled objects never."""
+"""`.npy`, `.npz` and Equinox's `.eqx` files: headers are read first, values on demand, and pickled objects never."""
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
+from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.archives import members, open_member
-from opnorm.checkpoints.files import byte_size, check_count, check_growth, guarded, require
+from opnorm.checkpoints.files import byte_size, check_count, check_growth, extra, guarded, require
 from opnorm.checkpoints.flat import Entry, flat_weights, unread
-from opnorm.checkpoints.guesses import Named
+from opnorm.checkpoints.guesses import Named, unique
 from opnorm.checkpoints.records import Checkpoint
 
 _HEADER_BYTES = 2**16
+_MAGIC = b"\x93NUMPY"
+_BFLOAT16 = np.dtype("V2")  # two bytes without a type: so NumPy writes bfloat16, and `jax.numpy.load` reads it
 _SHOWN = 3  # names in a note
 
 
 def read_npy(path: Path) -> Checkpoint:
-    """Return the checkpoint of one array."""
-    size = path.stat().st_size
-    found, more = _tensor(path, path.stem, size, lambda: path.open("rb"))
-    return Checkpoint("npz", flat_weights(path, [found]), notes=_notes({found.named.name: more}))
+    """Return the checkpoint of one array, or of several one after another, which `numpy.load` reads call by call."""
+    entries, rest = _sequence(path, 0)
+    return Checkpoint("npz", flat_weights(path, entries), notes=_notes({entries[-1].named.name: rest}))
+
+
+def read_equinox(path: Path) -> Checkpoint:
+    """Return the checkpoint of what `equinox.tree_serialise_leaves` wrote: the leaves of a tree, in its order, unnamed.
+
+    A line of JSON may stand before them, as Equinox's own examples write a model's settings.
+    """
+    with path.open("rb") as file:
+        first = file.read(_HEADER_BYTES)
+    begin = 0 if first.startswith(_MAGIC) else first.find(b"\n") + 1
+    require(begin > 0 or first.startswith(_MAGIC), f"its first line does not end within {_HEADER_BYTES} bytes")
+    entries, rest = _sequence(path, begin)
+    weights = list(flat_weights(path, entries))
+    for i in _biases([entry.named.shape for entry in entries]):
+        weights[i] = weights[i]._replace(geometry=g.nothing("unknown", g.BIAS, assumed=True))
+    notes = ("its file has no names: tensors are counted in the order of the tree", *_notes({weights[-1].name: rest}))
+    return Checkpoint("equinox", tuple(weights), notes=notes)
+
+
+def _biases(shapes: Sequence[tuple[int, ...]]) -> Iterator[int]:
+    """Yield where the bias of a convolution stands, (out, 1, ...), behind its kernel (out, in, *spatial)."""
+    for i, (kernel, bias) in enumerate(pairwise(shapes), 1):
+        if len(bias) > 1 and len(kernel) == len(bias) + 1 and bias == (kernel[0], *[1] * (len(bias) - 1)):
+            yield i
+
+
+def _sequence(path: Path, begin: int) -> tuple[list[Entry], int]:
+    """Return the arrays that stand one after another from a byte on, and how many bytes follow the last."""
+    entries: list[Entry] = []
+    taken: set[str] = set()
+    size, left = path.stat().st_size, 1
+    while left > 0 and _begins(path, begin):
+        check_count(len(entries))
+        name = unique(path.stem, taken)
+        entry, left = _tensor(path, name, size - begin, partial(_opened, path, begin))
+        entries.append(entry)
+        begin = size - left
+    require(bool(entries), "no NumPy array stands where one should")
+    return entries, size - begin if left else 0
+
+
+def _begins(path: Path, begin: int) -> bool:
+    """Return whether an array begins at a byte; another than the first one may be cut off."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _opened(path: Path, begin: int) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(begin)
+    return file
 
 
 def read_npz(path: Path) -> Checkpoint:
@@ -55,9 +110,11 @@ def _notes(more: Mapping[str, int]) -> tuple[str, ...]:
 def _tensor(path: Path, name: str, room: int, open_file: Callable[[], BinaryIO]) -> tuple[Entry, int]:
     """Return an array, and how many bytes follow it."""
     with open_file() as file:
+        begin = -file.tell()
         shape, _, dtype = _header(file)
-        begin = file.tell()
-    if dtype.kind not in "biufc":
+        begin += file.tell()
+    dtype = np.dtype(extra("ml_dtypes").bfloat16) if dtype == _BFLOAT16 else dtype
+    if dtype.kind not in "biufc" and dtype.name != "bfloat16":
         what = "Python objects" if dtype.hasobject else str(dtype)
         reason = f"it holds {what}, which are no numbers"
         found = unread(path, name, shape, str(dtype)[:40], reason)
@@ -86,4 +143,5 @@ def _read(open_file: Callable[[], BinaryIO]) -> np.ndarray:
         data = file.read(byte_size(shape, dtype.itemsize))
     require(len(data) == math.prod(shape) * dtype.itemsize, "the values are cut off")
     values = np.frombuffer(data, dtype)
+    values = values.view(extra("ml_dtypes").bfloat16) if dtype == _BFLOAT16 else values
     return values.reshape(shape[::-1]).transpose() if fortran else values.reshape(shape)

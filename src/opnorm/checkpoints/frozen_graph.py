@@ -4,7 +4,7 @@ Reference:
     TensorFlow, `core/framework/graph.proto`, `tensor.proto`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,9 +50,9 @@ def read_frozen(path: Path) -> Checkpoint:
         require(proper, "it is no graph of TensorFlow's: of a SavedModel name the folder")
         taken: set[str] = set()
         entries = {}
-        for name, constant in _constants(data, parts):
+        for name, constant in constants(data, parts):
             label = unique(name, taken)
-            entries[label] = _entry(path, label, constant)
+            entries[label] = entry_of(path, label, constant)
             check_count(len(entries))
         known = uses(bodies(data, Field(0, BYTES, 0, size)), {})
     weights = {name: _settings(weight) for name, weight in guessed(entries, ()).items()}
@@ -66,7 +66,7 @@ def _settings(weight: Weight) -> Weight:
     return weight._replace(geometry=g.nothing("unknown", "settings of an operation")) if integers else weight
 
 
-def _constants(data: Window, parts: list[Field]) -> Iterator[tuple[str, Constant]]:
+def constants(data: Window, parts: Sequence[Field]) -> Iterator[tuple[str, Constant]]:
     """Yield the constants of a graph by name, those of its functions below the functions' names."""
     for part in parts:
         if (part.number, part.wire) == (_NODE, BYTES):
@@ -127,7 +127,7 @@ def _constant(data: Window, parts: list[Field]) -> Constant:
     return Constant(kind, shape, start, size, stored)
 
 
-def _entry(path: Path, name: str, constant: Constant) -> Entry:
+def entry_of(path: Path, name: str, constant: Constant) -> Entry:
     """Return a constant whose numbers fill its shape, or the reason why they are not read."""
     dtype, shape = dtype_of(constant.kind), constant.shape
     if dtype is None:

@@ -86,9 +86,9 @@ def einsum(kind: str, equation: Any, rank: int, *, assumed: bool = False) -> Geo
     try:
         axes = einsum_axes(equation)
     except (ValueError, AttributeError):
-        return nothing(kind, f"the equation {equation!r} is not one matrix applied to every position")
+        return unknown(kind, f"the equation {equation!r} is not one matrix applied to every position")
     if sorted([*axes[0], *axes[1], *axes[2]]) != list(range(rank)):
-        return nothing(kind, f"the equation {equation!r} does not fit a kernel with {rank} axes")
+        return unknown(kind, f"the equation {equation!r} does not fit a kernel with {rank} axes")
     return Geometry(
         kind, f"matrix of the equation {equation}", lambda kernel: einsum_operator(kernel, equation), assumed=assumed
     )
@@ -107,7 +107,7 @@ def transposed(kind: str, shape: Sequence[int], sliding: Sliding, *, assumed: bo
 def depthwise(kind: str, shape: Sequence[int], sliding: Sliding, *, assumed: bool = False) -> Geometry:
     """Return the geometry of a depthwise convolution with a kernel (*spatial, channels, multiplier)."""
     if len(shape) not in (3, 4, 5):
-        return nothing(kind, f"a depthwise kernel with {len(shape)} axes")
+        return unknown(kind, f"a depthwise kernel with {len(shape)} axes")
     *spatial, channels, multiplier = shape
     joint = (*spatial, 1, channels * multiplier)
     sliding = sliding._replace(groups=channels)
@@ -193,11 +193,11 @@ def _slid(
 ) -> Geometry:
     rank = len(shape) - 2
     if rank not in (1, 2, 3):
-        return nothing(kind, f"a {name} kernel with {len(shape)} axes")
+        return unknown(kind, f"a {name} kernel with {len(shape)} axes")
     try:
         settings = _checked(sliding, rank, shape[-1])
     except ValueError as error:
-        return nothing(kind, str(error))
+        return unknown(kind, str(error))
 
     def operator(kernel: Array) -> Convolution:
         return Convolution(

@@ -26,10 +26,17 @@ _OPTIMIZER = re.compile(  # where the formats put it, and nowhere else: a module
     rf"(^|[./]){_OPTIMIZERS}([./]\d+)?[./]state[./](\d+[./].*|(.+[./])?({_SLOTS})([./].+)?)$|"
     rf"^opt(imizer)?_state[./](.+[./])?({_SLOTS})([./].+)?$|^{_OPTIMIZERS}[./]({_SLOTS})$"  # Optax's, and a flat one
 )
-_EMBEDDING = re.compile(r"embed|(^|[._/])(wte|wpe|lm_head_table|token_table)([._/]|$)", re.IGNORECASE)
+_EMBEDDING = re.compile(  # the module's own name
+    r"embed|(^|_)embs?(_|$)|^(wte|wpe|lm_head_table|token_table|shared)$", re.IGNORECASE
+)
+_TABLE_NAME = re.compile(  # of what is looked up; a layer called `bond_embedding` or `patch_embed` may be a Linear
+    r"^(emb(ed|edding)?s?|wte|wpe|lm_head_table)$|token|(^|_)(tok|pos)_|word|vocab|char|position|shared", re.IGNORECASE
+)
 _POSITION = re.compile(
     r"(^|[./])(pos(ition(al)?)?_?emb(ed(ding)?s?)?|(cls|dist|mask|reg(ister)?)_tokens?)$", re.IGNORECASE
 )
+_SCORES = "relative_position_bias_table"  # of Swin and BEiT: added to the scores of an attention
+_LOGARITHMS = ("a_log", "a_logs")  # of Mamba
 _LAYER_SCALE = re.compile(r"(^|[./_])(layer_?scale|(ls\d?[./]gamma|gamma_?\d|lambda_?\d)([./]|$))", re.IGNORECASE)
 _INDEX = re.compile(r"(^|_)(ids|index|indices|idx|masks?|positions?|offsets?|lengths?|shape)$")
 _TABLE = ("int64", "uint64")  # in which no library packs codes
@@ -102,8 +109,17 @@ def _by_name(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
         return g.nothing("unknown", g.MEAN, assumed=True)
     if last in ("running_var", "moving_variance") or (last == "var" and _is_statistic(tensor, others)):
         return _variance(tensor, others)
+    return _no_matrix(tensor, last)
+
+
+def _no_matrix(tensor: Named, last: str) -> Geometry | None:
+    """Return what a tensor is that has a matrix's axes and is none, by its name."""
+    if last in _LOGARITHMS:
+        return g.nothing("unknown", "logarithms of a state space's rates, which decay", assumed=True)
     added = _POSITION.search(tensor.name) and len(tensor.shape) > 2 and tensor.shape[0] == 1
-    return g.nothing("unknown", "a table that is added, not multiplied", assumed=True) if added else None
+    if added or last.endswith(_SCORES):
+        return g.nothing("unknown", "a table that is added, not multiplied", assumed=True)
+    return None
 
 
 def _reason(tensor: Named, last: str) -> str:
@@ -199,14 +215,27 @@ def _matrix(tensor: Named, others: Mapping[str, Named]) -> Geometry:
         return g.unknown("experts", "experts joined in one matrix: how many there are is not known", assumed=True)
     if _LORA.search(tensor.name):
         return g.rows("LoRA", "factor of a low-rank update, (out, in)", assumed=True)
-    if _EMBEDDING.search(tensor.name):
-        return g.columns("Embedding", "matrix (tokens, features)", assumed=True)
+    table = _table(tensor, others)
+    if table is not None:
+        return table
     if _LAST_IS_OUT.search(tensor.name):
         found = g.columns("Dense", assumed=True)
         return with_taps(found, tensor.shape, keras=True) if is_convolution(tensor.name) else found
     if re.search(r"weight_(ih|hh)(_l\d+)?(_reverse)?$", tensor.name):
         return g.rows("RNN", "matrix (gates, in), all gates together", assumed=True)
     return _linear(tensor, others)
+
+
+def _table(tensor: Named, others: Mapping[str, Named]) -> Geometry | None:
+    """Return the embedding that a module's own name speaks of; what has a bias is a layer that embeds by a matrix."""
+    names = re.split(r"[./]", tensor.name.removesuffix(":0"))
+    module = next((name for name in reversed(names) if not re.fullmatch(r"weights?|kernel|\d+", name)), "")
+    if not _EMBEDDING.search(module) or _LAST_IS_OUT.search(tensor.name):
+        return None
+    if re.sub(r"weight$", "bias", tensor.name) in others.keys() - {tensor.name}:
+        return None
+    oriented = tensor.shape[0] == tensor.shape[1] or _TABLE_NAME.search(module) is not None
+    return g.columns("Embedding", "matrix (tokens, features)", assumed=True)._replace(oriented=oriented)
 
 
 def _linear(tensor: Named, others: Mapping[str, Named]) -> Geometry:

@@ -127,10 +127,10 @@ def _sliding(layer: Layer) -> g.Sliding:
 def _convolution(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     shape, sliding = tensors[role].shape, _sliding(layer)
     if len(shape) != _rank(layer.kind) + 2:
-        return g.nothing(layer.kind, f"a {layer.kind} kernel with {len(shape)} axes")
+        return g.unknown(layer.kind, f"a {layer.kind} kernel with {len(shape)} axes")
     layout = layer.config.get("kernel_layout", "channels_last")
     if layout not in ("channels_last", "channels_first"):
-        return g.nothing(layer.kind, "nothing says which axes of its kernel are the channels")
+        return g.unknown(layer.kind, "nothing says which axes of its kernel are the channels")
     if layout == "channels_first":
         return g.channels_first(layer.kind, shape, sliding)
     make = g.transposed if layer.kind in TRANSPOSED else g.depthwise if layer.kind in DEPTHWISE else g.convolution
@@ -161,7 +161,7 @@ def _low_rank(layer: Layer, role: str, tensors: Tensors, found: Geometry) -> Geo
 
 def _matrix(layer: Layer, kernel: Tensor) -> Geometry:
     if len(kernel.shape) != 2:
-        return g.nothing(layer.kind, f"a {layer.kind} kernel with {len(kernel.shape)} axes")
+        return g.unknown(layer.kind, f"a {layer.kind} kernel with {len(kernel.shape)} axes")
     return g.columns(layer.kind)
 
 
@@ -192,7 +192,7 @@ def _normalized(layer: Layer, role: str, tensors: Tensors, epsilon: float) -> Ge
 def _separable(layer: Layer, role: str, tensors: Tensors) -> Geometry:
     shape = tensors[role].shape
     if len(shape) != _rank(layer.kind) + 2 or layer.config.get("kernel_layout", "channels_last") != "channels_last":
-        return g.nothing(layer.kind, f"a {role.replace('_', ' ')} with {len(shape)} axes, or in Theano's layout")
+        return g.unknown(layer.kind, f"a {role.replace('_', ' ')} with {len(shape)} axes, or in Theano's layout")
     if role == "depthwise_kernel":
         return g.depthwise(layer.kind, shape, _sliding(layer))
     if role != "pointwise_kernel":

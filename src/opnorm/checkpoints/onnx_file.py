@@ -8,6 +8,7 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import extra, require
 from opnorm.checkpoints.onnx_bodies import Definitions, Names, function_key
 from opnorm.checkpoints.onnx_geometry import role
+from opnorm.checkpoints.onnx_integers import with_scales
 from opnorm.checkpoints.onnx_runtime import Runtime
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
 from opnorm.checkpoints.onnx_sizes import with_open_sizes
@@ -23,6 +24,8 @@ def read_onnx(path: Path) -> Checkpoint:
     model = _parsed(path)
     definitions = Definitions(path, model)
     unfolded = Unfolded(definitions)
+    given = {*unfolded.outputs, *(value for source in unfolded.links.values() for value in source)}
+    unfolded.ops = with_scales(unfolded.ops, definitions.tensors, given, unfolded.values.fresh)
     # The inference is C++ that follows calls as often as they are made: of what was written out above, and no more.
     called = [f for f in model.functions if function_key(f, f.name) in unfolded.called]
     del model.functions[:]

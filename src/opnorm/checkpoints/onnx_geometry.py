@@ -121,10 +121,10 @@ def _convolution(use: Use, tensor: Named) -> Geometry:
     if role(use.kind, use.position) != "kernel":
         return _other(use, tensor)
     if use.kind == "ConvInteger":
-        return g.nothing(use.kind, _INTEGER)
+        return g.unknown(use.kind, _INTEGER)
     sliding = _sliding(use, len(tensor.shape))
     if isinstance(sliding, str):
-        return g.nothing(use.kind, sliding)
+        return g.unknown(use.kind, sliding)
     if use.kind == "ConvTranspose":  # its pads cut the output off: that only makes the norm smaller
         return g.channels_first_transposed(use.kind, tensor.shape, sliding._replace(padding="same"))
     return g.channels_first(use.kind, tensor.shape, sliding)

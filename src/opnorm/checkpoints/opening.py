@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from opnorm.checkpoints.archives import members
-from opnorm.checkpoints.arrays import read_npy, read_npz
+from opnorm.checkpoints.arrays import read_equinox, read_npy, read_npz
 from opnorm.checkpoints.config import NAME as CONFIG
 from opnorm.checkpoints.config import read_config
 from opnorm.checkpoints.contents import (
@@ -68,6 +68,7 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".hdf5": {HDF5: read_h5},
     ".npz": {ZIP: read_npz},
     ".npy": {NUMPY: read_npy},
+    ".eqx": {NUMPY: read_equinox, JSON: read_equinox},
     ".pth.tar": _TORCH,  # no archive of tar's: a habit of PyTorch's examples
     ".ckpt": _TORCH,
     ".pth": _TORCH,
@@ -77,7 +78,15 @@ _READERS: dict[str, Readers] = {  # by ending, the longest first
     ".h5": {HDF5: read_h5},
 }
 
-_BY_RANGE = (read_safetensors, read_index, read_npz, read_npy, read_torch, read_old_torch)  # these only open and seek
+_BY_RANGE = (
+    read_safetensors,
+    read_index,
+    read_npz,
+    read_npy,
+    read_equinox,
+    read_torch,
+    read_old_torch,
+)  # these only open and seek
 
 _FOLDERS: dict[str, Callable[[Path], Checkpoint]] = {  # by a glob of names in it; the first that is there
     "saved_model.pb": read_saved_model,
@@ -100,11 +109,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file `.keras`, `.weights.h5`, `.h5`, `.safetensors`, `.onnx`, `.tflite`, `.gguf`, `.npz`, `.npy`,
-            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, flax's `.msgpack`, a frozen graph `.pb`, or the index of shards:
-            `.safetensors.index.json`, `.bin.index.json`, `.weights.json`; a file of another name, or of none, whose
-            content tells what it is; a checkpoint of TensorFlow's by its prefix, its `.index`, or its folder; a folder
-            of a model, a pipeline or an adapter, of a SavedModel, of Orbax's, or of PyTorch's distributed checkpoints;
-            or the URL of a file that is read in parts: safetensors, NumPy's, PyTorch's.
+            PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt`, Equinox's `.eqx`, flax's `.msgpack`, a frozen graph `.pb`, or the
+            index of shards: `.safetensors.index.json`, `.bin.index.json`, `.weights.json`; a file of another name, or
+            of none, whose content tells what it is; a checkpoint of TensorFlow's by its prefix, its `.index`, or its
+            folder; a folder of a model, a pipeline or an adapter, of a SavedModel, of Orbax's, or of PyTorch's
+            distributed checkpoints; or the URL of a file that is read in parts: safetensors, NumPy's, PyTorch's.
 
     Raises:
         CheckpointError: When the file cannot be read as what its name says. Nothing else is raised, here or when a

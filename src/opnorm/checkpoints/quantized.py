@@ -1,7 +1,7 @@
 """Kernels stored as codes: multiplied out where a library is known to store them so, else with the reason."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from opnorm.checkpoints.bitsandbytes import find_bitsandbytes
@@ -41,6 +41,8 @@ _SCHEMES = [  # that are not worked out here
     Scheme(".weight._data._data", (".weight._scale", ".weight._shift"), "Quanto"),
 ]
 _ALONE = "it belongs to quantized numbers that are not found beside it"
+_SCALE = re.compile(r"[._](weight_)?(scales?|zeros?|zero_points?|min|max)$", re.IGNORECASE)
+_PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")  # as which codes are stored
 _STATE = re.compile(r"^(?P<weight>.+\.weight)\.quant_state\.")
 _ORPHAN = re.compile(
     r"(^|[._])(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv|_2)?|scale_weight|weight_packed)$"
@@ -63,13 +65,25 @@ def find_quantized(file: File) -> dict[str, Made]:
         if tensor.name not in found:
             own = _of_a_library(file, tensor, settings)
             found |= own or _others(file, tensor, scaled(file, tensor, neighbours, settings))
+    stems = {stem for tensor in codes if tensor.dtype in _PACKED for stem in _stems(tensor.name)}
     for name, tensor in file.tensors.items():
         state = _STATE.match(name)
         if state and state["weight"] in found and name not in found:
             found[name] = part(state["weight"])
-        elif _is_orphan(tensor) and name not in found:
+        elif name not in found and (_is_orphan(tensor) or _scales_one_of(stems, tensor)):
             found[name] = unknown(_ALONE)
     return found
+
+
+def _stems(codes: str) -> tuple[str, str]:
+    """Return what the name of a scale may begin with: that of its codes, or of the weight or layer of these."""
+    return codes, re.sub(r"[._]\w*$", "", codes)
+
+
+def _scales_one_of(stems: Collection[str], tensor: Named) -> bool:
+    """Return whether a tensor is called the scale or the offset of codes that are stored beside it."""
+    found = _SCALE.search(tensor.name)
+    return found is not None and len(tensor.shape) > 1 and tensor.name[: found.start()] in stems
 
 
 def _may_be_codes(tensor: Named) -> bool:

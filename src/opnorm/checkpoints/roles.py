@@ -30,18 +30,24 @@ LINEAR: Mapping[str, Ways] = {  # by the module's name, or its parent's and its 
     "crossattention.c_attn": (("H", "J"),),
     "q_attn": (("H", "Q"),),
 }
-_TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "token_embedding", "tok_embeddings", "shared")
+TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "token_embedding", "tok_embeddings", "shared")
 _PLACES = ("wpe", "position_embeddings", "embed_positions", "position_embedding", "token_type_embeddings")
 EMBEDDINGS: Mapping[str, Ways] = {
-    **dict.fromkeys(_TOKENS, (("V", "H"),)),
+    **dict.fromkeys(TOKENS, (("V", "H"),)),
     **dict.fromkeys(_PLACES, (("P", "H"),)),
     "relative_attention_bias": (("P", "N"),),
 }
-# Whose embeddings are multiplied by a number, of late by their own layer:
-SCALED = ("gemma", "gemma2", "gemma3_text", "bart", "mbart")
+ALWAYS = ""
+SCALED: Mapping[str, str] = {  # whose layer of tokens multiplies by sqrt(H), and the setting that says whether it does
+    **dict.fromkeys(("embedding_gemma", "gemma", "gemma2", "gemma3_text", "gemma3n_text"), ALWAYS),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text", "vaultgemma"), ALWAYS),
+    **dict.fromkeys(("bart", "bigbird_pegasus", "biogpt", "blenderbot", "m2m_100", "mbart"), "scale_embedding"),
+    **dict.fromkeys(("nllb-moe", "pegasus_x", "plbart", "seamless_m4t", "seamless_m4t_v2"), "scale_embedding"),
+    **dict.fromkeys(("trocr", "xglm"), "scale_embedding"),
+}
 CONV1D = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")  # whose c_attn, c_fc, c_proj are stored (in, out)
 FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and Embedding and nothing more
-    *CONV1D, *SCALED, "albert", "apertus", "arcee", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
+    *CONV1D, "albert", "apertus", "arcee", "beit", "bert", "bloom", "camembert", "clip", "clip_text_model",
     "clip_vision_model", "codegen", "cohere", "cohere2", "deberta-v2", "deepseek_v2", "deepseek_v3", "deit",
     "dinov2", "dinov3_vit", "distilbert", "electra", "ernie4_5", "exaone4", "falcon", "glm", "glm4", "glm4_moe",
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "llama",
@@ -50,6 +56,7 @@ FAMILIES = frozenset({  # whose modules of those names are torch.nn.Linear and E
     "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "siglip_text_model",
     "siglip_vision_model", "smollm3", "stablelm", "starcoder2", "t5", "umt5", "vit", "vit_mae", "vit_msn",
     "whisper", "xlm-roberta",
+    "bart", "gemma", "gemma2", "gemma3_text", "mbart",
 })  # fmt: skip
 OUT_IN, IN_OUT = "(out, in)", "(in, out)"
 EXPERTS: Mapping[str, str] = {  # how the matrix of each expert stands in a stack of them

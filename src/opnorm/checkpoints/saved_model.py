@@ -13,6 +13,7 @@ from opnorm.checkpoints.keras_archive import graph_of, notes_of
 from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization
 from opnorm.checkpoints.keras_tree import Place, place_weights
 from opnorm.checkpoints.records import Checkpoint, Weight
+from opnorm.checkpoints.saved_constants import constant_weights
 from opnorm.checkpoints.saved_notes import noted_layers
 from opnorm.checkpoints.saved_objects import Attributes, Saved, paths_of, read_saved
 from opnorm.checkpoints.tf_bundle import read_bundle
@@ -40,7 +41,8 @@ def read_saved_model(path: Path) -> Checkpoint:
     nodes = objects(bundle)
     weights = variables(bundle, nodes)
     saved = read_saved(folder / "saved_model.pb")
-    apply_uses(weights, uses(saved.bodies, _captured(saved, nodes)))
+    captured = _captured(saved, nodes)
+    apply_uses(weights, uses(saved.bodies, captured))
     noted = noted_layers(folder, saved.objects)
     met = list(_met(noted, nodes, weights))
     _place(met, weights)
@@ -48,16 +50,19 @@ def read_saved_model(path: Path) -> Checkpoint:
     by_layer = [(one.names, {role: weights[key] for role, key in one.keys.items()}) for one in met]
     graph, notes = graph_of(model, by_layer) if model else (None, ())
     notes = (*(notes_of(model) if model else ()), *notes)
-    return Checkpoint("savedmodel", tuple(weights.values()), graph, (_NOTE, *notes))
+    names = [weight.name for weight in weights.values()]
+    more = constant_weights(folder / "saved_model.pb", saved, captured, names)
+    return Checkpoint("savedmodel", (*weights.values(), *more), graph, (_NOTE, *notes))
 
 
 def _captured(saved: Saved, nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
-    """Return the keys of the variables that functions take as their last arguments, "" for what is none."""
+    """Return the keys of the variables and constants that are the last arguments of functions, "" for what is none."""
     paths = paths_of(saved.objects)
 
     def key(at: int) -> str:
         node = _node(paths[at], nodes) if at in paths else None
-        return node.variables[0].key if node and node.variables else ""
+        constant = saved.objects[at].constant if 0 <= at < len(saved.objects) else ""
+        return node.variables[0].key if node and node.variables else constant
 
     return {name: tuple(map(key, bound)) for name, bound in saved.captured.items()}
 

@@ -14,6 +14,7 @@ from opnorm.checkpoints.tf_graph import Body, bodies, numbers
 from opnorm.checkpoints.wire import BYTES, Field, Window, fields, message, number, places, text
 
 _META_GRAPH, _GRAPH, _OBJECTS = 2, 2, 7  # of a SavedModel; of a MetaGraphDef
+_CONSTANT = 9  # of an object
 
 Attributes = tuple[str, ...]  # from the model downwards
 
@@ -24,6 +25,7 @@ class Object(NamedTuple):
     children: Mapping[str, int]
     identifier: bytes
     metadata: bytes  # JSON
+    constant: str = ""  # the operation of the graph that it is, of a constant
 
 
 class Saved(NamedTuple):
@@ -49,6 +51,14 @@ def read_meta(file: Path) -> Saved:
     with file.open("rb") as opened:
         data = Window(opened, file.stat().st_size)
         return _meta_graph(data, Field(0, BYTES, 0, data.size))
+
+
+def graph_in(data: Window) -> list[Field]:
+    """Return the parts of the first graph of operations in a SavedModel."""
+    found = (one for one in places(data, 0, data.size) if (one.number, one.wire) == (_META_GRAPH, BYTES))
+    first = next(found, Field(0, BYTES, 0, 0))
+    graphs = (one for one in places(data, first.start, first.end) if (one.number, one.wire) == (_GRAPH, BYTES))
+    return [part for graph in graphs for part in places(data, graph.start, graph.end)]
 
 
 def _meta_graph(data: Window, graph: Field) -> Saved:
@@ -79,14 +89,16 @@ def _objects(graph: bytes) -> tuple[list[Object], dict[str, tuple[int, ...]]]:
 
 
 def _object(data: bytes) -> Object:
-    children, user = {}, dict[int, Any]()
+    children, user, constant = {}, dict[int, Any](), ""
     for key, value in fields(data):
         if key == 1:
             child = dict(fields(message(value)))
             children[text(child.get(2, b""))] = number(child.get(1, 0))
         elif key == 4:
             user = dict(fields(message(value)))
-    return Object(children, message(user.get(1, b"")), message(user.get(3, b"")))
+        elif key == _CONSTANT:
+            constant = text(dict(fields(message(value))).get(1, b""))
+    return Object(children, message(user.get(1, b"")), message(user.get(3, b"")), constant)
 
 
 def paths_of(objects: Sequence[Object]) -> dict[int, Attributes]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from opnorm.checkpoints.files import guarded
 from opnorm.checkpoints.guesses import FLOATS, Named
-from opnorm.checkpoints.made import File, Made, layer, part, unknown
+from opnorm.checkpoints.made import File, Made, part, unknown, whole
 from opnorm.checkpoints.quantization_settings import Settings
 
 _SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "weight.scale", "scale")  # after the layer's name
@@ -64,15 +64,26 @@ def scaled(file: File, codes: Named, neighbours: Mapping[str, Sequence[str]], se
         return {codes.name: unknown(reason), scale.name: part(codes.name)}
     read = guarded(file.path, _multiplied, codes, scale, steps)
     how = f"{codes.dtype} times {scale.name!r}, an entry for {'x'.join(map(str, steps))}"
-    return {codes.name: layer(file, codes, codes.name, read, how), scale.name: part(codes.name)}
+    return whole(file, [codes, scale], codes._replace(name=_weight_name(codes.name), read=read), how)
 
 
 def _scale_names(name: str) -> Iterator[str]:
     """Yield the names that the scale of a weight may have."""
-    if name.rpartition(".")[2] == "weight":
+    stem, _, last = name.rpartition(".")
+    if last == "weight":
         yield from (name.removesuffix("weight") + ending for ending in _SCALES)
+    elif last == "qweight":
+        yield f"{stem}.scale"
     else:
         yield from (f"{name}_scale", f"{name}_scale_inv")
+
+
+def _weight_name(codes: str) -> str:
+    """Return the name of the weight that codes stand for: `X.weight` of `X.qweight` and of `X.weight.qweight`."""
+    stem, _, last = codes.rpartition(".")
+    if last != "qweight":
+        return codes
+    return stem if stem.rpartition(".")[2].endswith("weight") else f"{stem}.weight"
 
 
 def _steps(shape: tuple[int, ...], scale: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -1,7 +1,7 @@
 """Geometries that a model's configuration settles: what was assumed from name and shape is known then."""
 
 from collections.abc import Callable, Mapping
-from math import isfinite
+from math import isfinite, sqrt
 
 from opnorm.checkpoints import diffusion
 from opnorm.checkpoints import geometry as g
@@ -20,6 +20,7 @@ from opnorm.checkpoints.roles import (
     MASKED,
     OUT_IN,
     SCALED,
+    TOKENS,
     Role,
     Sizes,
     role_of,
@@ -60,8 +61,12 @@ def _settled(
     drawn = diffusion.settled(config, tensor.name, tensor.shape)
     if drawn is not None or len(tensor.shape) in (3, 4):
         return drawn or _convolution(config, tensor) or _mask(config, tensor)
-    role = role_of(tensor.name) if len(tensor.shape) == 2 and config.model_type in FAMILIES else None
+    role = role_of(tensor.name) if len(tensor.shape) == 2 else None
     if role is None or found.operator is None:
+        return None
+    if role.table and config.model_type in SCALED:
+        return _scaled_tokens(config, sizes, role, tensor.shape)
+    if config.model_type not in FAMILIES:
         return None
     known = _matrix(config, sizes, role, tensor.shape)
     return known if known is None or known.parts else known._replace(parts=found.parts)
@@ -72,7 +77,7 @@ def _matrix(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...
     inputs_first = role.table or (role.module in ("c_attn", "c_fc", "c_proj", "q_attn") and config.model_type in CONV1D)
     inputs, outputs = shape if inputs_first else shape[::-1]
     fits = any(_has(sizes, a, inputs) and _has(sizes, b, outputs) for a, b in role.ways)
-    if not fits or (role.table and config.model_type in SCALED):
+    if not fits:
         return None
     if role.table:
         return g.columns("Embedding", "matrix (tokens, features)")
@@ -82,6 +87,23 @@ def _matrix(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...
         return make(kind, f"matrix {text}")
     whole = make(kind, f"matrix {text}; {joint.text}")
     return divided(whole, lambda: with_heads(joint.places()), axis=int(inputs_first))
+
+
+def _scaled_tokens(config: ModelConfig, sizes: Sizes, role: Role, shape: tuple[int, ...]) -> Geometry | None:
+    """Return the embedding of tokens whose layer multiplies it by sqrt(features), as all that may read it apply it.
+
+    The output layer reads the same matrix without the factor, where the two are tied, and other versions of the
+    library multiply elsewhere: so the matrix as it is stands among the readings.
+    """
+    tokens, features = shape
+    setting = SCALED[config.model_type]
+    multiplies = not setting or config.table.get(setting) is not False
+    if role.module not in TOKENS or features != config.hidden or not (_has(sizes, "V", tokens) and multiplies):
+        return None
+    factor = sqrt(features)
+    plain = g.columns("Embedding", "matrix (tokens, features)", assumed=True)
+    times = g.scaled(plain, lambda table: table * factor, f"times {factor:g}, as its layer multiplies it")
+    return times._replace(readings=(plain,))
 
 
 def _experts(config: ModelConfig, sizes: Sizes, tensor: Named, found: Geometry) -> Geometry | None:

@@ -25,11 +25,17 @@ Use = Callable[[tuple[int, ...]], Geometry | None]  # of a kernel's shape
 _Call = tuple[str, tuple[str, ...]]  # a function, and the variables that its last arguments are
 
 
-class _Met(NamedTuple):
+class Reading(NamedTuple):
     """An operation that reads a variable, and as which of its inputs."""
 
     operation: Operation
     place: int
+
+    @property
+    def use(self) -> Use | None:
+        """Return what the operation does with it, None where that is not known."""
+        make = _KERNELS.get((self.operation.kind, self.place))
+        return make(self.operation) if make else None
 
 
 def uses(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) -> dict[str, list[Use]]:
@@ -39,22 +45,27 @@ def uses(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) ->
         bodies: The graph and its functions.
         captured: The variables that the last arguments of a function are, by its name.
     """
-    met: dict[str, list[_Met]] = {}
-    for variable, one in _readers(bodies, captured) or ():
-        met.setdefault(variable, []).append(one)
     found = {}
-    for variable, several in met.items():
-        known = [_use(one.operation, one.place) for one in several]
+    for variable, several in readings_of(bodies, captured).items():
+        known = [one.use for one in several]
         if known and None not in known:
             found[variable] = [one for one in known if one]
     return found
 
 
-def _readers(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) -> list[tuple[str, _Met]] | None:
+def readings_of(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) -> dict[str, list[Reading]]:
+    """Return which operations read each variable and each constant; none where there is too much to look at."""
+    met: dict[str, list[Reading]] = {}
+    for variable, one in _readers(bodies, captured) or ():
+        met.setdefault(variable, []).append(one)
+    return met
+
+
+def _readers(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]) -> list[tuple[str, Reading]] | None:
     """Return each reading of a variable, wherever a function hands it on; None where there is too much to look at."""
     waiting: list[_Call] = [("", ())] if "" in bodies else []
     waiting += [(name, variables) for name, variables in captured.items() if name in bodies]
-    seen, left, found = set[_Call](), _INPUTS, list[tuple[str, _Met]]()
+    seen, left, found = set[_Call](), _INPUTS, list[tuple[str, Reading]]()
     while waiting:
         name, variables = waiting.pop()
         if (name, variables) not in seen:
@@ -71,7 +82,7 @@ def _readers(bodies: Mapping[str, Body], captured: Mapping[str, tuple[str, ...]]
 
 def _read(
     above: str, body: Body, variables: tuple[str, ...]
-) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, _Met]]]:
+) -> tuple[list[tuple[str, tuple[str, ...]]], list[tuple[str, Reading]]]:
     """Return what a body calls, with the variables that it hands on, and which variables it reads itself.
 
     Args:
@@ -87,7 +98,7 @@ def _read(
         if operation.kind in _CALLS and any(read):
             calls.append((str(operation.settings.get("f")), read))
         elif not _GRADIENTS.search(key) and operation.kind not in _SAME and not _HARMLESS.fullmatch(operation.kind):
-            found += [(one, _Met(operation, i)) for i, one in enumerate(read) if one]
+            found += [(one, Reading(operation, i)) for i, one in enumerate(read) if one]
     return calls, found
 
 
@@ -107,12 +118,6 @@ def _variable(name: str, above: str, body: Body, owners: Mapping[str, str]) -> s
             return ""
         name = operation.inputs[0]
     return ""
-
-
-def _use(operation: Operation, place: int) -> Use | None:
-    """Return what an operation does with its input at `place`, None where that is not known."""
-    make = _KERNELS.get((operation.kind, place))
-    return make(operation) if make else None
 
 
 def _sliding(operation: Operation) -> g.Sliding | None:
