@@ -15,6 +15,7 @@ from opnorm.networks.bound import Apply, NetworkBound, Step, network_bound
 from opnorm.networks.effects import Unbounded
 
 _SECONDS = 5.0  # for the bracket of a folded kernel, a batch normalization in it say; then a wider one, as true
+_TOGETHER, _HURRIED = 10.0, 0.5  # when the network has taken so long, a folded kernel gets no more than this
 _TIGHTENING = 0.5  # seconds for one chain or run; `lipschitz_bound` takes more
 
 
@@ -24,10 +25,12 @@ def report_network(
     """Return the bound of the network, JSON-ready; `apply` as in `network_bound`."""
     known = {_key(w): Bounds(r.lower, r.upper) for w, r in measured if r.lower is not None and r.upper is not None}
 
-    def bounds(weight: Weight) -> Bounds:
-        return known.get(_key(weight)) or _bracketed(weight, settings)
+    limit, together = settings.time_limit, Deadline.after(_TOGETHER)
 
-    limit = settings.time_limit
+    def bounds(weight: Weight) -> Bounds:
+        seconds = (_HURRIED if together.passed else _SECONDS) if limit is None else limit
+        return known.get(_key(weight)) or _bracketed(weight, settings, seconds)
+
     deadline = Deadline.after(None if limit is None else limit * max(1, len(graph.nodes)))
     try:
         return _as_dict(network_bound(graph, bounds, apply, deadline, _TIGHTENING))
@@ -39,12 +42,11 @@ def _key(weight: Weight) -> tuple[str, int]:
     return weight.name, id(weight.geometry.operator)  # one kernel may be used with several strides
 
 
-def _bracketed(weight: Weight, settings: Settings) -> Bounds:
+def _bracketed(weight: Weight, settings: Settings, seconds: float) -> Bounds:
     if weight.geometry.operator is None:
         raise Unbounded(weight.geometry.reason or f"what {weight.name} does is not known")
     afford(weight.shape, settings.memory_limit)
     operator = weight.geometry.operator(real_array(weight.read(), weight.name))
-    seconds = _SECONDS if settings.time_limit is None else settings.time_limit
     return Bounds(*bracket(operator, None, Deadline.after(seconds), Memory(settings.memory_limit)))
 
 
