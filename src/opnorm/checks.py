@@ -37,6 +37,10 @@ def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) 
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
     """
     array = numbers(value, name)
+    model = array.dtype.kind == "O" and hasattr(value, "weights")  # Keras's, or a layer that nobody registered
+    must = "must be an array, an operator or a layer with one linear map; "
+    must += "`opnorm.linear_operators` has those of a model, `opnorm.lipschitz_bound` bounds the whole"
+    require(not model, name, must, value)
     module = array.dtype.kind == "O" and hasattr(value, "weight")  # PyTorch's, Flax's
     require(not module, name, "must be an array, not a module: hand over its `weight`", value)
     kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
@@ -150,6 +154,17 @@ def require(holds: bool, name: str, must: str, value: Any) -> None:
     """Raise a `ValueError` that names the argument, the rule and the value received, unless the rule holds."""
     if not holds:
         raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}")
+
+
+def require_constraint(holds: bool, name: str, front: str, value: Any) -> None:
+    """Raise a `ValueError` unless it holds that `value` is a constraint of the front end `front`.
+
+    It tells where the value is from: constraints of all front ends have the same names.
+    """
+    if not holds:
+        origin = "a class, not called" if isinstance(value, type) else f"of {type(value).__module__}"
+        must = f"must be one of {front}'s constraints, such as `{front}.SpectralNorm()`"
+        raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}, {origin}")
 
 
 def to_count(name: str, value: Any, least: int) -> int:
