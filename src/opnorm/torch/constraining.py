@@ -145,7 +145,8 @@ def _require_free(owned: dict[int, tuple[Kernel, nn.Parameter]]) -> None:
         if key in held:
             raise ValueError(
                 "Argument `module` must have no kernel that is constrained already: call `remove()` of the table that "
-                f"`opnorm.torch.constrain` returned first. Received: {kernel.path!r}, constrained twice"
+                "`opnorm.torch.constrain` returned first, or, if that is lost, make the optimizer anew and drop the "
+                f"old one. Received: {kernel.path!r}, constrained twice"
             )
 
 
