@@ -20,7 +20,7 @@ _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate w
 _TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that is of use may miss
 _LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
 _RMS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)?\s*rms\s*")
-_FRONTS = {"opnorm.keras": "opnorm, for Keras 3", "opnorm.rules": "opnorm.torch and opnorm.jax"}  # by where a class is
+_FRONTS = {"keras": "opnorm, for Keras 3", "rules": "opnorm.torch and opnorm.jax"}  # by the wing that a class is in
 _LONG = 120  # characters of a received value in an error
 
 
@@ -164,7 +164,8 @@ def require_constraint(holds: bool, name: str, front: str, value: Any) -> None:
     """
     if not holds:
         home = type(value).__module__
-        origin = f"of {_FRONTS.get('.'.join(home.split('.')[:2]), home)}"
+        wing = home.split(".")[1] if home.startswith("opnorm.") else ""
+        origin = f"of {_FRONTS.get(wing, home)}"
         origin = "a class, not called" if isinstance(value, type) else origin
         must = f"must be one of {front}'s constraints, such as `{front}.SpectralNorm()`"
         raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}, {origin}")
