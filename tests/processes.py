@@ -42,7 +42,8 @@ def run(folder, commands, environments):
 
 def dying(step):
     """Return the environment in which the second process kills itself after `step`, once; None: it never does."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(opnorm.__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+    # Buffered, and flushed, a printed line is one write: those of two processes in one file do not mix.
+    environment = {**os.environ, "PYTHONPATH": str(Path(opnorm.__file__).parents[1])}
     return environment if step is None else {**environment, "DIES_AFTER": str(step)}
 
 

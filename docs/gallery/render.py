@@ -29,7 +29,7 @@ ROOT, PICTURES = HERE.parents[1], HERE / "pictures"
 LARGEST = 200 * 1024  # bytes of a picture
 THUMBNAIL = (480, 320)  # pixels
 # Packages whose version is told, by the name that a script imports.
-TOLD = {"jax": "jax", "keras": "keras", "opnorm": "opnorm", "sklearn": "scikit-learn", "torch": "torch"}
+TOLD = {"jax": "jax", "keras": "keras", "sklearn": "scikit-learn", "torch": "torch"}
 FIRST = re.compile(r"!\[[^]]*\]\(pictures/(\S+)\)")
 COMMAND = re.compile(r"^python (examples/\w+\.py)(.*)$", re.MULTILINE)
 CODE = re.compile(r"<!-- code ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
@@ -106,7 +106,8 @@ def _environment():
 def with_printed(text, printed, seconds):
     """Return the text of a page with what its script printed."""
     script, _ = command_of(text)
-    told = f"*{', '.join(versions(script))}; {seconds:.0f} s of processor time.*"
+    packages = ", ".join(versions(script))
+    told = f"*{packages + '; ' if packages else ''}{seconds:.0f} s of processor time.*"
     lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
     return PRINTED.sub(lambda _: _place(f"printed {digest(script)}", f"```\n{lines}\n```\n\n{told}"), text)
 

@@ -100,7 +100,15 @@ def append_commands():
     command = [sys.executable, "-m", "typer", "opnorm.cli.main", "utils", "docs", "--name", "opnorm"]
     told = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"TERM": "dumb"})
     with (PAGES / "reference" / "commands.md").open("a", encoding="utf-8") as page:
-        page.write(re.sub(r"^# `opnorm`$", "", told.stdout, flags=re.MULTILINE))
+        page.write(whole_summaries(re.sub(r"^# `opnorm`$", "", told.stdout, flags=re.MULTILINE)))
+
+
+def whole_summaries(text):
+    """Return what the commands' help tells, each command's sentence in the list of them whole, not cut short."""
+    sentences = dict(re.findall(r"^## `\w+ (\w+)`\n\n(.+)$", text, re.MULTILINE))
+    return re.sub(
+        r"^\* `(\w+)`: .*\.\.\.$", lambda line: f"* `{line[1]}`: {sentences[line[1]]}", text, flags=re.MULTILINE
+    )
 
 
 def settings(places):

@@ -134,6 +134,18 @@ class _Missing(ModuleType):
         return getattr(import_module(self.__name__), name)
 
 
+# What the lack of a module means to one who asked for a name of Keras's.
+_HINTS = {
+    "keras": "This name is for Keras 3; plain PyTorch has it in `opnorm.torch`, plain JAX in `opnorm.jax`.",
+    "tensorflow": "Keras takes TensorFlow unless KERAS_BACKEND, set before Keras is imported, says jax or torch.",
+}
+
+
+def _hint(name: str, error: ImportError) -> str:
+    told = None if name in _SUBMODULES else _HINTS.get((error.name or "").partition(".")[0])
+    return f". {told}" if told else ""
+
+
 def _imported(name: str) -> object:
     if name in _SUBMODULES:
         return import_module(f"opnorm.{name}")
@@ -155,10 +167,12 @@ if not TYPE_CHECKING:  # hidden from type checkers: to them a module with `__get
         except ImportError as error:
             # `from opnorm import name` asks here first: of any other error it would say no more than "cannot import".
             if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+                if hint := _hint(name, error):
+                    error.add_note(hint.removeprefix(". "))
                 raise
             if name in _SUBMODULES:
                 return _Missing(f"opnorm.{name}", str(error))
-            raise AttributeError(f"`opnorm.{name}` cannot be imported: {error}") from error
+            raise AttributeError(f"`opnorm.{name}` cannot be imported: {error}{_hint(name, error)}") from error
 
 
 def __dir__() -> list[str]:

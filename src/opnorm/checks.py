@@ -20,6 +20,7 @@ _EXACT_INTEGERS = 2**53  # beyond it float64 skips integers, and a certificate w
 _TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that is of use may miss
 _LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
 _RMS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)?\s*rms\s*")
+_FRONTS = {"keras": "opnorm, for Keras 3", "rules": "opnorm.torch and opnorm.jax"}  # by the wing that a class is in
 _LONG = 120  # characters of a received value in an error
 
 
@@ -37,6 +38,10 @@ def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) 
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
     """
     array = numbers(value, name)
+    model = array.dtype.kind == "O" and hasattr(value, "weights")  # Keras's, or a layer that nobody registered
+    must = "must be an array, an operator or a layer with one linear map; "
+    must += "`opnorm.linear_operators` has those of a model, `opnorm.lipschitz_bound` bounds the whole"
+    require(not model, name, must, value)
     module = array.dtype.kind == "O" and hasattr(value, "weight")  # PyTorch's, Flax's
     require(not module, name, "must be an array, not a module: hand over its `weight`", value)
     kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
@@ -150,6 +155,20 @@ def require(holds: bool, name: str, must: str, value: Any) -> None:
     """Raise a `ValueError` that names the argument, the rule and the value received, unless the rule holds."""
     if not holds:
         raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}")
+
+
+def require_constraint(holds: bool, name: str, front: str, value: Any) -> None:
+    """Raise a `ValueError` unless it holds that `value` is a constraint of the front end `front`.
+
+    It tells where the value is from: constraints of all front ends have the same names.
+    """
+    if not holds:
+        home = type(value).__module__
+        wing = home.split(".")[1] if home.startswith("opnorm.") else ""
+        origin = f"of {_FRONTS.get(wing, home)}"
+        origin = "a class, not called" if isinstance(value, type) else origin
+        must = f"must be one of {front}'s constraints, such as `{front}.SpectralNorm()`"
+        raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}, {origin}")
 
 
 def to_count(name: str, value: Any, least: int) -> int:

@@ -22,6 +22,8 @@ from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
 from opnorm.rules import Clip, Operator, Rule, Scale, find, target_of, to_least, updated
 
+__all__ = ["MaxSpectralNorm", "SpectralClip", "SpectralNorm"]
+
 try:
     if not sys.modules.get("tf_keras"):
         _ = tf.compat.v1.layers.dense  # loads tf_keras when TensorFlow was told to use it, Keras 3 otherwise
@@ -355,3 +357,8 @@ def _finalize(original: Callable[..., None]) -> Callable[..., None]:
 # Public, and called by `fit` at its end: the one place where tf_keras changes kernels and applies no constraint.
 _Optimizer = tf_keras.optimizers.Optimizer
 _Optimizer.finalize_variable_values = _finalize(_Optimizer.finalize_variable_values)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

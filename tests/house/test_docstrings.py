@@ -1,5 +1,6 @@
 """The examples in the docstrings of what needs no Keras run: truth, plain PyTorch, plain JAX."""
 
+import functools
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -41,6 +42,7 @@ def test_every_function_of_plain_jax_has_an_example_that_runs():
 
     params = {"body": {"kernel": jax.numpy.ones((3, 2))}, "head": {"kernel": jax.numpy.ones((2, 1))}}
     names = {"opnorm": opnorm, "jax": jax, "optax": optax, "params": params, "model": params, "MyExperts": MyExperts}
+    names["functools"] = functools
     for name in ("constrain", "dimension_numbers", "geometry", "kernels", "normalized", "project"):
         assert docstrings.examples(getattr(front, name))
         docstrings.run(getattr(front, name), names | {"kernel": params["body"]["kernel"]})

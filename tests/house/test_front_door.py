@@ -36,6 +36,15 @@ def test_a_prompt_completes_every_public_name_and_nothing_else():
     assert {"__version__", "__doc__", "__path__"} <= names
 
 
+@pytest.mark.parametrize(("front", "more"), [("torch", {"lightning", "transformers"}), ("jax", set()), ("tf1", set())])
+def test_a_front_end_completes_its_public_names_and_no_module_of_its_own(front, more):
+    legacy = "import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'\n"
+    pytest.importorskip({"torch": "torch", "jax": "optax", "tf1": "tf_keras"}[front])
+    program = f"import opnorm.{front} as front; print(*dir(front)); print(*front.__all__)"
+    shown, public = said_by(legacy + program, "-c").splitlines()[-2:]
+    assert {name for name in shown.split() if not name.startswith("_")} == {*public.split()} | more
+
+
 def test_an_unknown_name_is_told_as_python_tells_it():
     assert not hasattr(opnorm, "nope")
     with pytest.raises(AttributeError, match="module 'opnorm' has no attribute 'nope'"):
@@ -51,6 +60,16 @@ def test_without_a_framework_hasattr_says_what_is_there_and_raises_nothing():
 def test_without_a_framework_the_error_names_the_module_that_is_missing():
     program = WITHOUT + "import opnorm\ntry: opnorm.SpectralNorm\nexcept AttributeError as error: print(error)"
     assert said_by(program, "-c").startswith("`opnorm.SpectralNorm` cannot be imported: import of keras halted")
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"), [("keras", "plain PyTorch has it in `opnorm.torch`"), ("tensorflow", "unless KERAS_BACKEND")]
+)
+def test_without_keras_or_its_backend_the_error_says_what_to_do(missing, told):
+    hidden = f"import sys; sys.modules[{missing!r}] = None; import os; os.environ.pop('KERAS_BACKEND'); import opnorm\n"
+    assert told in said_by(hidden + "try: opnorm.SpectralNorm\nexcept AttributeError as error: print(error)", "-c")
+    imported = hidden + "try: from opnorm import SpectralNorm\nexcept ImportError as error: print(error.__notes__)"
+    assert told in said_by(imported, "-c")
 
 
 @pytest.mark.parametrize(

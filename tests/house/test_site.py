@@ -133,3 +133,13 @@ def test_every_page_with_a_line_in_a_menu_is_within_two_clicks_of_the_readme(sit
             targets = {normpath(f"{Path(source).parent.as_posix()}/{link}") for link in site.LINK.findall(text)}
             reached |= targets & set(pages)
     assert sorted(set(pages) - reached) == []
+
+
+def test_no_link_is_called_by_the_name_of_a_file(site):
+    called = re.compile(r"\[[\w./-]+\.md[^]]*\]\(")
+    assert [source for source in site.sources() if called.search((ROOT / source).read_text(encoding="utf-8"))] == []
+
+
+def test_the_list_of_commands_has_each_sentence_whole(site):
+    told = "* `audit`: Show the norm of...\n* `demo`: Train.\n\n## `opnorm audit`\n\nShow the norm of every tensor.\n"
+    assert site.whole_summaries(told).startswith("* `audit`: Show the norm of every tensor.\n* `demo`: Train.\n")

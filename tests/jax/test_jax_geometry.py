@@ -147,6 +147,14 @@ def test_what_does_not_belong_together_is_refused():
         optimizer.init({"first": params["first"]})
     with pytest.raises(ValueError, match=r"`rule` must be one of opnorm.jax's constraints"):
         oj.constrain(1.0)
+    with pytest.raises(ValueError, match=r"`rule` must be .*, a class, not called$"):
+        oj.constrain(oj.SpectralNorm)
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'init': in `optax.chain` stands `opnorm.jax.constrain\(rule"
+    ):
+        optax.chain(optax.adam(1e-3), oj.SpectralNorm())
+    with pytest.raises(ValueError, match=r"no array of two axes or more that holds floating-point numbers$"):
+        oj.constrain(oj.SpectralNorm()).init({"kernel": jnp.ones((2, 3), int)})
     with pytest.raises(ValueError, match=r"`geometry` must be what"):
         oj.constrain(oj.SpectralNorm(), {"w": 1})
     with pytest.raises(ValueError, match=r"`rule` must be one of"):

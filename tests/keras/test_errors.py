@@ -10,6 +10,7 @@ from cases import ALL, EVERY, gaussian
 from keras import layers
 
 import opnorm
+from opnorm.rules import SpectralNorm
 
 every_constraint = pytest.mark.parametrize("constraint_name", ALL)
 
@@ -72,3 +73,37 @@ def test_scalar_weight_is_refused(constraint_name):
 def test_model_that_is_not_built_is_refused():
     with pytest.raises(ValueError, match="Argument `model` must be built"):
         opnorm.project(keras.Sequential([layers.Dense(3)]))
+
+
+class NoKeras:
+    weight = None
+
+
+@pytest.mark.parametrize(
+    "function", [opnorm.project, opnorm.bake, lambda model: opnorm.constrain(model, opnorm.SpectralNorm())]
+)
+def test_a_model_of_another_framework_is_sent_to_its_front_end(function):
+    with pytest.raises(
+        ValueError, match=r"`model` must be a Keras model or layer; PyTorch has `opnorm.torch.constrain`"
+    ):
+        function(NoKeras())
+
+
+def test_a_class_and_a_rule_of_another_front_end_are_told_from_constraints():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"opnorm\.SpectralNorm\(\).*, a class, not called$"):
+        opnorm.constrain(model, opnorm.SpectralNorm)
+    with pytest.raises(ValueError, match=r"constraint=SpectralNorm\(\), of opnorm\.torch and opnorm\.jax$"):
+        opnorm.constrain(model, SpectralNorm())
+
+
+def test_a_model_without_constraints_is_not_projected_in_silence():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, name="free")], name="unbound")
+    with pytest.warns(UserWarning, match="no kernel of 'unbound' has a constraint"):
+        opnorm.project(model)
+
+
+def test_the_norm_of_a_model_is_that_of_no_single_map():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"`x` must be .* `opnorm.linear_operators` has those of a model"):
+        opnorm.spectral_norm(model)

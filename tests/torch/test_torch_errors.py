@@ -47,6 +47,18 @@ def test_a_wrong_argument_is_named_with_the_value_received(kind):
                 kind(**{name: value})
 
 
+def test_rules_of_other_front_ends_and_classes_are_told_from_rules():
+    class SpectralNorm:
+        """Called as opnorm.torch's, as Keras's is."""
+
+    for wrong, origin in ((SpectralNorm(), f"of {__name__}"), (ot.SpectralNorm, "a class, not called")):
+        must = rf"`rule` must be one of opnorm\.torch's constraints, such as `opnorm\.torch\.Spectral.*, {origin}$"
+        with pytest.raises(ValueError, match=must):
+            constrain(module := mlp(), sgd(module), wrong)
+        with pytest.raises(ValueError, match=must):
+            project(mlp(), wrong)
+
+
 def test_a_module_that_the_optimizer_does_not_own_is_refused():
     with pytest.raises(ValueError, match=r"`optimizer` must own a kernel.*SGD, which updates none of a Sequential's"):
         constrain(mlp(), sgd(mlp()), SpectralNorm())

@@ -1,5 +1,7 @@
 """Operators, audits and Lipschitz bounds of PyTorch's modules, proved, without Keras."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import opnorm
+from opnorm.checkpoints.files import CheckpointError
 from opnorm.torch import SpectralNorm, constrain, monitor, spectral_normalization
 
 WHOLE = [name for name in MODULES if "conv" not in name and "grouped" not in name and "transposed" not in name]
@@ -135,6 +138,12 @@ def test_the_lipschitz_constant_of_a_module_lies_in_its_bound():
     assert bound.lower == pytest.approx(max(map(norm, slopes)), rel=1e-2)
     assert bound.lower <= bound.upper
     assert bound.unknown == ()
+
+
+def test_without_onnx_a_bound_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(CheckpointError, match=r"needs onnx: pip install 'opnorm\[audit\]'"):
+        opnorm.lipschitz_bound(mlp(), torch.randn(2, 16))
 
 
 def test_a_module_whose_graph_is_not_to_be_had_says_so(capsys):

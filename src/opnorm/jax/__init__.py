@@ -29,3 +29,8 @@ __all__ = [
     "normalized",
     "project",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

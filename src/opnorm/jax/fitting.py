@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from opnorm.backends import Tensor
-from opnorm.checks import require
+from opnorm.checks import require, require_constraint
 from opnorm.jax.kinds import KernelGeometry
 from opnorm.jax.paths import Leaves, is_hole, take_apart
 from opnorm.jax.sites import Geometry
@@ -44,7 +44,7 @@ class Fitted(NamedTuple):
 
 def require_rule(rule: Any) -> None:
     """Raise unless `rule` is a constraint that leaves to the geometry what the geometry says."""
-    require(isinstance(rule, Constraint), "rule", "must be one of opnorm.jax's constraints", rule)
+    require_constraint(isinstance(rule, Constraint), "rule", "opnorm.jax", rule)
     told = [name for name, default in _GEOMETRY.items() if getattr(rule, name, default) != default]
     must = f"must leave {' and '.join(told)} to `opnorm.jax.geometry(model, kernels={{pattern: KernelGeometry(...)}})`"
     require(not told, "rule", must, rule)

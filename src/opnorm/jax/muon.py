@@ -26,7 +26,9 @@ def dimension_numbers(params: Any, geometry: GeometryLike = by_type_or_name) -> 
 
     In flax.nnx, whose optimizer hands over variables at one time and their arrays at another, give Muon the function:
 
-        >>> optax.contrib.muon(1e-2, muon_weight_dimension_numbers=partial(dimension_numbers, geometry=table))
+        >>> table = opnorm.jax.geometry(model)
+        >>> numbers = functools.partial(opnorm.jax.dimension_numbers, geometry=table)
+        >>> optax.contrib.muon(1e-2, muon_weight_dimension_numbers=numbers)
     """
     leaves, fitted = fit_all(SpectralNorm(), geometry, params)
     numbers = {one.place: _numbers(one.geometry, leaves.leaves[one.place].shape) for one in fitted}

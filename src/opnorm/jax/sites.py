@@ -17,6 +17,7 @@ from opnorm.selection import Selection, choose
 from opnorm.showing import Rows
 
 _LAYERS = {"equinox": "opnorm.jax.equinox_layers", "flax": "opnorm.jax.flax_layers"}
+_NONE = "no array of two axes or more that holds floating-point numbers"
 _UNKNOWN = "no rule: register the layer's type with `opnorm.jax.kernels`, or say which by `kernels={pattern: ...}`"
 
 
@@ -97,7 +98,7 @@ def geometry(
     rows = _overridden(rows, {} if kernels is None else kernels)
     chosen = choose([row for row in rows if row.geometry is not None], include, exclude)
     if not chosen:
-        seen = "; ".join(f"{row.path}: {row.note or 'not selected'}" for row in rows) or "no array of two axes or more"
+        seen = "; ".join(f"{row.path}: {row.note or 'not selected'}" for row in rows) or _NONE
         raise ValueError(
             "Argument `model` must have a kernel to constrain: `kernels={pattern: opnorm.jax.KernelGeometry(...)}` "
             f"says which arrays are. Received: a {type(model).__name__} with {seen}"

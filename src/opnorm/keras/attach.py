@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from opnorm.checks import require
+from opnorm.checks import require_constraint
 from opnorm.keras.attachments import Attachment, Attachments, describe
-from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.base import OperatorConstraint, require_layer
 from opnorm.keras.optimizers import optimizers_of
 from opnorm.keras.sites import Kernel, PassedOver, find_kernels, walk
 from opnorm.selection import Selection, choose
@@ -57,8 +57,8 @@ def constrain(
     Example:
         >>> print(opnorm.constrain(model, opnorm.SpectralNorm(), exclude="logits"))
     """
-    require(isinstance(model, keras.Layer), "model", "must be a Keras model or layer", model)
-    require(isinstance(constraint, OperatorConstraint), "constraint", "must be one of opnorm's constraints", constraint)
+    require_layer(model)
+    require_constraint(isinstance(constraint, OperatorConstraint), "constraint", "opnorm", constraint)
     _require_untrained(model)
     found = find_kernels(model)
     kernels = choose([one for one in found if isinstance(one, Kernel)], include, exclude)

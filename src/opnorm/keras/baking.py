@@ -10,7 +10,7 @@ from keras import ops
 
 from opnorm.backends import Tensor
 from opnorm.checks import require
-from opnorm.keras.base import OperatorConstraint
+from opnorm.keras.base import OperatorConstraint, require_layer
 from opnorm.keras.regularizers import SpectralRegularizer
 from opnorm.keras.sites import walk
 from opnorm.keras.wrappers import SpectralNormalization, inside
@@ -45,7 +45,7 @@ def bake(model: keras.Layer) -> Any:
     Example:
         >>> opnorm.bake(model).export("folder")
     """
-    require(isinstance(model, keras.Layer), "model", "must be a Keras model or layer", model)
+    require_layer(model)
     require(model.built, "model", "must be built before it is baked", model)
     values = _values(model)
     baked = _rebuilt(model)

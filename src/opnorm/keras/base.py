@@ -39,6 +39,12 @@ class Update(Protocol):
 current: ContextVar[Update | None] = ContextVar("current", default=None)
 
 
+def require_layer(model: Any) -> None:
+    """Raise unless `model` is Keras's."""
+    must = "must be a Keras model or layer; PyTorch has `opnorm.torch.constrain`, JAX `opnorm.jax.constrain`"
+    require(isinstance(model, keras.Layer), "model", must, model)
+
+
 class OperatorConstraint(keras.constraints.Constraint):
     """Abstract: a constraint of an operator norm. The optimizer that applies it keeps its state."""
 

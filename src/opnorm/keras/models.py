@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from opnorm.checks import require
-from opnorm.keras.base import OperatorConstraint, is_empty, real_tensor
+from opnorm.keras.base import OperatorConstraint, is_empty, real_tensor, require_layer
 from opnorm.keras.optimizers import last_step
 from opnorm.keras.writing import write
 from opnorm.rules import find
@@ -26,10 +26,16 @@ def project(model: keras.Model) -> None:
     Example:
         >>> opnorm.project(model)
     """
-    require(isinstance(model, keras.Layer), "model", "must be a Keras model or layer", model)
+    require_layer(model)
     require(model.built, "model", "must be built before it is projected", model)
     held = [variable for variable in model.variables if variable.constraint is not None]
-    if held and not any(variable.trainable for variable in held):
+    if not held:
+        warnings.warn(
+            f"`project` changed nothing: no kernel of '{model.name}' has a constraint. "
+            "Remedy: `opnorm.constrain` the model, or give its layers a `kernel_constraint`.",
+            stacklevel=2,
+        )
+    elif not any(variable.trainable for variable in held):
         warnings.warn(
             f"`project` left all {len(held)} constrained kernels of '{model.name}' alone, since they are frozen. "
             "Remedy: set `trainable = True` while they are projected.",

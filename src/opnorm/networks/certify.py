@@ -70,7 +70,8 @@ def certify(
     """
     is_path = isinstance(model, str | PathLike)
     require(not is_path, "model", "must be a live Keras model: a file is never run, and has no logits", model)
-    require(hasattr(model, "built") and hasattr(model, "layers"), "model", "must be a built Keras model", model)
+    must = "must be a built Keras model; of others `opnorm.lipschitz_bound` bounds the whole"
+    require(hasattr(model, "built") and hasattr(model, "layers"), "model", must, model)
     seconds = None if time_limit is None else to_not_negative("time_limit", time_limit)
     deadline = Deadline.after(seconds)
     given = _graph_of(model)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -74,6 +74,13 @@ class Constraint:
     axis: Axis = -1
     groups: int = 1
     blockwise: bool = False
+
+    if not TYPE_CHECKING:  # to type checkers it would have every name there is
+
+        def __getattr__(self, name: str) -> Any:
+            """Tell who puts the rule itself into optax's chain what belongs there."""
+            hint = ": in `optax.chain` stands `opnorm.jax.constrain(rule)`" if name == "init" else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __post_init__(self) -> None:
         for field in fields(self):

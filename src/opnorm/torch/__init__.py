@@ -29,3 +29,8 @@ __all__ = [
     "project",
     "spectral_normalization",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the public names and the modules of callbacks."""
+    return sorted({*__all__, "lightning", "transformers", *(name for name in globals() if name.startswith("__"))})

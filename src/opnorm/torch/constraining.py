@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from opnorm.checks import require
+from opnorm.checks import require, require_constraint
 from opnorm.rules import Constraint
 from opnorm.selection import Selection, choose
 from opnorm.torch.attachments import Attachment, Attachments
@@ -62,7 +62,7 @@ def constrain(
         >>> print(opnorm.torch.constrain(critic, optimizer, opnorm.torch.SpectralNorm()))
     """
     require(isinstance(module, nn.Module), "module", "must be a torch.nn.Module", module)
-    require(isinstance(rule, Constraint), "rule", "must be one of opnorm.torch's constraints", rule)
+    require_constraint(isinstance(rule, Constraint), "rule", "opnorm.torch", rule)
     optimizer = _inner(optimizer)
     found = find_kernels(module)
     kernels = _chosen(module, found, include, exclude)
@@ -145,7 +145,8 @@ def _require_free(owned: dict[int, tuple[Kernel, nn.Parameter]]) -> None:
         if key in held:
             raise ValueError(
                 "Argument `module` must have no kernel that is constrained already: call `remove()` of the table that "
-                f"`opnorm.torch.constrain` returned first. Received: {kernel.path!r}, constrained twice"
+                "`opnorm.torch.constrain` returned first, or, if that is lost, make the optimizer anew and drop the "
+                f"old one. Received: {kernel.path!r}, constrained twice"
             )
 
 

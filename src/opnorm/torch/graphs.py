@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from opnorm.checkpoints.files import extra
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint
 
@@ -33,6 +34,7 @@ def traced(module: nn.Module, data: Tensor, *, fixed: bool = False) -> Iterator[
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "module.onnx"
+        extra("onnx")  # or its lack would be told as the exporter's
         try:
             _export(plain(module), data[:1], path, fixed)
         except Exception as error:  # whatever the exporter meets

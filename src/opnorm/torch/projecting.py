@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from opnorm.checks import require
+from opnorm.checks import require, require_constraint
 from opnorm.rules import Constraint
 from opnorm.torch.fitting import Fitted, fit, overwrite_all
 from opnorm.torch.sites import Kernel, find_kernels
@@ -27,8 +27,7 @@ def project(module: nn.Module, rule: Constraint | None = None, *, step: int | No
         >>> opnorm.torch.project(critic, opnorm.torch.SpectralNorm())
     """
     require(isinstance(module, nn.Module), "module", "must be a torch.nn.Module", module)
-    must = "must be one of opnorm.torch's constraints, or None"
-    require(rule is None or isinstance(rule, Constraint), "rule", must, rule)
+    require_constraint(rule is None or isinstance(rule, Constraint), "rule", "opnorm.torch", rule)
     due = _due(module, rule)
     if not due:
         raise ValueError(
