@@ -137,6 +137,26 @@ def test_the_lipschitz_constant_of_a_module_lies_in_its_bound():
     assert bound.unknown == ()
 
 
+def test_several_outputs_of_a_module_are_one_vector():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.one(x)
+            return {"y": y, "more": (self.two(torch.tanh(y)), x)}
+
+    module = Forked()
+    bound = opnorm.lipschitz_bound(module, torch.zeros(1, 3))
+    with torch.no_grad():
+        module.one.bias.zero_()
+        W, V = module.one.weight, module.two.weight
+        slope = torch.cat([W, V @ W, torch.eye(3)])  # tanh has slope 1 at 0
+    assert opnorm.lipschitz_bound(module, torch.zeros(1, 3)).lower == pytest.approx(norm(slope), rel=1e-3)
+    assert norm(slope) <= bound.upper * (1 + 1e-6)
+
+
 def test_a_module_whose_graph_is_not_to_be_had_says_so(capsys):
     class Branching(nn.Module):
         def forward(self, x):

@@ -99,9 +99,20 @@ def _unparametrize(module: Any) -> None:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
+def _joined(outputs: Any) -> Tensor:
+    """Return all that a module gives, however nested, as one vector: the bound from above is of all of it."""
+    if isinstance(outputs, Tensor):
+        return outputs.flatten()
+    return torch.cat([_joined(part) for part in (outputs.values() if isinstance(outputs, dict) else outputs)])
+
+
 def _at(module: nn.Module, point: Tensor) -> float:
     """Return |J^T u| / |u| at a point, after a few power iterations."""
-    output, backward = torch.func.vjp(module, point)
+
+    def function(x: Tensor) -> Tensor:
+        return _joined(module(x))
+
+    output, backward = torch.func.vjp(function, point)
     u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     largest = 0.0
     for _ in range(_STEPS):
@@ -109,7 +120,7 @@ def _at(module: nn.Module, point: Tensor) -> float:
         largest = max(largest, float(v.norm()))
         if not largest:
             return largest
-        _, u = torch.func.jvp(module, (point,), (v / v.norm(),))
+        _, u = torch.func.jvp(function, (point,), (v / v.norm(),))
     return largest
 
 
