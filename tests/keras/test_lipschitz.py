@@ -340,7 +340,7 @@ def test_a_custom_layer_with_a_name_of_keras_applications_is_not_that_layer():
 
 
 @pytest.mark.parametrize(
-    "layer, truth",
+    ("layer", "truth"),
     [
         (L.Conv2D(6, 3, padding="same", data_format="channels_first", use_bias=False), 1.0),
         (L.GlobalAveragePooling2D(data_format="channels_first"), 1 / 6),
