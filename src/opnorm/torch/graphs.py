@@ -131,7 +131,10 @@ def _export(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None
         warnings.simplefilter("error", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
         open_axes = {} if fixed else {"dynamic_axes": {"input": {0: "batch"}}}
-        options = {"input_names": ["input"], "output_names": ["output"], **open_axes}
+        # The module is in evaluation. Asked for evaluation, the exporter multiplies BatchNorm into kernels in float32.
+        warnings.filterwarnings("ignore", message="It is recommended that constant folding be turned off")
+        as_it_is = torch.onnx.TrainingMode.PRESERVE
+        options = {"input_names": ["input"], "output_names": ["output"], "training": as_it_is, **open_axes}
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one operator that the exporter does not know
         try:
