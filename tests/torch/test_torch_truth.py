@@ -1,5 +1,7 @@
 """Operators, audits and Lipschitz bounds of PyTorch's modules, proved, without Keras."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,22 @@ def test_several_outputs_of_a_module_are_one_vector():
         slope = torch.cat([W, V @ W, torch.eye(3)])  # tanh has slope 1 at 0
     assert opnorm.lipschitz_bound(module, torch.zeros(1, 3)).lower == pytest.approx(norm(slope), rel=1e-3)
     assert norm(slope) <= bound.upper * (1 + 1e-6)
+
+
+def test_a_module_without_derivatives_forward_has_a_lower_end_still():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LSTM(3, 4, batch_first=True), First())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size other than 1")
+        bound = opnorm.lipschitz_bound(module, torch.randn(1, 5, 3))
+    assert bound.lower > 0
+    assert bound.upper is None
+    assert bound.unknown
+
+
+class First(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
 
 
 def test_a_module_whose_graph_is_not_to_be_had_says_so(capsys):
