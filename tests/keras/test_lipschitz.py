@@ -337,3 +337,28 @@ def test_a_custom_layer_with_a_name_of_keras_applications_is_not_that_layer():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, CustomScaleLayer()([inputs, L.Dense(3)(inputs)]))
     assert opnorm.lipschitz_bound(model).upper is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "truth"),
+    [
+        (L.Conv2D(6, 3, padding="same", data_format="channels_first", use_bias=False), 1.0),
+        (L.GlobalAveragePooling2D(data_format="channels_first"), 1 / 6),
+        (L.AveragePooling2D(6, data_format="channels_first"), 1 / 6),
+        (L.MaxPooling2D(6, data_format="channels_first"), 6**-0.5),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_of_a_cube_each_layer_has_its_own_axis_of_channels(layer, truth):
+    ones, signs = np.ones(6) / 6**0.5, np.array([1, -1] * 3) / 6**0.5
+    first, last = L.Conv2D(6, 3, padding="same"), L.Dense(1, use_bias=False)
+    inputs = keras.Input((6, 6, 6))
+    x = layer(L.ReLU()(first(inputs)))
+    model = keras.Model(inputs, x if layer.weights else last(L.Flatten()(x)))
+
+    def kernel(read):
+        return np.pad(np.outer(read, ones)[None, None], ((1, 1), (1, 1), (0, 0), (0, 0)))
+
+    first.set_weights([kernel(ones), np.full(6, 50.0)])  # no ReLU cuts anything off near 0
+    (layer if layer.weights else last).set_weights([kernel(signs) if layer.weights else signs[:, None]])
+    assert truth <= opnorm.lipschitz_bound(model).upper * (1 + 1e-6)

@@ -119,3 +119,19 @@ def test_a_centre_that_is_no_example_is_refused(around, match):
 def test_data_and_a_ball_are_not_given_together():
     with pytest.raises(ValueError, match="`data`"):
         opnorm.lipschitz_bound(nn.Linear(4, 2), np.ones((1, 4)), around=np.ones(4), radius=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_normalization_is_the_module_s_own_and_not_rounded_into_its_kernel(seed):
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)).eval()
+    with torch.no_grad():
+        module[1].running_var.uniform_(0.1, 3.0)
+        module[1].weight.uniform_(0.5, 3.0)
+    bound = opnorm.lipschitz_bound(module, around=np.zeros((2, 4, 4), np.float32), radius=0.0)
+    module.double()
+    jacobian = torch.autograd.functional.jacobian(module, torch.zeros(1, 2, 4, 4, dtype=torch.float64))
+    truth = np.linalg.norm(jacobian.reshape(48, 32).numpy(), 2)
+    assert bound.lower <= truth * (1 + 1e-13)
+    assert truth <= bound.upper * (1 + 1e-13)
+    assert bound.upper <= bound.lower * (1 + 2e-8)

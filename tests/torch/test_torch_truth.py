@@ -1,6 +1,7 @@
 """Operators, audits and Lipschitz bounds of PyTorch's modules, proved, without Keras."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -144,6 +145,40 @@ def test_without_onnx_a_bound_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(CheckpointError, match=r"needs onnx: pip install 'opnorm\[audit\]'"):
         opnorm.lipschitz_bound(mlp(), torch.randn(2, 16))
+def test_several_outputs_of_a_module_are_one_vector():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.one(x)
+            return {"y": y, "more": (self.two(torch.tanh(y)), x)}
+
+    module = Forked()
+    bound = opnorm.lipschitz_bound(module, torch.zeros(1, 3))
+    with torch.no_grad():
+        module.one.bias.zero_()
+        W, V = module.one.weight, module.two.weight
+        slope = torch.cat([W, V @ W, torch.eye(3)])  # tanh has slope 1 at 0
+    assert opnorm.lipschitz_bound(module, torch.zeros(1, 3)).lower == pytest.approx(norm(slope), rel=1e-3)
+    assert norm(slope) <= bound.upper * (1 + 1e-6)
+
+
+def test_a_module_without_derivatives_forward_has_a_lower_end_still():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LSTM(3, 4, batch_first=True), First())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size other than 1")
+        bound = opnorm.lipschitz_bound(module, torch.randn(1, 5, 3))
+    assert bound.lower > 0
+    assert bound.upper is None
+    assert bound.unknown
+
+
+class First(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
 
 
 def test_a_module_whose_graph_is_not_to_be_had_says_so(capsys):

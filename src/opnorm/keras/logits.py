@@ -9,7 +9,9 @@ from opnorm.checks import Array
 from opnorm.keras.jacobian import fits
 
 _BATCH = 256  # examples at a time
-_UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+# Keras multiplies matrices of float64 in float32 on PyTorch, and JAX knows no float64 unless told to.
+_FINEST = 2.0**-53 if keras.backend.backend() == "tensorflow" else 2.0**-24
+_UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": _FINEST}
 
 
 def checked(model: keras.Model, points: Array) -> Array:

@@ -22,7 +22,7 @@ from opnorm.networks.linear_rules import MATRICES, channel_factors, kernel_of
 from opnorm.networks.programs import Function, Map, Part, Piece, Run, Shorter
 from opnorm.networks.run_tensors import SLIDING, NotUnderstoodError, Tensor, convolved, pixels, still
 from opnorm.networks.shape_rules import pooled_shape, pooled_windows, windows_of
-from opnorm.networks.sizes import image_size, placed
+from opnorm.networks.sizes import image_size, is_first, placed
 from opnorm.networks.torus import Taps
 from opnorm.operators.convolution import Convolution
 
@@ -167,8 +167,7 @@ class Builder:
         return self._map(node, Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
 
     def _mean(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
-        if not tensor.sizes or tensor.listed or image_size(node) != tensor.sizes:
-            raise NotUnderstoodError(node.name)
+        _require_image(node, tensor)
         count = prod(tensor.sizes)
         taps = Taps(np.full(count, 1 / count), pixels(tensor.sizes), UNIT, tensor.channels)
         return self._map(node, Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
@@ -185,16 +184,18 @@ class Builder:
         return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], still(tensor), _FACTOR))])
 
     def _slid(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        _require_image(node, tensor)
         sized = placed(node, kernel_of(node))
-        if sized is None or tensor.listed or sized.input_shape != tensor.sizes or sized.channels[0] != tensor.channels:
+        if sized is None or sized.channels[0] != tensor.channels:
             raise NotUnderstoodError(node.name)
         kernel = without_groups(sized.kernel, sized.groups)
         lows = [pad[0] for pad in sized.pads]
         return self._over(node, tensor, convolved(kernel, lows, sized.dilation_rate), sized)
 
     def _pooled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        _require_image(node, tensor)
         windows = pooled_windows(node)
-        if windows is None or image_size(node) != tensor.sizes or tensor.listed:
+        if windows is None:
             raise NotUnderstoodError(node.name)
         kernel = np.full((*(w.size for w in windows), 1, 1), 1 / prod(w.size for w in windows))
         strides, dilations = tuple(w.stride for w in windows), tuple(w.dilation for w in windows)
@@ -205,8 +206,9 @@ class Builder:
 
     def _maximum(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         """Return the maxima over windows, each of which moves no more than the window, channel by channel."""
+        _require_image(node, tensor)
         shapes, windows = pooled_shape(node), windows_of(node)
-        if shapes is None or image_size(node) != tensor.sizes or tensor.listed:
+        if shapes is None:
             raise NotUnderstoodError(node.name)
         strides = tuple(window.stride for window in windows)
         ratio = tuple(r * s for r, s in zip(tensor.ratio, strides, strict=True))
@@ -245,6 +247,15 @@ _RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
 def _arguments(node: Node) -> Mapping[str, Any]:
     """Return what a node was called with beside its inputs."""
     return node.options.get("arguments") or {}
+
+
+def _require_image(node: Node, tensor: Tensor) -> None:
+    """Raise unless a node slides over the very axes along which the run holds the tensor's pixels.
+
+    Shapes alone do not tell: of (5, 5, 5) one layer may take the first axis for channels, the next one the last.
+    """
+    if not tensor.sizes or tensor.listed or image_size(node) != tensor.sizes or is_first(node) != tensor.first:
+        raise NotUnderstoodError(node.name)
 
 
 def _is_flat(node: Node) -> bool:

@@ -272,7 +272,8 @@ def _require_one_shape(node: Node) -> None:
     if shapes is None:
         raise Unbounded("the shapes of its inputs are not known, and one may be repeated to fit the others")
     if len(set(shapes)) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
-        raise Unbounded(f"inputs of shapes {shapes} are repeated to fit each other")
+        are = "are" if all(isinstance(n, int) for shape in shapes for n in shape[1:]) else "may be"
+        raise Unbounded(f"inputs of shapes {shapes} {are} repeated to fit each other")
 
 
 def _fits(constant: tuple[int, ...], shape: Shape) -> bool:

@@ -18,6 +18,11 @@ _WRITTEN = 1536  # numbers of an image, before and after a convolution, up to wh
 _SIDE = 1536  # of the matrix of one size: a quarter of a second for its proof
 
 
+def is_first(node: Node) -> bool:
+    """Return whether a node that slides over an image reads its axis of channels before those of its pixels."""
+    return node.kind in _FIRST or node.options.get("data_format") == "channels_first"
+
+
 def image_size(node: Node) -> tuple[int, ...] | None:
     """Return the pixels of each axis that a node's one input has in every run, None where they are open.
 
@@ -26,8 +31,7 @@ def image_size(node: Node) -> tuple[int, ...] | None:
     shapes = node.options.get("input_shapes")
     if not shapes or len(shapes) != 1 or len(node.inputs) != 1 or not isinstance(shapes[0], (list, tuple)):
         return None
-    first = node.kind in _FIRST or node.options.get("data_format") == "channels_first"
-    sizes = tuple(shapes[0][2:] if first else shapes[0][1:-1])
+    sizes = tuple(shapes[0][2:] if is_first(node) else shapes[0][1:-1])
     return sizes if sizes and all(type(size) is int and size > 0 for size in sizes) else None
 
 
@@ -61,7 +65,7 @@ def matrix_of(node: Node, sized: Convolution) -> Array:
     """
     inputs, outputs = sized.channels
     rows, columns = np.arange(sized.shape[0]).reshape(-1, outputs), np.arange(sized.shape[1]).reshape(-1, inputs)
-    if node.kind in _FIRST or node.options.get("data_format") == "channels_first":
+    if is_first(node):
         rows, columns = rows.T, columns.T
     matrix = written_out(sized)
     matrix = matrix.T if sized.shape[0] < sized.shape[1] else matrix

@@ -101,9 +101,20 @@ def _unparametrize(module: Any) -> None:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
+def _joined(outputs: Any) -> Tensor:
+    """Return all that a module gives, however nested, as one vector: the bound from above is of all of it."""
+    if isinstance(outputs, Tensor):
+        return outputs.flatten()
+    return torch.cat([_joined(part) for part in (outputs.values() if isinstance(outputs, dict) else outputs)])
+
+
 def _at(module: nn.Module, point: Tensor) -> float:
     """Return |J^T u| / |u| at a point, after a few power iterations."""
-    output, backward = torch.func.vjp(module, point)
+
+    def function(x: Tensor) -> Tensor:
+        return _joined(module(x))
+
+    output, backward = torch.func.vjp(function, point)
     u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     largest = 0.0
     for _ in range(_STEPS):
@@ -111,7 +122,10 @@ def _at(module: nn.Module, point: Tensor) -> float:
         largest = max(largest, float(v.norm()))
         if not largest:
             return largest
-        _, u = torch.func.jvp(module, (point,), (v / v.norm(),))
+        try:
+            _, u = torch.func.jvp(function, (point,), (v / v.norm(),))
+        except NotImplementedError:  # recurrent layers: what one random u has shown is a lower bound as well
+            return largest
     return largest
 
 
@@ -122,7 +136,10 @@ def _export(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None
         warnings.simplefilter("error", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
         open_axes = {} if fixed else {"dynamic_axes": {"input": {0: "batch"}}}
-        options = {"input_names": ["input"], "output_names": ["output"], **open_axes}
+        # The module is in evaluation. Asked for evaluation, the exporter multiplies BatchNorm into kernels in float32.
+        warnings.filterwarnings("ignore", message="It is recommended that constant folding be turned off")
+        as_it_is = torch.onnx.TrainingMode.PRESERVE
+        options = {"input_names": ["input"], "output_names": ["output"], "training": as_it_is, **open_axes}
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one operator that the exporter does not know
         try:
