@@ -145,6 +145,8 @@ def test_without_onnx_a_bound_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(CheckpointError, match=r"needs onnx: pip install 'opnorm\[audit\]'"):
         opnorm.lipschitz_bound(mlp(), torch.randn(2, 16))
+
+
 def test_several_outputs_of_a_module_are_one_vector():
     class Forked(nn.Module):
         def __init__(self):
