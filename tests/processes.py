@@ -14,7 +14,8 @@ import opnorm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENCE = 300  # seconds: a training takes 5 to 15 alone, and the machines that run the tests are shared
-LINE = re.compile(r"rank (\d) step (\d+) (norms [\d. ]+ state \w+)")
+# `torchrun` has Python write a line and its end apart, so that the next may be that of another process.
+LINE = re.compile(r"rank (\d) step (\d+) (norms [\d. ]+ state [0-9a-f]{16})")
 
 
 def free_port():
@@ -42,7 +43,6 @@ def run(folder, commands, environments):
 
 def dying(step):
     """Return the environment in which the second process kills itself after `step`, once; None: it never does."""
-    # Buffered, and flushed, a printed line is one write: those of two processes in one file do not mix.
     environment = {**os.environ, "PYTHONPATH": str(Path(opnorm.__file__).parents[1])}
     return environment if step is None else {**environment, "DIES_AFTER": str(step)}
 
