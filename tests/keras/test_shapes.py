@@ -66,8 +66,16 @@ def test_branches_that_meet_have_keras_s_shape(merge):
     config = serialized_layer(keras.saving.serialize_keras_object(merge))
     truth = merge([keras.Input(IMAGE), keras.Input(IMAGE)]).shape
     assert output_shape(config, [("batch", *IMAGE)] * 2) == ("batch", *truth[1:])
-    other = ("batch", 1, *IMAGE[1:])
-    assert (output_shape(config, [("batch", *IMAGE), other]) is None) == (getattr(merge, "axis", None) != 1)
+    other = 1, *IMAGE[1:]
+    try:
+        mixed = (
+            "batch",
+            *type(merge).from_config(merge.get_config())([keras.Input(IMAGE), keras.Input(other)]).shape[1:],
+        )
+    except ValueError:
+        mixed = None
+    assert (mixed is None) == (getattr(merge, "axis", None) == -1)
+    assert output_shape(config, [("batch", *IMAGE), ("batch", *other)]) == mixed
 
 
 def test_the_shape_of_an_input_is_what_its_config_says():

@@ -24,6 +24,7 @@ def project(model: keras.Model) -> None:
         model: A built `keras.Model` or `keras.Layer`.
 
     Example:
+        >>> table = opnorm.constrain(model, opnorm.SpectralNorm())
         >>> opnorm.project(model)
     """
     require_layer(model)
