@@ -134,6 +134,22 @@ def test_multipliers_of_open_neurons_bound_every_choice_of_their_slopes():
     assert bound < quick
 
 
+def test_neurons_that_nothing_reaches_cost_nothing():
+    alive, dead = RNG.standard_normal((6, 4)), np.zeros((6, 3))
+    result = RNG.standard_normal((6 + 7, 4))
+    bounds = []
+    for rows, left in ((alive, result[:10]), (np.hstack([alive, dead]), result)):
+        neurons = OpenNeurons(6, 50)
+        neurons.add(rows, np.zeros(rows.shape[1]), np.linalg.norm(rows, axis=0))
+        bounds.append(best_norm(neurons, left, NEVER))
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-3)
+    nobody = OpenNeurons(6, 50)
+    nobody.add(dead, np.zeros(3), np.zeros(3))
+    assert best_norm(nobody, result[:9], NEVER) is None
+    exact = np.linalg.norm(result[:6], 2)
+    assert exact <= nobody.norm(result[:9]) <= exact * (1 + 1e-2)
+
+
 def images():
     kernel = RNG.standard_normal((3, 3, 1, 3))
     gamma, variance = RNG.uniform(0.5, 2, 3), RNG.uniform(0.5, 2, 3)

@@ -45,18 +45,21 @@ def best_norm(neurons: OpenNeurons, tangents: Array, deadline: Deadline) -> floa
         tangents: Of the result, (input + open neurons, entries).
         deadline: After it the multipliers found by then are proved.
     """
-    order = neurons.inputs + len(neurons)
-    if not len(neurons) or order > _PROVED or deadline.passed:
+    alive = neurons.bounds > 0  # the others do not move
+    if not alive.any() or neurons.inputs + alive.sum() > _PROVED or deadline.passed:
         return None
-    theta = np.maximum(neurons.rest / np.maximum(neurons.bounds, 1e-290), _LEAST)
-    aside = 1.001 * (1 + 1 / theta) * neurons.rest**2
-    C = neurons.padded(flat_of(tangents)).T
-    known = neurons.padded(neurons.tangents).T
-    problem = _Problem(neurons.inputs, C, known, neurons.groups, neurons.bounds, theta, aside)
+    bounds, rest = neurons.bounds[alive], neurons.rest[alive]
+    theta = np.maximum(rest / np.maximum(bounds, 1e-290), _LEAST)
+    aside = 1.001 * (1 + 1 / theta) * rest**2
+    moving = np.concatenate([np.full(neurons.inputs, True), alive])
+    C = neurons.padded(flat_of(tangents)).T[:, moving]
+    known = neurons.padded(neurons.tangents).T[alive][:, moving]
+    groups = [int(part.sum()) for part in np.split(alive, np.cumsum(neurons.groups)[:-1])]
+    problem = _Problem(neurons.inputs, C, known, [count for count in groups if count], bounds, theta, aside)
     try:
         with one_blas_thread():
             return _bounded(problem, deadline)
-    except np.linalg.LinAlgError:
+    except (np.linalg.LinAlgError, ValueError):  # SciPy's for numbers beyond float64
         return None
 
 
@@ -73,11 +76,12 @@ def _quick(problem: _Problem) -> tuple[Array, float]:
     lost = problem.C.T @ problem.C
     Y = problem.Y * np.sqrt(1 + problem.thetas)[:, None]
     t = np.zeros(len(Y))
+    floor = max(1e-12 * float(problem.bounds.max()), 1e-140)  # its square is a number still: neurons may be dead
     end = problem.inputs + len(Y)
     for count in problem.groups[::-1]:
         begin = end - count
         own = slice(begin - problem.inputs, end - problem.inputs)
-        sizes = np.maximum(problem.bounds[own], 1e-290)
+        sizes = np.maximum(problem.bounds[own], floor)
         corner = lost[begin:end, begin:end]
         largest = float(np.linalg.eigvalsh(corner * sizes * sizes[:, None])[-1])
         t[own] = max(2 * largest, 1e-12 * float(np.trace(lost)) + 1e-290) / sizes**2
