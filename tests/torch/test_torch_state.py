@@ -85,7 +85,7 @@ def test_copies_carry_the_vectors_and_are_constrained_anew(copied):
     assert all(torch.equal(*pair) for pair in zip(weights(model), weights(other), strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 def test_distributed_checkpoints_hold_the_vectors(tmp_path):
     from torch.distributed.checkpoint import load, save
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
