@@ -86,6 +86,7 @@ def test_copies_carry_the_vectors_and_are_constrained_anew(copied):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # PyTorch 2.6 warns of itself
 def test_distributed_checkpoints_hold_the_vectors(tmp_path):
     from torch.distributed.checkpoint import load, save
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
