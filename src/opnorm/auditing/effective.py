@@ -12,7 +12,7 @@ from opnorm.bounds.brackets import MATRIX
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.records import Geometry
 from opnorm.checks import Array
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 from opnorm.operators.linear import BlockDiagonal, Diagonal
 from opnorm.operators.sizes import Adjoint
 
@@ -29,7 +29,7 @@ def subtracted(tuned: Any, base: Any) -> LinearOperator:
         if isinstance(tuned, BlockDiagonal) and len(tuned.blocks) == len(base.blocks):
             return BlockDiagonal([subtracted(*pair) for pair in zip(tuned.blocks, base.blocks, strict=True)])
         if isinstance(tuned, Convolution) and _usage(tuned) == _usage(base):
-            return _convolution(tuned, tuned.kernel - base.kernel)
+            return alike(tuned, tuned.kernel - base.kernel)
         if isinstance(tuned, Diagonal) and tuned.shape == base.shape:
             return Diagonal(tuned.factors - base.factors)
         if isinstance(tuned, MATRIX) and tuned.shape == base.shape:
@@ -86,14 +86,3 @@ def _usage(operator: Convolution) -> tuple[object, ...]:
     size = getattr(operator, "input_shape", None)
     ways = operator.strides, operator.padding, operator.dilation_rate, operator.groups
     return (operator.kernel.shape, size, *ways)
-
-
-def _convolution(like: Convolution, kernel: Array) -> Convolution:
-    return Convolution(
-        kernel,
-        getattr(like, "input_shape", None),
-        strides=like.strides,
-        padding=like.padding,
-        dilation_rate=like.dilation_rate,
-        groups=like.groups,
-    )

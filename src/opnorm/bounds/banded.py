@@ -19,7 +19,7 @@ from opnorm.bounds.deadlines import Deadline, OutOfTimeError
 from opnorm.bounds.matrices import rescale
 from opnorm.bounds.memory import Memory
 from opnorm.checks import Array
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 
 _WORK = 1e12  # multiplications of a factorization: about a minute
 _PAIR = 1e5  # multiplications that take as long as the calls for two taps
@@ -67,14 +67,7 @@ def _is_possible(operator: Convolution, deadline: Deadline, memory: Memory) -> b
 
 def _times(operator: Convolution, exponent: int) -> Convolution:
     """Return the operator times `2**exponent`, which is exact."""
-    return Convolution(
-        np.ldexp(operator.kernel, exponent),
-        operator.input_shape,
-        strides=operator.strides,
-        padding=operator.pads,
-        dilation_rate=operator.dilation_rate,
-        groups=operator.groups,
-    )
+    return alike(operator, np.ldexp(operator.kernel, exponent))
 
 
 def _from_below(operator: Convolution, accuracy: float, deadline: Deadline) -> float:

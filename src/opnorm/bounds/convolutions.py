@@ -13,7 +13,7 @@ from opnorm.bounds.memory import Memory
 from opnorm.bounds.suprema import bracket_symbol, can_be_tiled
 from opnorm.bounds.symbols import Symbol, own_strides, symbol_of, symbol_shape
 from opnorm.checks import Array
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 
 _STEPS = 16  # Golub-Kahan steps: about half a percent below the norm at the sizes of real layers
 _PRODUCTS = 2e8  # multiplications of one product beyond which a corner of the image stands for the whole
@@ -182,14 +182,7 @@ def _corner(operator: Convolution, exponent: int) -> Convolution:
         kept = min(outputs, -(-(cut + low) // stride))
         sizes.append(cut)
         pads.append((low, high if cut == n else max(0, (kept - 1) * stride + extent - cut - low)))
-    return Convolution(
-        np.ldexp(operator.kernel, exponent),
-        sizes,
-        strides=operator.strides,
-        padding=pads,
-        dilation_rate=operator.dilation_rate,
-        groups=operator.groups,
-    )
+    return alike(operator, np.ldexp(operator.kernel, exponent), sizes, pads)
 
 
 def image_below(operator: Convolution, v: Array) -> float:

@@ -20,7 +20,7 @@ from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, kernel_of
 from opnorm.networks.shape_rules import SAME
 from opnorm.networks.sizes import image_size, matrix_of, small_at_size
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 from opnorm.tables import number, printable
 
 _STEPS = 12  # power iterations: norms to a few percent
@@ -95,8 +95,8 @@ def _maps(first: Node, second: Node) -> list[LinearOperator] | None:
         sized = small_at_size(first, kernel_of(first))
         return None if sized is None else [aslinearoperator(matrix_of(first, sized)), other]
     sizes = _sizes(first, (one, other))
-    before = _at(one, sizes)
-    return [before, _at(other, before.output_shape)]
+    before = alike(one, input_shape=sizes)
+    return [before, alike(other, input_shape=before.output_shape)]
 
 
 def _operator(node: Node) -> LinearOperator:
@@ -127,17 +127,6 @@ def _sizes(node: Node, convolutions: tuple[Convolution, Convolution]) -> tuple[i
     ]  # for a pixel
     given = image_size(node) or (_PIXELS,) * rank
     return tuple(min(n, max(longest, few)) for n, few in zip(given, least, strict=True))
-
-
-def _at(operator: Convolution, sizes: Sequence[int]) -> Convolution:
-    return Convolution(
-        operator.kernel,
-        sizes,
-        strides=operator.strides,
-        padding=operator.padding,
-        dilation_rate=operator.dilation_rate,
-        groups=operator.groups,
-    )
 
 
 def _stretch(maps: Sequence[LinearOperator]) -> float:

@@ -10,7 +10,7 @@ from opnorm.bounds.memory import Memory
 from opnorm.bounds.products import written_out
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 
 _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
 _SHORT = 8  # kernels on an axis beyond which the borders no longer show: about a percent of the norm
@@ -83,14 +83,7 @@ def placed(node: Node, weight: Weight) -> Convolution | None:
 def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | None:
     if not isinstance(operator, Convolution) or operator.rank != len(sizes):
         return None
-    return Convolution(
-        operator.kernel,
-        sizes,
-        strides=operator.strides,
-        padding=operator.padding,
-        dilation_rate=operator.dilation_rate,
-        groups=operator.groups,
-    )
+    return alike(operator, input_shape=sizes)
 
 
 def _is_worth(operator: Convolution) -> bool:

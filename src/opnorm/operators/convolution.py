@@ -197,6 +197,23 @@ class Convolution(SizedOperator):
     _transpose = _adjoint  # kernels are real
 
 
+def alike(
+    operator: Convolution,
+    kernel: Array | None = None,
+    input_shape: Sequence[int] | None = None,
+    padding: str | Sequence[Sequence[int]] | None = None,
+) -> Convolution:
+    """Return the convolution that slides as `operator` does, with what is given in place of its own."""
+    return Convolution(
+        operator.kernel if kernel is None else kernel,
+        getattr(operator, "input_shape", None) if input_shape is None else input_shape,
+        strides=operator.strides,
+        padding=operator.padding if padding is None else padding,
+        dilation_rate=operator.dilation_rate,
+        groups=operator.groups,
+    )
+
+
 def _check_padding(padding: str | Sequence[Sequence[int]], rank: int) -> str | Pairs:
     """Return the padding's name, or its pairs as integers."""
     if isinstance(padding, str):

@@ -14,7 +14,7 @@ from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, lengt
 from opnorm.networks.effects import RULES, BoundWeight, Effect, constants, find
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, channel_factors, kernel_of
-from opnorm.operators.convolution import Convolution
+from opnorm.operators.convolution import Convolution, alike
 
 Map = Callable[[Array], Array]  # of a stack of values, (stack, *shape)
 
@@ -157,14 +157,7 @@ def _sliding(operator: Convolution, sizes: tuple[int, ...], first: bool, norm: f
     """Return a convolution on images of one size, with a batch of one."""
 
     def of(kernel: Array) -> Map:
-        made = Convolution(
-            kernel,
-            sizes,
-            strides=operator.strides,
-            padding=operator.padding,
-            dilation_rate=operator.dilation_rate,
-            groups=operator.groups,
-        )
+        made = alike(operator, kernel, sizes)
 
         def applied(v: Array) -> Array:
             images = np.moveaxis(v[:, 0], 1, -1) if first else v[:, 0]
