@@ -84,6 +84,19 @@ def assert_as_if_nothing_had_died(outputs, died, steps, every):
             assert abs(norm - 1) < 1e-3, (died, step, what)
 
 
+def assert_a_death_is_made_good(trained, folder, steps, every):
+    """Assert that after a death of the second of two processes, both begun again go on from the checkpoint.
+
+    `trained(folder, died)` returns codes and outputs of two processes, of which the second dies after the step `died`.
+    """
+    died = random_step(steps, every)
+    codes, first = trained(folder, died)
+    assert codes[1] == -9, first  # the other is ended by its own error, or by us
+    codes, second = trained(folder, None)
+    assert codes == [0, 0], second
+    assert_as_if_nothing_had_died([*first, *second], died, steps, every)
+
+
 def _start(command, environment, file):
     # A session of its own: the whole of it can be ended.
     with file.open("w") as output:

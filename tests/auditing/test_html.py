@@ -1,16 +1,15 @@
 """The page in a real browser: it loads without an error, sorts, filters, and shows the JSON's numbers."""
 
 import json
-import shutil
 
 import pytest
+from browsers import CHROMIUM, DRIVER, started
 from network_files import HOSTILE, tensors, write
 
 from opnorm.auditing.audits import audit
 from opnorm.auditing.report import Report, Row
 from opnorm.auditing.text import OPTIMIZER
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
 
@@ -21,17 +20,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    yield from started()
 
 
 @pytest.fixture
