@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
+from opnorm.checkpoints.keras_results import picked_shape, result_node
 from opnorm.checkpoints.keras_shapes import Shape, input_shape, output_shape
 from opnorm.checkpoints.records import CheckpointError, Graph, Node, Weight
 
@@ -17,12 +18,25 @@ _NEEDED = {  # roles that the rule of a kind takes for granted
 }
 
 
+class _Reference(NamedTuple):
+    """One result of a call."""
+
+    layer: str
+    number: int
+    result: int = 0
+
+    @property
+    def call(self) -> tuple[str, int]:
+        """The call: layer name, index."""
+        return self.layer, self.number
+
+
 class _Call(NamedTuple):
     """One call of a layer inside one model."""
 
     layer: Layer
     number: int  # by which other layers refer to this call
-    tensors: tuple[tuple[str, int], ...]  # the calls whose results it takes: layer name, index
+    tensors: tuple["_Reference", ...]
     arguments: Mapping[str, Any]  # what else it was called with
     repeats: int = 0  # how many calls of the layer came before
 
@@ -46,7 +60,7 @@ def keras_graph(model: Layer, weights: Weights) -> Graph | None:
         return None
     except CycleError as error:
         raise CheckpointError(f"its layers are joined in a circle: {error.args[1][:3]}") from error
-    return Graph(tuple(ordered), tuple(inputs), tuple(outputs))
+    return Graph(tuple(ordered), tuple(inputs), tuple(name for names in outputs.values() for name in names))
 
 
 def _ordered(nodes: Sequence[Node]) -> list[Node]:
@@ -56,7 +70,8 @@ def _ordered(nodes: Sequence[Node]) -> list[Node]:
     return [by_name[name] for name in order]
 
 
-Part = tuple[list[Node], list[str], list[str]]  # nodes, names of inputs, names of outputs
+Results = Mapping[int, list[str]]  # the names of each result that is read; 0: of all that are not told apart
+Part = tuple[list[Node], list[str], Results]  # nodes, names of inputs
 
 
 class _Builder:
@@ -84,43 +99,56 @@ class _Builder:
         nodes: list[Node] = []
         current = inputs
         for layer in layers:
-            more, current = self.call(_Call(layer, 0, (), {}), path, current, call)
-            nodes += more
-        return nodes, inputs, current
+            more, results = self.call(_Call(layer, 0, (), {}), path, current, call)
+            nodes, current = nodes + more, [name for names in results.values() for name in names]
+        return nodes, inputs, {0: current}
 
     def functional(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str) -> Part:
         calls = list(_calls(model.config))
         require(len({(one.layer.name, one.number) for one in calls}) == len(calls), "two of its layers share a name")
         entries = _references(model.config["input_layers"])
-        names = ["/".join((*path, name)) for name, _ in entries] if given is None else list(given)
+        names = ["/".join((*path, name)) for name, *_ in entries] if given is None else list(given)
         if given is None:
             fed = {layer.name: input_shape(layer) for layer in sublayers({"layers": model.config.get("layers")})}
-            self.shapes.update(zip(names, (fed.get(name) for name, _ in entries), strict=True))
+            self.shapes.update(zip(names, (fed.get(name) for name, *_ in entries), strict=True))
         if len(names) != len(entries):
             raise _NoGraphError
-        results: dict[tuple[str, int], list[str]] = {entry: [name] for entry, name in zip(entries, names, strict=True)}
+        results: dict[tuple[str, int], Results] = {
+            entry.call: {0: [name]} for entry, name in zip(entries, names, strict=True)
+        }
+        ends = _references(model.config.get("output_layers"))
+        read = {(end.call, end.result) for end in (*ends, *(tensor for one in calls for tensor in one.tensors))}
         nodes: list[Node] = []
         for one in _by_inputs(calls, results):
-            feeds = [name for tensor in one.tensors for name in results[tensor]]
-            more, results[one.layer.name, one.number] = self.call(one, path, feeds, call)
+            feeds = [name for tensor in one.tensors for name in _result(results, tensor)]
+            key = one.layer.name, one.number
+            further = sorted(result for call_, result in read if call_ == key and result)
+            more, results[key] = self.call(one, path, feeds, call, further)
             nodes += more
-        outputs = [name for end in _references(model.config.get("output_layers")) for name in _result(results, end)]
+        found = [_result(results, end) for end in ends]
+        is_listed = isinstance(model.config.get("output_layers"), list)  # results of a table have an order of their own
+        outputs = dict(enumerate(found)) if is_listed else {0: [name for one in found for name in one]}
         return nodes, names, outputs
 
-    def call(self, one: _Call, path: tuple[str, ...], feeds: Sequence[str], call: str) -> tuple[list[Node], list[str]]:
-        """Return the nodes of one call, and the names of its results."""
+    def call(
+        self, one: _Call, path: tuple[str, ...], feeds: Sequence[str], call: str, further: Sequence[int] = ()
+    ) -> tuple[list[Node], Results]:
+        """Return the nodes of one call, and the names of its results: of the first, and of `further` ones."""
         inner = (*path, one.layer.name)
         mark = f"{call}#{one.repeats}" if one.repeats else call
         if one.layer.kind in ("Sequential", *_MODELS):
-            nodes, _, outputs = self.model(one.layer, inner, feeds, mark)
-            return nodes, outputs
+            nodes, _, results = self.model(one.layer, inner, feeds, mark)
+            return nodes, results
         name = "/".join(inner) + mark
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
         shapes = [self.shapes.get(feed) for feed in feeds]
         options["input_shapes"] = tuple(shapes)
-        self.shapes[name] = output_shape(one.layer, shapes)
         weights = self.roles(inner)
-        return [Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)], [name]
+        node = Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)
+        nodes = [result_node(node, result) for result in (0, *further)]
+        self.shapes.update({found.name: picked_shape(found) or output_shape(one.layer, shapes) for found in nodes[:1]})
+        self.shapes.update({found.name: picked_shape(found) for found in nodes[1:]})
+        return nodes, {result: [found.name] for result, found in zip((0, *further), nodes, strict=True)}
 
     def fed(self, name: str, shape: Shape | None) -> list[str]:
         """Return the name of the one input of a model, whose shape is noted."""
@@ -151,16 +179,17 @@ def _has(layer: Layer, role: str) -> bool:
     return role != "gamma" or layer.config.get("scale", True) is not False
 
 
-def _result(results: Mapping[tuple[str, int], list[str]], end: tuple[str, int]) -> list[str]:
-    if end not in results:
+def _result(results: Mapping[tuple[str, int], Results], end: _Reference) -> list[str]:
+    if end.call not in results:
         raise _NoGraphError
-    return results[end]
+    found = results[end.call]
+    return found.get(end.result, found[0])
 
 
 def _by_inputs(calls: Sequence[_Call], known: Mapping[tuple[str, int], Any]) -> Iterator[_Call]:
     """Yield calls, each after those whose results it takes."""
     by_key = {(one.layer.name, one.number): one for one in calls}
-    links = {key: one.tensors for key, one in by_key.items() if key not in known}
+    links = {key: [tensor.call for tensor in one.tensors] for key, one in by_key.items() if key not in known}
     for key in TopologicalSorter(links).static_order():
         if key not in known:
             yield _result_call(by_key, key)
@@ -190,7 +219,7 @@ def _has_input(layer: Layer) -> bool:
     return layer.kind in ("Sequential", *_MODELS) and inner is not None and inner.kind == "InputLayer"
 
 
-def _tensors(node: Any) -> Iterator[tuple[str, int]]:
+def _tensors(node: Any) -> Iterator[_Reference]:
     """Yield the calls whose results a call takes, in Keras 3's notation or that of Keras 1 and 2."""
     if isinstance(node, Mapping):
         history = node.get("config", {}).get("keras_history") if node.get("class_name") == "__keras_tensor__" else None
@@ -210,13 +239,13 @@ def _is_reference(node: Any) -> bool:
     return isinstance(node, list) and len(node) in (3, 4) and isinstance(node[0], str) and type(node[1]) is int
 
 
-def _reference(node: Any) -> tuple[str, int]:
-    if not _is_reference(node):
+def _reference(node: Any) -> _Reference:
+    if not _is_reference(node) or type(node[2]) is not int or node[2] < 0:
         raise _NoGraphError
-    return node[0], node[1]
+    return _Reference(*node[:3])
 
 
-def _references(value: Any) -> list[tuple[str, int]]:
+def _references(value: Any) -> list[_Reference]:
     """Return the references of a model's ends: one alone, a list or a table of them."""
     return list(_tensors(value))
 

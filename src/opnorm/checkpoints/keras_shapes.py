@@ -31,6 +31,7 @@ _SAME = {
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
 _MERGED |= {f"keras.ops.{kind}" for kind in _MERGED}  # of one input and a number the shape is the input's
 _MERGED |= {"keras.applications.CustomScaleLayer"}
+_JOINED = {"Concatenate", "keras.ops.Concatenate"}
 _POOLED = {f"{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)}
 _GLOBAL = {f"Global{kind}" for kind in _POOLED}
 _FED = ("batch_shape", "batch_input_shape", "input_shape", "shape", "input_dim")  # two may contradict each other
@@ -71,7 +72,7 @@ def _short(size: Size) -> Size:
 
 
 def _output(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
-    if layer.kind in _MERGED | {"Concatenate"}:
+    if layer.kind in _MERGED | _JOINED:
         return _joined(layer, inputs)
     if len(inputs) > 1:
         return None
@@ -85,7 +86,7 @@ def _output(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
 
 
 def _joined(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
-    if layer.kind != "Concatenate":
+    if layer.kind not in _JOINED:
         return _broadcast(inputs)
     axis = layer.config.get("axis", -1) % len(inputs[0])
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
@@ -220,6 +221,31 @@ def _reshaped(layer: Layer, shape: Shape) -> Shape | None:
     return (shape[0], *[total // known if size == -1 else size for size in target])
 
 
+def _reshaped_whole(layer: Layer, shape: Shape) -> Shape | None:
+    """Return what `ops.reshape` gives, whose target begins with the batch; one that tells no size of it."""
+    first, *rest = layer.config["newshape"]
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    told = first in (-1, None) and all(type(size) is int and size > 0 for size in rest)
+    return (shape[0], *rest) if told and len(sizes) == len(shape) - 1 and prod(sizes) == prod(rest) else None
+
+
+def _transposed_axes(layer: Layer, shape: Shape) -> Shape | None:
+    order = layer.config["axes"]
+    return tuple(shape[axis] for axis in order) if sorted(order) == list(range(len(shape))) else None
+
+
+def _with_axis(layer: Layer, shape: Shape) -> Shape:
+    place = layer.config["axis"] % (len(shape) + 1)
+    return (*shape[:place], 1, *shape[place:])
+
+
+def _reduced(layer: Layer, shape: Shape) -> Shape | None:
+    """Return what a maximum or mean over some axes leaves."""
+    given, kept = layer.config["axis"], layer.config.get("keepdims", False)
+    axes = {axis % len(shape) for axis in ([given] if isinstance(given, int) else given)}
+    return tuple(1 if i in axes else size for i, size in enumerate(shape) if kept or i not in axes)
+
+
 def _permuted(layer: Layer, shape: Shape) -> Shape | None:
     order = layer.config["dims"]
     return (shape[0], *[shape[axis] for axis in order]) if sorted(order) == list(range(1, len(shape))) else None
@@ -237,4 +263,9 @@ _BY_KIND: dict[str, Callable[[Layer, Shape], Shape | None]] = {
     "Embedding": lambda layer, shape: (*shape, _each(layer, "output_dim", 1)[0]),
     "RepeatVector": lambda layer, shape: (shape[0], _each(layer, "n", 1)[0], *shape[1:]),
     "Permute": _permuted,
+    "keras.ops.Reshape": _reshaped_whole,
+    "keras.ops.Transpose": _transposed_axes,
+    "keras.ops.ExpandDims": _with_axis,
+    **dict.fromkeys(("keras.ops.Max", "keras.ops.Min", "keras.ops.Mean"), _reduced),
+    "keras.ops.Sort": lambda layer, shape: shape,
 }

@@ -1,14 +1,18 @@
 """`.onnx` files: every tensor with what the operators do with it, and the outermost graph with its functions."""
 
 from collections.abc import Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import extra, require
 from opnorm.checkpoints.onnx_bodies import Definitions, Names, function_key
 from opnorm.checkpoints.onnx_geometry import role
 from opnorm.checkpoints.onnx_integers import with_scales
+from opnorm.checkpoints.onnx_numbers import Numbers, Place
 from opnorm.checkpoints.onnx_runtime import Runtime
 from opnorm.checkpoints.onnx_shapes import Shape, value_shapes
 from opnorm.checkpoints.onnx_sizes import with_open_sizes
@@ -30,10 +34,12 @@ def read_onnx(path: Path) -> Checkpoint:
     called = [f for f in model.functions if function_key(f, f.name) in unfolded.called]
     del model.functions[:]
     model.functions.extend(called)
-    shapes = {name: shape for name, shape in value_shapes(model).items() if name in unfolded.own}
+    told, numbers = value_shapes(model)
+    shapes = {name: shape for name, shape in told.items() if name in unfolded.own}
+    steering = {place: found for place, found in numbers.items() if place[0] in unfolded.own}
     shapes = with_open_sizes(unfolded.ops, shapes, definitions.tensors)
     uses = Uses(path, definitions.tensors, shapes)
-    met = [(op, uses.meet(op)) for op in unfolded.ops]
+    met = [(op, _steered(op, uses.meet(op), steering)) for op in unfolded.ops]
     calls = [(op, found) for op, found in met if found is not None and op.outermost]
     constants = {name: value.shape for name, value in uses.values.items()}
     for part in Runtime(unfolded.ops, unfolded.links, constants, shapes).parts():
@@ -68,28 +74,41 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
         names.fresh(value)
     read = {value for op, _ in calls for value in op.inputs} | set(unfolded.outputs)
     nodes = []
-    places = {value: i for op, _ in calls if op.kind == "Split" for i, value in enumerate(op.outputs)}
     for op, met in calls:
         node = _node(names.fresh(op.name), op, met, makers, shapes)
-        nodes.append(_with_parts(node, op, met, places))
-        parts = op.outputs if op.kind == "Split" else op.outputs[:1]
-        makers.update(dict.fromkeys(parts, node.name))
+        nodes.append(_of_part(node, op, 0))
+        makers.update(dict.fromkeys(op.outputs[:1], node.name))
         for i, value in enumerate(op.outputs):
-            if value in read and value not in makers:  # the places of a maximum, say: what holds of the first does not
-                further = Node(names.fresh(f"{op.name}:{i}"), f"result {i + 1} of {op.kind}", node.inputs, {}, {})
-                nodes.append(further)
-                makers[value] = further.name
+            if value in read and value not in makers:
+                nodes.append(_of_part(node._replace(name=names.fresh(f"{op.name}:{i}")), op, i))
+                makers[value] = nodes[-1].name
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
     constants = fixed - {node.name for node in nodes} - set(unfolded.inputs)
     return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs, constants)), unfolded.inputs, outputs)
 
 
-def _with_parts(node: Node, op: Op, met: Met, places: Mapping[str, int]) -> Node:
-    """Return the node, with which part it reads of each of its inputs, where one is a Split."""
-    read = [value for i, value in enumerate(op.inputs) if value and i not in met.weights]
-    if not any(value in places for value in read):
-        return node
-    return node._replace(options={**node.options, "parts": tuple(places.get(value, 0) for value in read)})
+def _steered(op: Op, met: Met | None, steering: Mapping[Place, Numbers]) -> Met | None:
+    """Return what an operator is to a network, integers that it reads and that shapes tell among its weights."""
+    places = [(op.outputs[0], i) for i in range(1, len(op.inputs))] if op.outputs else []
+    known = {i: steering[value, i] for value, i in places if (value, i) in steering}
+    if met is None or not known:
+        return met
+    weights = {
+        i: Weight(op.inputs[i], found.shape, "int64", partial(np.array, found), g.nothing(op.kind, "it steers"))
+        for i, found in known.items()
+    }
+    return met._replace(weights={**met.weights, **weights})
+
+
+def _of_part(node: Node, op: Op, index: int) -> Node:
+    """Return the node of one of an operator's results.
+
+    Each part of a Split is a value of its own. Of no other operator holds of further results what holds of the first:
+    of the places of a maximum, say.
+    """
+    if op.kind == "Split":
+        return node._replace(options={**node.options, "part": index, "parts": len(op.outputs)})
+    return node if index == 0 else Node(node.name, f"result {index + 1} of {op.kind}", node.inputs, {}, {})
 
 
 def _node(name: str, op: Op, met: Met, makers: Mapping[str, str], shapes: Mapping[str, Shape]) -> Node:

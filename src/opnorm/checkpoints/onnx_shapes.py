@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opnorm.checkpoints.files import extra
+from opnorm.checkpoints.onnx_numbers import Numbers, Place, settled_numbers
 
 Shape = tuple[int | str, ...]
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")  # of an Einsum's equation
@@ -13,8 +14,8 @@ _ROUNDS, _MOST = 8, 96  # of inference: operators Slice one after another; more 
 _NODES = 2**16  # that are inferred in all rounds: a second or two
 
 
-def value_shapes(model: Any) -> Mapping[str, Shape]:
-    """Return the shape of each value whose number of axes is known; numbers are inferred from shapes, never computed.
+def value_shapes(model: Any) -> tuple[Mapping[str, Shape], Mapping[Place, Numbers]]:
+    """Return the shape of each value whose number of axes is known, and the integers that steer, where those tell them.
 
     Of what the file says only the shapes of its inputs count, which are what may be fed: what it says of other values
     is nothing that a runtime would hold it to, and is forgotten. A size that the file leaves open is its name there, or
@@ -31,13 +32,13 @@ def value_shapes(model: Any) -> Mapping[str, Shape]:
         value.ClearField("type")
     try:
         if not _is_sound(graphs):
-            return dict(_known(model.graph))
+            return dict(_known(model.graph)), {}
         unknown = max((f.name for f in model.functions), key=len, default="") + "Later"  # no function has that name
         for node in (node for graph in graphs for node in graph.node if not _ends(node)):
             node.op_type = unknown
         return _inferred(model, graphs, unknown)
     except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
-        return dict(_known(model.graph))
+        return dict(_known(model.graph)), {}
 
 
 def _ends(node: Any) -> bool:
@@ -66,7 +67,7 @@ def is_equation(text: str, count: int) -> bool:
     return len(set(letters)) == len(letters) and set(letters) <= set(terms) and ("..." in terms or "..." not in result)
 
 
-def _inferred(model: Any, graphs: list[Any], unknown: str) -> Mapping[str, Shape]:
+def _inferred(model: Any, graphs: list[Any], unknown: str) -> tuple[Mapping[str, Shape], Mapping[Place, Numbers]]:
     """Return what onnx infers; it ends the process where Slice cuts a negative size, so that is met last.
 
     A Slice takes part once the shape of its input is known to have no negative size.
@@ -77,6 +78,7 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> Mapping[str, Shape
     for node in hidden:
         node.op_type = unknown
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
+    numbers: dict[Place, Numbers] = {}
     while rounds < most:
         inferred = infer(model).graph
         shapes |= dict(_known(inferred))
@@ -84,8 +86,10 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> Mapping[str, Shape
         shown = [node for node in hidden if node.op_type != "Slice" and node.input and node.input[0] in safe]
         for node in shown:
             node.op_type = "Slice"
-        rounds = rounds + 1 if shown else most
-    return shapes
+        settled = settled_numbers(model.graph, shapes)
+        numbers |= settled
+        rounds = rounds + 1 if shown or settled else most
+    return shapes, numbers
 
 
 def _sizes_of(graph: Any) -> dict[str, Shape]:

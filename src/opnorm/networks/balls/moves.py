@@ -12,9 +12,8 @@ from opnorm.networks.balls.linear import Linear, Map, moving, through
 from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
 from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
+from opnorm.networks.picks import places_of_part
 from opnorm.networks.shape_rules import SAME
-
-_KEPT = ("centre", "error", "rest", "size", "rows", "reach", "moved")
 
 
 def _moved(move: Map) -> Rule:
@@ -105,6 +104,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Slice")
 def _(node: Node, bounds: BoundWeight) -> Rule:
+    if "cuts" in node.options:  # of a Keras tensor
+        return _moved(lambda v: v[(slice(None), *node.options["cuts"])])
     return lambda values, space: sliced(node, values[0], [])
 
 
@@ -163,8 +164,14 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Split")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    """Return the rule of a node that several parts are read of: of one part each, by a slice where it is read."""
-    return _moved(lambda v: v)
+    axis = int(node.options.get("axis", 0))
+
+    def part(v: Array) -> Array:
+        place = axis % (v.ndim - 1) + 1
+        places = places_of_part(node, v.shape[place])
+        return np.asarray(v[(slice(None),) * place + (slice(places.start, places.stop),)])
+
+    return _moved(part)
 
 
 @rule("Concat", "Concatenate")
@@ -225,21 +232,3 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         return through(Linear(mean, mean, count + 2, SPARE / sqrt(count)), values[0])
 
     return averaged
-
-
-def part_of(node: Node, value: Value, index: int) -> Value:
-    """Return one of the parts into which a Split cuts a value."""
-    stored = find(node.weights, "1")
-    axis = int(node.options.get("axis", 0)) % value.centre.ndim
-    size = value.centre.shape[axis]
-    sizes = node.options.get("split") if stored is None else stored.astype(int).tolist()
-    if sizes is None:
-        parts = int(node.options.get("num_outputs") or 0)
-        if not parts:
-            raise not_followed("how many parts it has is not told")
-        each = -(-size // parts)
-        sizes = [each] * (parts - 1) + [size - each * (parts - 1)]
-    start = sum(sizes[:index])
-    cut = (slice(None),) * axis + (slice(start, start + sizes[index]),)
-    arrays = {name: getattr(value, name)[cut] for name in _KEPT}
-    return value._replace(tangents=value.tangents[(slice(None), *cut)], **arrays)

@@ -51,7 +51,7 @@ def _stored(node: Node, role: str) -> Array | None:
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
-    if node.inputs[0] not in values or node.options.get("parts"):
+    if node.inputs[0] not in values:
         raise not_followed("the shape of something that is not known")
     shape: Any = np.array(values[node.inputs[0]].centre.shape, dtype=np.int64)
     if node.kind == "Size":

@@ -16,7 +16,7 @@ from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
 from opnorm.networks.activations import SIMPLEX, is_activation, parse
 from opnorm.networks.balls.functions import of_function
-from opnorm.networks.balls.moves import constant, part_of, reshaped, sliced
+from opnorm.networks.balls.moves import constant, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
@@ -94,7 +94,7 @@ class Network:
             return None
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                read = [self._read(node, i, values) for i in range(len(node.inputs))]
+                read = [values[name] for name in node.inputs]
                 found = _steered(node, read[0], values) if "target" in node.options else rule(read, space)
         except Unbounded:
             raise
@@ -105,16 +105,6 @@ class Network:
         if not (np.all(np.isfinite(found.centre)) and np.all(np.isfinite(found.error))):
             raise not_followed("its numbers leave the range of float64")
         return found
-
-    def _read(self, node: Node, place: int, values: Mapping[str, Value]) -> Value:
-        """Return what stands at an input of a node: a value, or the part of it that is read."""
-        name, parts = node.inputs[place], node.options.get("parts")
-        before = self.nodes.get(name)
-        if before is None or before.kind != "Split":
-            return values[name]
-        if not parts:
-            raise not_followed("it reads one of several parts")
-        return part_of(before, values[name], parts[place])
 
 
 def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
