@@ -362,3 +362,69 @@ def test_of_a_cube_each_layer_has_its_own_axis_of_channels(layer, truth):
     first.set_weights([kernel(ones), np.full(6, 50.0)])  # no ReLU cuts anything off near 0
     (layer if layer.weights else last).set_weights([kernel(signs) if layer.weights else signs[:, None]])
     assert truth <= opnorm.lipschitz_bound(model).upper * (1 + 1e-6)
+
+
+def halves(h, how):
+    half = h.shape[-1] // 2
+    return keras.ops.split(h, 2, axis=-1) if how == "split" else (h[..., :half], h[..., half:])
+
+
+@pytest.mark.parametrize("how", ["split", "slices"])
+@pytest.mark.parametrize("shape", [(5,), (6, 7, 2)])
+def test_maxima_beside_minima_are_bounded_as_a_whole(how, shape):
+    x = keras.Input(shape)
+    kernel = L.Dense if len(shape) == 1 else lambda units: L.Conv2D(units, 3, padding="same")
+    a, b = halves(kernel(6)(x), how)
+    m = keras.ops.concatenate([keras.ops.maximum(a, b), keras.ops.minimum(a, b)], axis=-1)
+    model = randomized(keras.Model(x, kernel(4)(m)))
+    bound, _ = check(model)
+    norms = [step.constant for step in bound.steps if step.kind in ("Dense", "Conv2D")]
+    assert bound.upper < 0.97 * np.prod(norms)
+
+
+@pytest.mark.parametrize("how", ["split", "slices"])
+def test_a_gate_of_one_half_for_the_other_is_unknown(how, tmp_path):
+    x = keras.Input((6,))
+    a, b = halves(L.Dense(8)(x), how)
+    model = keras.Model(x, L.Multiply()([a, L.Activation("sigmoid")(b)]))
+    model.save(tmp_path / "model.keras")
+    for source in (model, tmp_path / "model.keras"):
+        assert [step.kind for step in lipschitz_bound(source).unknown] == ["Multiply"]
+
+
+def test_sorted_groups_are_no_longer_than_what_they_sort():
+    x = keras.Input((6,))
+    groups = keras.ops.reshape(x, (-1, 2, 3))
+    sorted_ = keras.ops.reshape(keras.ops.sort(groups, axis=-1), (-1, 6))
+    assert check(keras.Model(x, sorted_))[0].upper == pytest.approx(1, rel=1e-6)
+    extremes = [keras.ops.max(groups, axis=-1), keras.ops.min(groups, axis=-1)]
+    assert check(keras.Model(x, keras.ops.concatenate(extremes, axis=-1)))[0].upper == pytest.approx(1, rel=1e-6)
+    stacked = keras.ops.stack([keras.ops.maximum(x, -x), keras.ops.minimum(x, -x)], axis=-1)
+    assert check(keras.Model(x, L.Flatten()(stacked)))[0].upper >= np.sqrt(2)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_each_output_of_a_model_inside_is_a_value_of_its_own(named):
+    inner = keras.Input((4,))
+    outputs = [L.Dense(3, name="long")(inner), L.Dense(3, name="short")(inner)]
+    part = keras.Model(inner, {"b": outputs[0], "a": outputs[1]} if named else outputs)
+    x = keras.Input((4,))
+    found = part(x)
+    model = randomized(keras.Model(x, L.Activation("tanh")(found["a"] if named else found[1])))
+    part.get_layer("long").kernel.assign(100 * part.get_layer("long").kernel)
+    truth = max(np.linalg.norm(J, 2) for J in jacobians(model, points_for(model)))
+    bound = lipschitz_bound(model)
+    if named:  # in which order a table has them is not told
+        assert bound.upper is None or bound.upper >= truth
+    else:
+        assert (
+            truth <= bound.upper * (1 + SINGLE) <= np.linalg.norm(part.get_layer("short").kernel, 2) * (1 + 2 * SINGLE)
+        )
+
+
+def test_further_results_of_a_layer_are_not_taken_for_the_first():
+    x = keras.Input((4, 3))
+    _, state, _ = L.LSTM(5, return_state=True)(x)
+    bound = lipschitz_bound(keras.Model(x, L.Dense(2)(state)))
+    assert bound.upper is None
+    assert "result 2 of LSTM" in [step.kind for step in bound.unknown]

@@ -1,7 +1,9 @@
 """Rules for nodes that pick, repeat, sort or weigh the entries of their input."""
 
+from collections.abc import Mapping
 from math import prod, sqrt
 from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +49,24 @@ def _times(size: int | str | None, target: int) -> int:
     return 1 if isinstance(size, int) and size != 1 else max(target, 1)
 
 
-@rule("TopK", "Trilu")
+@rule("keras.ops.GetItem")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    """Drop entries by numbers and slices; a list of places, or a mask, is something else."""
+    entries = [entry for key in (node.options.get("arguments") or {}).get("args", ()) for entry in _entries(key)]
+    if not entries or not all(type(entry) is int or _is_slice(entry) for entry in entries):
+        raise Unbounded("what it picks is neither numbers nor slices")
+    return Effect(1.0, "drops entries")
+
+
+def _entries(key: Any) -> list[Any]:
+    return key if isinstance(key, list) else [key]
+
+
+def _is_slice(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and entry.get("class_name") in ("__slice__", "__ellipsis__")
+
+
+@rule("TopK", "Trilu", "keras.ops.Sort")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     if not node.options.get("sorted", 1):
         raise Unbounded("in which order it gives its entries is not known")

@@ -21,7 +21,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("ReduceMean")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    count = _reduced(node)
+    count = reduced_count(node)
     if count is None:
         return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
     return Effect(up(1 / sqrt(count)), f"mean over {count} entries", sized=True)
@@ -29,7 +29,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("ReduceSum")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    count = _reduced(node)
+    count = reduced_count(node)
     if count is None:
         raise Unbounded("sums over an unknown number of entries")
     return Effect(up(sqrt(count)), f"sum over {count} entries", sized=True)
@@ -37,7 +37,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("ReduceL1")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    count = _reduced(node)
+    count = reduced_count(node)
     if count is None:
         raise Unbounded("adds up the magnitudes of an unknown number of entries")
     return Effect(up(sqrt(count)), f"magnitudes of {count} entries", sized=True)
@@ -51,13 +51,21 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(up(1 / sqrt(prod(pixels))), f"mean over {prod(pixels)} pixels", sized=True)
 
 
-def _reduced(node: Node) -> int | None:
+def reduced_count(node: Node) -> int | None:
     """Return the number of entries that a reduction makes one of in every run, None where that is open."""
-    shapes, steered = node.options.get("input_shapes"), find(node.weights, "1")
-    axes = node.options.get("axes", (node.options.get("arguments") or {}).get("axis"))
-    axes = axes if steered is None else steered.ravel().astype(int).tolist()
+    shapes, axes = node.options.get("input_shapes"), reduced_axes(node)
     shape = shapes[0] if shapes and len(shapes) == len(node.inputs) == 1 else None
-    if shape is None or axes is None or set(node.weights) - {"1"}:
+    if shape is None or not axes:
         return None
-    sizes = [shape[index(axis)] for axis in ([axes] if isinstance(axes, int) else axes)]
-    return prod(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None
+    sizes = [shape[axis] for axis in axes]
+    return prod(sizes) if all(type(size) is int and size > 0 for size in sizes) else None
+
+
+def reduced_axes(node: Node) -> tuple[int, ...] | None:
+    """Return the axes over which a reduction goes, as its file has them; None where that is not told."""
+    options, steered = node.options, find(node.weights, "1")
+    axes = options.get("axes", (options.get("arguments") or {}).get("axis", options.get("axis")))
+    axes = axes if steered is None else steered.ravel().astype(int).tolist()
+    if axes is None or set(node.weights) - {"1"}:
+        return None
+    return tuple(index(axis) for axis in ([axes] if isinstance(axes, int) else axes))

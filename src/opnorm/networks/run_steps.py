@@ -19,10 +19,14 @@ from opnorm.networks.effects import Effect, input_shapes
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of, without_groups
 from opnorm.networks.linear_rules import MATRICES, channel_factors, kernel_of
-from opnorm.networks.programs import Function, Map, Part, Piece, Run, Shorter
-from opnorm.networks.run_tensors import SLIDING, NotUnderstoodError, Tensor, convolved, pixels, still
+from opnorm.networks.programs import Part, Shorter
+from opnorm.networks.run_branches import met
+from opnorm.networks.run_collector import Collector, times
+from opnorm.networks.run_moves import MOVES, extreme, moved
+from opnorm.networks.run_tensors import SLIDING, NotUnderstoodError, Tensor, convolved, pixels, still, unlisted
 from opnorm.networks.shape_rules import pooled_shape, pooled_windows, windows_of
 from opnorm.networks.sizes import image_size, is_first, placed
+from opnorm.networks.together import is_negative, is_relu
 from opnorm.networks.torus import Taps
 from opnorm.operators.convolution import Convolution
 
@@ -31,30 +35,11 @@ SCALES = ("BatchNormalization", "Rescaling", "Normalization")
 _MEANS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAveragePool")
 _POOLS = ("AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool")
 _MAXIMA = ("MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "MaxPool")
-_SUMS = ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
 _FACTOR = gamma(16)  # of a channel factor
 
 
-class Builder:
-    """Collects the steps of a run; its state after each node that was understood is a run of its own."""
-
-    def __init__(self, entry: str, tensor: Tensor):
-        self.entry = tensor
-        self.tensors = {entry: tensor}
-        self.steps: list[Piece] = []
-        self.entries = self.work = 0.0  # numbers of all matrices, at every frequency, and multiplications, about
-        self.needs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # ratio of a level, pixels that its torus has
-
-    def run(self, exit: str) -> Run:
-        """Return the run up to the value `exit` of the graph."""
-        ratios = [tensor.ratio for tensor in self.tensors.values() if tensor.ratio]
-        coarsest = tuple(map(max, zip(*ratios, strict=True))) if ratios else ()
-        size = [1] * len(coarsest)
-        for ratio, need in self.needs:
-            size = [max(n, -(-k * r // c)) for n, k, r, c in zip(size, need, ratio, coarsest, strict=True)]
-        return Run(
-            self.entry.name, self.entry.channels, tuple(self.steps), self.tensors[exit].name, tuple(size), self.work
-        )
+class Builder(Collector):
+    """Understands nodes, and adds their steps."""
 
     def add(self, node: Node, effect: Effect) -> None:
         """Add a node.
@@ -65,11 +50,15 @@ class Builder:
         inputs = [self.tensors.get(name) for name in node.inputs]
         if not inputs or None in inputs or _arguments(node).get("training"):
             raise NotUnderstoodError(node.name)
-        self.tensors[node.name] = self._added(node, effect, [tensor for tensor in inputs if tensor is not None])
+        known = [tensor for tensor in inputs if tensor is not None]
+        shapes = input_shapes(node)
+        if shapes is not None:
+            known = [unlisted(tensor, shape) for tensor, shape in zip(known, shapes, strict=True)]
+        self.tensors[node.name] = self._added(node, effect, known)
 
     def _added(self, node: Node, effect: Effect, inputs: Sequence[Tensor]) -> Tensor:
         if len(inputs) > 1:
-            return self._met(node, inputs)
+            return met(self, node, inputs)
         return _RULES.get(node.kind, Builder._function)(self, node, effect, inputs[0])
 
     def _ordered(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
@@ -77,18 +66,11 @@ class Builder:
             raise NotUnderstoodError(node.name)
         return tensor._replace(listed=bool(tensor.sizes))
 
-    def _map(self, node: Node, tensor: Tensor, parts: Sequence[Part], **more: object) -> Tensor:
-        step = Map(node.name, tensor.channels, tuple(parts), **more)  # type: ignore[arg-type]
-        for part in parts:
-            rows, columns = part.taps.matrix_shape
-            repeats = len(part.taps.shifts) if step.lands else prod(tensor.sizes) * prod(step.strides)
-            self._count(repeats * rows * columns, rows + columns)
-        self.steps.append(step)
-        return tensor._replace(name=node.name)
+    def _moved(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        return moved(self, node, tensor)
 
-    def _count(self, numbers: float, order: float) -> None:
-        """Count matrices of so many numbers, and a product with others of that order: complex, at half the pixels."""
-        self.entries, self.work = self.entries + numbers, self.work + 2 * numbers * order
+    def _extreme(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
+        return extreme(self, node, tensor)
 
     def _function(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if effect.slopes is None:
@@ -96,52 +78,21 @@ class Builder:
                 return tensor  # a constant
             raise NotUnderstoodError(node.name)
         low, high = effect.slopes
-        if low == high == 1:
+        if isinstance(low, float) and low == high == 1:
             return tensor
-        if low == high:
-            taps = Taps(np.array([low]), still(tensor), channels=tensor.channels)
-            return self._map(node, tensor, [Part(tensor.name, taps)])
+        if isinstance(low, float) and low == high:
+            found = self.map(tensor, [times(low, tensor)])
+            if is_negative(node):
+                self.opposite.update({found.name: tensor, tensor.name: found})
+            return found
+        other = self.positive.get(self.opposite[tensor.name].name) if tensor.name in self.opposite else None
+        if other is not None and is_relu(node):  # max(x, 0) - max(-x, 0) = x
+            return self.map(tensor, [times(1.0, other), times(1.0, tensor)])
         if tensor.sizes:  # outside of the image nothing passes
             low, high = min(low, 0.0), max(high, 0.0)
-        self._count(tensor.numbers * tensor.channels, 4.0 * tensor.channels)
-        self.steps.append(Function(node.name, tensor.name, low, high))
-        return tensor._replace(name=node.name, clean=True)
-
-    def _met(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        alike = {tensor._replace(name="", channels=0, clean=True) for tensor in inputs}
-        if len(alike) > 1 or node.weights or _arguments(node):
-            raise NotUnderstoodError(node.name)
-        clean = all(tensor.clean for tensor in inputs)
-        if node.kind in ("Concatenate", "Concat"):
-            return self._side_by_side(node, inputs)._replace(clean=clean)
-        if (
-            node.kind not in ("Add", "Subtract", "Sub", "Sum", "Average", "Mean")
-            or len({t.channels for t in inputs}) > 1
-        ):
-            raise NotUnderstoodError(node.name)
-        share = 1 / len(inputs) if node.kind in ("Average", "Mean") else 1.0
-        signs = [-1.0 if i and node.kind.startswith("Sub") else 1.0 for i in range(len(inputs))]
-        parts = [
-            Part(t.name, Taps(np.array([sign * share]), still(t), UNIT, t.channels))
-            for t, sign in zip(inputs, signs, strict=True)
-        ]
-        return self._map(node, inputs[0], parts)._replace(clean=clean)
-
-    def _side_by_side(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        axis, shapes, tensor = node.options.get("axis", -1), input_shapes(node), inputs[0]
-        rank = len(tensor.sizes) + 2 if tensor.sizes else len(shapes[0]) if shapes else 0
-        place = 1 if tensor.sizes and tensor.first else rank - 1
-        fits = shapes is not None and all(
-            len(shape) == rank and shape[place] == t.channels for shape, t in zip(shapes, inputs, strict=True)
-        )
-        if not fits or tensor.listed or axis not in (place, place - rank):
-            raise NotUnderstoodError(node.name)
-        rows = np.cumsum([0, *(t.channels for t in inputs)])
-        parts = [
-            Part(t.name, Taps(np.array([1.0]), still(t), channels=t.channels), int(row))
-            for t, row in zip(inputs, rows, strict=False)
-        ]
-        return self._map(node, tensor._replace(channels=int(rows[-1])), parts)
+        found = self.function(tensor, low, high)
+        self.positive.update({tensor.name: found} if is_relu(node) else {})
+        return found
 
     def _dense(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if "last" not in places(node):
@@ -152,7 +103,7 @@ class Builder:
         if tensor.listed or W.shape[1] != tensor.channels or (tensor.sizes and tensor.first):
             raise NotUnderstoodError(node.name)
         after = tensor._replace(channels=len(W))
-        return self._map(node, after, [Part(tensor.name, Taps(W[None], still(tensor)))])
+        return self.map(after, [Part(tensor.name, Taps(W[None], still(tensor)))])
 
     def _landed(self, node: Node, tensor: Tensor, W: Array) -> Tensor:
         """Return what a matrix makes of all pixels, whose numbers stand in the order of the image."""
@@ -164,13 +115,13 @@ class Builder:
             else values.reshape(len(W), -1, tensor.channels).transpose(1, 0, 2)
         )
         taps = Taps(np.ascontiguousarray(values), pixels(tensor.sizes))
-        return self._map(node, Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
+        return self.map(Tensor("", len(W)), [Part(tensor.name, taps)], lands=True)
 
     def _mean(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         _require_image(node, tensor)
         count = prod(tensor.sizes)
         taps = Taps(np.full(count, 1 / count), pixels(tensor.sizes), UNIT, tensor.channels)
-        return self._map(node, Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
+        return self.map(Tensor("", tensor.channels), [Part(tensor.name, taps)], lands=True)
 
     def _scaled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         place = places(node)
@@ -181,7 +132,7 @@ class Builder:
         if tensor.listed or not is_there or factors.size not in (1, tensor.channels):
             raise NotUnderstoodError(node.name)
         matrix = np.diag(np.broadcast_to(factors, tensor.channels))
-        return self._map(node, tensor, [Part(tensor.name, Taps(matrix[None], still(tensor), _FACTOR))])
+        return self.map(tensor, [Part(tensor.name, Taps(matrix[None], still(tensor), _FACTOR))])
 
     def _slid(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         _require_image(node, tensor)
@@ -190,7 +141,7 @@ class Builder:
             raise NotUnderstoodError(node.name)
         kernel = without_groups(sized.kernel, sized.groups)
         lows = [pad[0] for pad in sized.pads]
-        return self._over(node, tensor, convolved(kernel, lows, sized.dilation_rate), sized)
+        return self._over(tensor, convolved(kernel, lows, sized.dilation_rate), sized)
 
     def _pooled(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         _require_image(node, tensor)
@@ -202,7 +153,7 @@ class Builder:
         sized = Convolution(kernel, tensor.sizes, strides=strides, padding="valid", dilation_rate=dilations)
         taps = convolved(kernel, [0] * len(windows), dilations)
         alike = taps._replace(values=taps.values.ravel(), error=UNIT, channels=tensor.channels)
-        return self._over(node, tensor, alike, sized)
+        return self._over(tensor, alike, sized)
 
     def _maximum(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         """Return the maxima over windows, each of which moves no more than the window, channel by channel."""
@@ -213,24 +164,24 @@ class Builder:
         strides = tuple(window.stride for window in windows)
         ratio = tuple(r * s for r, s in zip(tensor.ratio, strides, strict=True))
         self.needs += [(tensor.ratio, tensor.sizes), (ratio, shapes)]
-        self.steps.append(Shorter(node.name, tensor.name, up(effect.constant**2), strides))
-        return tensor._replace(name=node.name, sizes=shapes, ratio=ratio, clean=True)
+        step = Shorter(self.next, tensor.name, up(effect.constant**2), strides)
+        self.steps.append(step)
+        return tensor._replace(name=step.name, sizes=shapes, ratio=ratio, clean=True)
 
-    def _over(self, node: Node, tensor: Tensor, taps: Taps, sized: Convolution) -> Tensor:
+    def _over(self, tensor: Tensor, taps: Taps, sized: Convolution) -> Tensor:
         """Return the result of a sliding map at the size of its image."""
         low, high = taps.shifts.min(axis=0), taps.shifts.max(axis=0)
         ends = zip(low, high, sized.output_shape, sized.strides, tensor.sizes, strict=True)
         over = [max(0, -int(a), (m - 1) * s + int(b) - (n - 1)) for a, b, m, s, n in ends]
         if any(over) and not tensor.clean:
-            self.steps.append(Function(f"{node.name} inside", tensor.name))
-            tensor = tensor._replace(name=f"{node.name} inside", clean=True)
+            tensor = self.function(tensor)
         ratio = tuple(r * s for r, s in zip(tensor.ratio, sized.strides, strict=True))
         self.needs.append((tensor.ratio, tuple(n + o for n, o in zip(tensor.sizes, over, strict=True))))
         self.needs.append((ratio, sized.output_shape))
         channels = tensor.channels if taps.channels else taps.values.shape[1]
         clean = tensor.clean and not taps.shifts.any()
         after = tensor._replace(channels=channels, sizes=sized.output_shape, ratio=ratio, clean=clean)
-        return self._map(node, after, [Part(tensor.name, taps)], strides=sized.strides)
+        return self.map(after, [Part(tensor.name, taps)], sized.strides)
 
 
 _RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
@@ -241,6 +192,8 @@ _RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
     **dict.fromkeys(_POOLS, Builder._pooled),
     **dict.fromkeys(_MAXIMA, Builder._maximum),
     **dict.fromkeys(IN_ORDER, Builder._ordered),
+    **dict.fromkeys(MOVES, Builder._moved),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), Builder._extreme),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
+from opnorm.networks.effects import Shape
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, MATRICES, kernel_of
@@ -50,6 +51,37 @@ def entry_of(name: str, kernel: Node) -> Tensor:
     if sized is None:
         raise NotUnderstoodError(kernel.name)
     return Tensor(name, sized.channels[0], sized.input_shape, (1,) * sized.rank, "first" in places(kernel))
+
+
+def channel_axes(tensor: Tensor, shape: Shape) -> tuple[int, Integers]:
+    """Return the first of the axes that make up a tensor's channels, and the numbers of the channels by these axes.
+
+    Args:
+        tensor: A tensor of a run.
+        shape: Of the value, batch included, that now holds its numbers, in the order in which the run has them.
+
+    Raises:
+        NotUnderstoodError: When no axes do.
+    """
+    count = len(tensor.sizes)
+    last = len(shape) - count if tensor.first else len(shape)
+    firsts = range(1, last) if not count else [1] if tensor.first else [1 + count]
+    rest = shape[last:] if tensor.first else shape[1 : 1 + count]
+    for first in firsts:
+        sizes = [size for size in shape[first:last] if type(size) is int]
+        if len(sizes) == last - first and prod(sizes) == tensor.channels and rest == tensor.sizes:
+            return first, np.arange(tensor.channels).reshape(sizes)
+    raise NotUnderstoodError(tensor.name)
+
+
+def unlisted(tensor: Tensor, shape: Shape) -> Tensor:
+    """Return a tensor, as an image where it has the shape of one again."""
+    if not tensor.listed:
+        return tensor
+    try:
+        return tensor._replace(listed=channel_axes(tensor, shape)[1].ndim != 1)
+    except NotUnderstoodError:
+        return tensor
 
 
 def still(tensor: Tensor) -> Integers:

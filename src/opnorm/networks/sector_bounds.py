@@ -18,6 +18,7 @@ Reference:
 """
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,12 @@ def _passing(matrices: Sequence[Array], slopes: Sequence[Slopes]) -> tuple[list[
 def _both(matrices: Sequence[Array], slopes: Sequence[Sectors], deadline: Deadline) -> list[float]:
     """Return the bounds that are proved, with the quick multipliers and with the best."""
     try:
+        begin = monotonic()
         quick = _quick(matrices, slopes)
         found = [_with_room(matrices, slopes, quick)]
+        soon = Deadline(deadline.at - 1.5 * (monotonic() - begin))  # another proof takes as long
         with one_blas_thread():  # windows are small, and BLAS's threads would wait for each other
-            best = improved(matrices, slopes, quick, deadline)
+            best = improved(matrices, slopes, quick, soon)
         found.append(_with_room(matrices, slopes, best))
     except np.linalg.LinAlgError:
         return []

@@ -19,10 +19,12 @@ SAME = (
 )  # fmt: skip
 MEETINGS = (  # where branches meet; a second input of any other kind is no branch
     "Add", "Subtract", "Sub", "Sum", "Average", "Mean", "Concatenate", "Concat", "Maximum", "Minimum", "Max", "Min",
+    "keras.ops.Stack",
 )  # fmt: skip
-_MOVED = (
+MOVED = (
     "Flatten", "Reshape", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ExpandDims", "DepthToSpace", "SpaceToDepth",
 )  # fmt: skip
+MAXIMA, MINIMA = ("Max", "Maximum"), ("Min", "Minimum")  # of several inputs
 _KEPT = ("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D", "Slice", "Split")
 
 
@@ -34,7 +36,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "its input, at inference", (1.0, 1.0))
 
 
-@rule(*_MOVED)
+@rule(*MOVED)
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "moves entries")
 
@@ -230,12 +232,12 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "sum of branches" if count > 1 else "adds constants", adds=True)
 
 
-@rule("Concatenate", "Concat")
+@rule("Concatenate", "Concat", "keras.ops.Stack")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "branches side by side")
 
 
-@rule("Maximum", "Minimum", "Max", "Min")
+@rule(*MAXIMA, *MINIMA)
 def _(node: Node, bounds: BoundWeight) -> Effect:
     _require_one_shape(node)
     return Effect(1.0, "moves no more than the branches side by side")
@@ -260,7 +262,9 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     smallest = float(np.min(np.abs(divisors[0])))
     if not smallest > 0:
         raise Unbounded("divides by zero")
-    return Effect(up(1 / smallest), "divides by constants")
+    exact = bool(np.all(np.frexp(divisors[0])[0] == 0.5))  # powers of two
+    slopes = (float(np.min(1 / divisors[0])), float(np.max(1 / divisors[0]))) if exact else None
+    return Effect(up(1 / smallest), "divides by constants", slopes)
 
 
 def _require_one_shape(node: Node) -> None:
