@@ -260,6 +260,76 @@ def cut(made: Drawing, value: str) -> str:
     return made.call("Slice", [value, *ends], (count, *shape[1:]))
 
 
+def halves(made: Drawing, value: str) -> list[str]:
+    """Return the two halves of the channels: parts of a Split, or slices whose limits may be computed of the shape."""
+    shape = made.shapes[value]
+    half = (shape[0] // 2, *shape[1:])
+    if made.chance(0.5):
+        names = [f"v{len(made.nodes)}", f"v{len(made.nodes)}b"]
+        sizes = [made.constant(np.array([half[0]] * 2), np.int64)] if made.chance(0.5) else []
+        count = {} if sizes else {"num_outputs": 2}
+        made.nodes.append(helper.make_node("Split", [value, *sizes], names, name=names[0], axis=1, **count))
+        made.shapes.update(dict.fromkeys(names, half))
+        return names
+    zero, one, all_ = (made.constant(np.array([n]), np.int64) for n in (0, 1, 2**62))
+    if made.chance(0.3):  # every other channel
+        two = made.constant(np.array([2]), np.int64)
+        return [made.call("Slice", [value, start, all_, one, two], half) for start in (zero, one)]
+    middle = made.constant(np.array([half[0]]), np.int64)
+    if made.chance(0.5):
+        channels = made.call("Gather", [made.call("Shape", [value], ()), one], ())
+        middle = made.call("Div", [channels, made.constant(np.array([2]), np.int64)], ())
+    return [made.call("Slice", [value, *ends, one], half) for ends in ((zero, middle), (middle, all_))]
+
+
+def paired(made: Drawing, value: str) -> str:
+    """Return maxima and minima of pairs of channels, or what two halves make of each other."""
+    if made.shapes[value][0] % 2:
+        return opposite(made, value)
+    if made.chance(0.3):
+        return sorted_groups(made, value)
+    a, b = halves(made, value)
+    half = made.shapes[a]
+    if made.chance(0.15):
+        return made.call("Mul", [a, made.call("Sigmoid", [b], half)], half)
+    inner = [a, b] if made.chance(0.8) else [mixed(made, a), b]
+    both = [made.call(kind, inner if made.chance(0.5) else inner[::-1], half) for kind in ("Max", "Min")]
+    both = both[::-1] if made.chance(0.5) else both
+    if made.chance(0.2):
+        both[made.integer(0, 1)] = made.call("Abs", [a], half)
+    if len(half) == 1 and made.chance(0.4):  # one after the other
+        axes = made.constant(np.array([2]), np.int64)
+        both = [made.call("Unsqueeze", [one, axes], (*half, 1)) for one in both]
+        return made.call("Flatten", [made.call("Concat", both, (*half, 2), axis=2)], (2 * half[0],), axis=1)
+    return made.call("Concat", both, made.shapes[value], axis=1)
+
+
+def opposite(made: Drawing, value: str) -> str:
+    """Return the positive parts of a value and its negative."""
+    shape = made.shapes[value]
+    both = [made.call("Relu", [one], shape) for one in (value, made.call("Neg", [value], shape))]
+    return made.call("Concat", both[::-1] if made.chance(0.5) else both, (2 * shape[0], *shape[1:]), axis=1)
+
+
+def sorted_groups(made: Drawing, value: str) -> str:
+    """Return the channels sorted in groups: by TopK, or the larger of two beside the smaller one."""
+    channels, *rest = made.shapes[value]
+    size = int(made.rng.choice([n for n in (2, 2, 4) if channels % n == 0]))
+    form = (channels // size, size, *rest)
+    target = made.constant(np.array([0, *form]), np.int64)
+    groups = made.call("Reshape", [value, target], form)
+    back = made.constant(np.array([0, channels, *rest]), np.int64)
+    if size > 2 or made.chance(0.3):
+        count = made.constant(np.array([size]), np.int64)
+        names = [f"v{len(made.nodes)}", f"v{len(made.nodes)}b"]
+        made.nodes.append(helper.make_node("TopK", [groups, count], names, name=names[0], axis=2))
+        made.shapes[names[0]] = form
+        return made.call("Reshape", [names[0], back], (channels, *rest))
+    axes = made.constant(np.array([2]), np.int64)
+    both = [made.call(kind, [groups, axes], (form[0], 1, *rest), keepdims=1) for kind in ("ReduceMin", "ReduceMax")]
+    return made.call("Reshape", [made.call("Concat", both, form, axis=2), back], (channels, *rest))
+
+
 def upsampled(made: Drawing, value: str) -> str:
     channels, *sizes = made.shapes[value]
     if max(sizes) > 6:
@@ -273,10 +343,10 @@ def softmax(made: Drawing, value: str) -> str:
     return made.call("Softmax", [value], made.shapes[value], axis=-1)
 
 
-VECTORS = (dense, dense, dense, activation, activation, residual, normalized, scaled, cut, softmax)
+VECTORS = (dense, dense, dense, activation, activation, residual, normalized, scaled, cut, softmax, paired)
 IMAGES = (
     convolution, convolution, convolution, activation, activation, residual, residual, normalized, pooled, transposed,
-    bordered, scaled, averaged, cut, upsampled, flattened,
+    bordered, scaled, averaged, cut, upsampled, flattened, paired,
 )  # fmt: skip
 
 

@@ -84,14 +84,14 @@ def checked(seed: int, points: int, folder: str) -> tuple[float | None, float, f
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(model(made, inputs, outputs, FLOAT).SerializeToString(), options)
-    quotient = largest_quotient(function(session.run, inputs, shapes, np.float32), size, points, rng)
+    single_run = function(session.run, inputs, shapes, np.float32)
+    quotient = largest_quotient(single_run, size, points, rng)
     reference = ReferenceEvaluator(model(made, inputs, outputs, DOUBLE))
     exact = function(reference.run, inputs, shapes, np.float64)
     slope, single = 0.0, {"Erf", "Gelu"}.intersection(node.op_type for node in made.nodes)
-    with suppress(
-        Exception
-    ):  # what the reference implementation does not take, some pads say, runs in onnxruntime alone
+    with suppress(Exception, AssertionError):  # what the reference implementation does otherwise, or not at all
         places = rng.standard_normal((0 if single else 2, size))  # two functions it has in float32 alone
+        np.testing.assert_allclose(exact(places), single_run(places), 1e-3, 1e-3)  # its MaxPool has odd pads wrong
         slope = max((np.linalg.norm(jacobian(exact, x, DOUBLE_STEP), 2) for x in places), default=0.0)
     found = max(quotient * (1 - SLACK), float(slope) * (1 - DOUBLE_SLACK) - 1e-9)
     return bound.upper, found, seconds, [f"{step.kind}: {step.rule}" for step in bound.unknown]
