@@ -1,9 +1,10 @@
 """Bounds of convolutional and residual networks as a whole, beside the product of their norms and LipSDP's optimum.
 
-    python benchmarks/joint_networks.py [--depth 16] [--channels 32] [--trained 8] [--order 70] [--seconds 10]
+    python benchmarks/joint_networks.py [--depth 16] [--channels 32] [--trained 8] [--order 100] [--seconds 10]
 
 Convolutions 3x3 on images of 28x28 with ReLUs between them: He-initialized, or trained on scikit-learn's digits,
-enlarged, with PyTorch. Residual blocks `x + B relu(A x)`. It wants `clarabel` for LipSDP, `torch` and `scikit-learn`
+enlarged, with PyTorch. Residual blocks `x + B relu(A x)`. Small convolutions with a dense layer behind them, as the
+chain of their matrices for the solver. It wants `clarabel` for LipSDP, `torch` and `scikit-learn`
 for training; what is not installed has empty cells, or no rows. The product is that of the kernels' proved norms, `1 +
 product` for each block; "chains alone" is what inner chains give by themselves.
 """
@@ -17,6 +18,8 @@ from unittest.mock import patch
 
 import numpy as np
 from networks import SOLVED, package
+from networks import Network as Chain
+from networks import lipsdp as chain_lipsdp
 from scipy import sparse
 from scipy.sparse.linalg import aslinearoperator
 from tables import write_table
@@ -42,11 +45,19 @@ SIZE = (28, 28)
 
 
 class Network(NamedTuple):
-    """A graph, and for a solver the matrices (A, B) of its dense residual blocks."""
+    """A graph, and for a solver the matrices (A, B) of its dense residual blocks, or all of a chain."""
 
     name: str
     graph: Graph
     blocks: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    chain: tuple[np.ndarray, ...] = ()  # or those of a chain
+
+    @property
+    def order(self) -> float:
+        """The order of LipSDP's matrix, inf where it is not solved."""
+        if self.chain:
+            return sum(W.shape[1] for W in self.chain)
+        return len(self.blocks[0][0]) * (len(self.blocks) + 1) if self.blocks else np.inf
 
 
 def dense(name: str, source: str, W: np.ndarray) -> Node:
@@ -89,6 +100,21 @@ def random_stacks(deepest: int, widest: int) -> Iterator[Network]:
                 widths = [1] + [channels] * depth
                 kernels = [he(rng, a, b) for a, b in pairwise(widths)]
                 yield Network(f"conv 3x3, {channels} channels, depth {depth}, He", stack(kernels))
+
+
+def small_convolutions(channels: tuple[int, ...], size: tuple[int, int]) -> Network:
+    """Return convolutions 3x3 with ReLUs behind them, then ten outputs of a dense layer."""
+    rng, nodes, chain, source = np.random.default_rng(0), [], [], "x"
+    for i, (a, b) in enumerate(pairwise(channels)):
+        K = he(rng, a, b)
+        nodes += [conv(f"c{i}", source, K, size), relu(f"r{i}", f"c{i}")]
+        chain.append(Convolution(K, size, padding="same") @ np.eye(a * size[0] * size[1]))
+        source = f"r{i}"
+    W = rng.standard_normal((10, len(chain[-1]))) / np.sqrt(len(chain[-1]))
+    shapes = [(None, *size, channels[-1])]
+    nodes += [Node("flat", "Flatten", (source,), {"input_shapes": shapes}, {}), dense("y", "flat", W)]
+    name = f"conv 3x3, {'-'.join(map(str, channels))} channels, {size[0]}x{size[1]}, dense 10"
+    return Network(name, Graph(tuple(nodes), ("x",), ("y",)), chain=(*chain, W))
 
 
 def trained_stacks(channels: int, deepest: int) -> Iterator[Network]:
@@ -178,17 +204,23 @@ def lipsdp(network: Network, clarabel: Any) -> float | None:
     return float(np.sqrt(solution.x[0])) if str(solution.status) in SOLVED else None
 
 
+def optimum_of(network: Network, clarabel: Any) -> float | None:
+    if network.chain:
+        return chain_lipsdp(Chain(network.name, list(network.chain), (0.0, 1.0)), clarabel)
+    return lipsdp(network, clarabel)
+
+
 def row(network: Network, arguments: argparse.Namespace, clarabel: Any) -> list[str]:
-    product = network_bound(network.graph, deadline=Deadline(0.0)).upper or np.nan
+    norms = [np.linalg.norm(W, 2) for W in network.chain]
+    product = float(np.prod(norms)) if norms else network_bound(network.graph, deadline=Deadline(0.0)).upper or np.nan
     with patch("opnorm.networks.bound.find_runs", return_value=[]):
         chains = network_bound(network.graph, tightening=arguments.seconds).upper or np.nan
     begin = time.perf_counter()
     bound = network_bound(network.graph, tightening=arguments.seconds).upper or np.nan
     ours = time.perf_counter() - begin
-    order = len(network.blocks[0][0]) * (len(network.blocks) + 1) if network.blocks else np.inf
     begin, optimum = time.perf_counter(), None
-    if clarabel is not None and order <= arguments.order:
-        optimum = lipsdp(network, clarabel)
+    if clarabel is not None and network.order <= arguments.order:
+        optimum = optimum_of(network, clarabel)
     solver = time.perf_counter() - begin
     cells = [
         network.name,
@@ -206,6 +238,8 @@ def row(network: Network, arguments: argparse.Namespace, clarabel: Any) -> list[
 def networks(arguments: argparse.Namespace) -> Iterator[Network]:
     for width, count in ((6, 2), (8, 4), (10, 6), (64, 9)):
         yield residual_dense(width, count)
+    for channels, size in (((1, 4), (4, 4)), ((1, 2, 2), (4, 4)), ((1, 2, 2, 1), (4, 4)), ((1, 8), (8, 8))):
+        yield small_convolutions(channels, size)
     for after in (False, True):
         yield residual_conv(8, 9, after)
     yield from random_stacks(arguments.depth, arguments.channels)
@@ -217,7 +251,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=16, help="of the stacks, at most")
     parser.add_argument("--channels", type=int, default=32, help="of the stacks, at most")
     parser.add_argument("--trained", type=int, default=8, help="channels of the trained stacks; 0: none")
-    parser.add_argument("--order", type=int, default=70, help="largest order of LipSDP's matrix that is solved")
+    parser.add_argument("--order", type=int, default=100, help="largest order of LipSDP's matrix that is solved")
     parser.add_argument("--seconds", type=float, default=10.0, help="for the multipliers of each run")
     arguments = parser.parse_args()
     clarabel = package("clarabel")

@@ -59,12 +59,13 @@ class Result(NamedTuple):
     product: np.ndarray  # radii by sqrt(2) times the product of the kernels' norms
 
 
-def digits(seed):
-    """Return images and labels to train on, then those to test."""
+def digits(seed, count):
+    """Return images and labels to train on, then those to certify."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
     images, labels = (images[order] / 16).astype("float32"), labels[order]
-    return images[:TRAINED], labels[:TRAINED], images[TRAINED:], labels[TRAINED:]
+    end = TRAINED + count
+    return images[:TRAINED], labels[:TRAINED], images[TRAINED:end], labels[TRAINED:end]
 
 
 def network(variant, width):
@@ -124,6 +125,7 @@ def save(write, path):
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("certified-digits"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,200 training images.")] = 60,
+    count: Annotated[int, typer.Option("--images", min=1, max=597, help="Test images that are certified.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split and the weights.")] = 0,
     short: Annotated[
         bool, typer.Option("--short", help="Two small networks, two passes, to see that it runs.")
@@ -132,7 +134,7 @@ def main(
     """Train the variants; print the accuracy that each is certified to, and draw it."""
     output.mkdir(parents=True, exist_ok=True)
     epochs, width, names = (2, WIDTH // 4, SHORT) if short else (epochs, WIDTH, VARIANTS)
-    images, labels, *test = digits(seed)
+    images, labels, *test = digits(seed, count)
     results = {}
     with Progress(console=Console(stderr=True)) as progress:
         for name in names:

@@ -12,6 +12,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# XLA's optimizations are a third of that time. The suite of Keras on JAX goes without them; `tests/jax`, which runs the
+# same core, and users go with them.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # The same examples in every run, and no clock: the machines that run these tests are shared.
 settings.register_profile("opnorm", derandomize=True, deadline=None, max_examples=120)
 settings.load_profile("opnorm")
