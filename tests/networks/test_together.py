@@ -123,7 +123,7 @@ def test_a_network_of_maxima_and_minima_is_bounded_as_a_whole(tmp_path, rng, for
     bound = lipschitz_bound(saved(tmp_path / "model.onnx", layers, {"V": V.T, "W": W.T, **NUMBERS}, (6,)))
     exact = max(np.linalg.norm(W @ J @ V, 2) for J in jacobians(pairs))  # V is regular: all are met
     assert exact <= bound.upper * (1 + 1e-9)
-    assert bound.upper <= 1.05 * exact
+    assert bound.upper <= (1 + 1e-5) * exact
     assert bound.upper < 0.9 * np.linalg.norm(W, 2) * np.linalg.norm(V, 2)
 
 
