@@ -8,13 +8,17 @@ from test_network_onnx import OPEN, call, check, saved
 from opnorm.networks.lipschitz import lipschitz_bound
 from opnorm.networks.sector_bounds import bound_chain
 
+onnx = pytest.importorskip("onnx")  # an extra of opnorm's
 PROOF = 1e-5  # of the proofs, and of matrices by differences
 NAMED = "the upper end holds for inputs of the size that the model names or was traced with: at others it may be larger"
 EVERY = "the upper end holds for inputs of every size"
+OLD_REFERENCE = pytest.mark.skipif(
+    onnx.__version__.startswith("1.19."), reason="the reference of ONNX 1.19 computes something else"
+)
 LINEAR = [
     ("Conv", "x K", {"pads": [2, 2, 2, 2]}),
     ("Conv", "x K", {"pads": [0, 1, 2, 1], "strides": [2, 1]}),
-    ("Conv", "x K", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    pytest.param("Conv", "x K", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, marks=OLD_REFERENCE),
     ("Conv", "x S", {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
     ("Conv", "x G", {"pads": [1, 1, 1, 1], "group": 2}),
     ("AveragePool", "x", {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}),
