@@ -271,3 +271,37 @@ def test_a_network_that_is_not_followed_throughout_keeps_its_other_bounds():
 def test_half_a_ball_is_refused_by_name(around, radius, match):
     with pytest.raises(ValueError, match=match):
         opnorm.lipschitz_bound("model.onnx", around=around, radius=radius)
+
+
+def sorted_network():
+    """Return a network of maxima beside minima, twice, and the function."""
+    a, b, c = KERNELS
+
+    def extremes(source, name):
+        shapes = [(1, 16)]
+        halves = [plain(f"{name}{i}", "Split", source, axis=1, part=i, parts=2, input_shapes=shapes) for i in (0, 1)]
+        both = [
+            plain(f"{name}{kind}", kind, f"{name}0", f"{name}1", input_shapes=[(1, 8)] * 2) for kind in ("Max", "Min")
+        ]
+        return [*halves, *both, plain(name, "Concat", f"{name}Max", f"{name}Min", axis=1, input_shapes=[(1, 8)] * 2)]
+
+    def sorted_(z):
+        return np.concatenate([np.maximum(z[..., :8], z[..., 8:]), np.minimum(z[..., :8], z[..., 8:])], axis=-1)
+
+    network = chain(
+        dense("a", "x", a), *extremes("a", "m"), dense("b", "m", b), *extremes("b", "n"), dense("c", "n", c)
+    )
+    return network, lambda x: sorted_(sorted_(x @ a + 1) @ b + 1) @ c + 1
+
+
+def test_maxima_and_minima_of_two_are_followed():
+    network, function = sorted_network()
+    everywhere = network_bound(network).upper
+    for radius in (0.0, 0.03, 0.3, 3.0):
+        bound = ball_bound(network, [POINT], radius)
+        assert steepest(function, POINT, radius, 40) <= bound.upper * (1 + 1e-7)  # of differences
+        assert bound.upper <= everywhere * (1 + 1e-9)
+        assert not bound.unknown
+    truth = np.linalg.norm(jacobian(function, POINT[0]), 2)
+    assert ball_bound(network, [POINT], 0.0).upper <= truth * (1 + 1e-6)
+    assert ball_bound(network, [POINT], 0.03).upper < 0.9 * everywhere

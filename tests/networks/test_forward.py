@@ -42,3 +42,16 @@ def test_sums_of_branches_carry_both_errors():
     values, errors = evaluate(network, points)
     truth = points.astype(np.longdouble) @ (a.astype(np.longdouble) + b) + 2
     assert np.all(np.abs(values - truth) <= errors)
+
+
+def test_parts_maxima_and_minima_are_exact_and_keep_the_larger_error():
+    kernel = RNG.standard_normal((6, 8))
+    parts = [plain(f"p{i}", "Split", "a", axis=-1, part=i, parts=2, input_shapes=[("batch", 8)]) for i in (0, 1)]
+    both = [plain(kind, kind, "p0", "p1") for kind in ("Maximum", "Minimum")]
+    network = chain(dense("a", "x", kernel), *parts, *both, plain("y", "Concatenate", "Maximum", "Minimum", axis=-1))
+    points = RNG.standard_normal((5, 6))
+    before = evaluate(split(chain(dense("a", "x", kernel))), points)
+    values, errors = evaluate(split(network), points)
+    pairs = before.values.reshape(5, 2, 4)
+    np.testing.assert_array_equal(values, np.concatenate([pairs.max(axis=1), pairs.min(axis=1)], axis=1))
+    np.testing.assert_array_equal(errors, np.tile(before.errors.reshape(5, 2, 4).max(axis=1), 2))

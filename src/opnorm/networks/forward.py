@@ -21,6 +21,7 @@ from opnorm.checks import Array
 from opnorm.networks.activations import activation, parse
 from opnorm.networks.effects import find
 from opnorm.networks.linear_rules import channel_factors
+from opnorm.networks.picks import pick_of
 from opnorm.operators.convolution import Convolution
 
 _ULPS = 64 * UNIT  # of an elementary function: 32 ulps
@@ -61,20 +62,44 @@ def evaluate(graph: Graph, x: Array) -> Value:
 
 
 def _after(node: Node, inputs: list[Value]) -> Value:
-    if node.kind == "Add" and len(inputs) > 1 and len({value.values.shape for value in inputs}) == 1:
-        return _sum(inputs)
+    if node.kind in _MEETINGS and len(inputs) > 1 and not node.options.get("arguments"):
+        return _MEETINGS[node.kind](node, inputs)
     if len(inputs) != 1 or set(node.options.get("arguments") or {}) - {"training"}:  # in training mode: no bound
         raise NotEvaluatedError(node.name)
     return _RULES.get(node.kind, _activated)(node, inputs[0])
 
 
-def _sum(inputs: list[Value]) -> Value:
+def _sum(node: Node, inputs: list[Value]) -> Value:
+    _require_one_shape(node, inputs)
     rounding = gamma(len(inputs)) * sum(np.abs(values) for values, _ in inputs)
     return Value(sum(v for v, _ in inputs), (sum(e for _, e in inputs) + rounding) * _SPARE)  # type: ignore[arg-type]
 
 
+def _extreme(node: Node, inputs: list[Value]) -> Value:
+    _require_one_shape(node, inputs)
+    choose = np.maximum if node.kind == "Maximum" else np.minimum
+    return Value(choose.reduce([v for v, _ in inputs]), np.maximum.reduce([e for _, e in inputs]))
+
+
+def _joined(node: Node, inputs: list[Value]) -> Value:
+    axis = node.options.get("axis", -1)
+    return Value(*(np.concatenate(parts, axis=axis) for parts in zip(*inputs, strict=True)))
+
+
+def _require_one_shape(node: Node, inputs: list[Value]) -> None:
+    if len({value.values.shape for value in inputs}) > 1:
+        raise NotEvaluatedError(node.name)
+
+
 def _same(node: Node, value: Value) -> Value:
     return value
+
+
+def _picked(node: Node, value: Value) -> Value:
+    pick = pick_of(node)
+    if pick is None or pick.axis == 0:
+        raise NotEvaluatedError(node.name)
+    return Value(*(part.take(list(pick.places), axis=pick.axis) for part in value))
 
 
 def _flat(node: Node, value: Value) -> Value:
@@ -181,7 +206,15 @@ def _activated(node: Node, value: Value) -> Value:
     return Value(values, (constant * value.errors + _ULPS * np.abs(values) + _TINY) * _SPARE)
 
 
+_MEETINGS: dict[str, Callable[[Node, list[Value]], Value]] = {
+    "Add": _sum,
+    "Maximum": _extreme,
+    "Minimum": _extreme,
+    "Concatenate": _joined,
+}
 _RULES: dict[str, Callable[[Node, Value], Value]] = {
+    "Split": _picked,
+    "Slice": _picked,
     "Dense": _dense,
     "Flatten": _flat,
     "Reshape": _reshaped,

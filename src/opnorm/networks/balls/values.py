@@ -79,6 +79,7 @@ class Space:
     ):
         self.radius, self.inner, self.before = radius, inner, moved or {}
         self.open = OpenNeurons(inputs, neurons)
+        self.apart: dict[frozenset[str], Value] = {}  # of two values, by name: the magnitudes of their difference
 
     def value(self, name: str, found: Found) -> Value:
         """Return what follows of a rule's result."""

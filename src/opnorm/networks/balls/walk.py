@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import opnorm.networks.balls.attention
+import opnorm.networks.balls.extremes
 import opnorm.networks.balls.factors
 import opnorm.networks.balls.linear
 import opnorm.networks.balls.moves
@@ -57,7 +58,6 @@ class Network:
     def __init__(self, graph: Graph, bounds: BoundWeight, most: int, neurons: int):
         self.graph, self.most, self.neurons = graph, most, neurons
         self.rules = {node.name: _made(node, bounds) for node in graph.nodes}
-        self.nodes = {node.name: node for node in graph.nodes}
 
     def meet(self, points: Sequence[Array], radius: float, before: Met | None = None) -> Met:
         """Return what is found of the network on the ball around one example, the inputs as one vector.
