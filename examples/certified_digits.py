@@ -2,7 +2,8 @@
 
 The same network, 64-64-10 with ReLU on scikit-learn's 8 x 8 digits (pixels from 0 to 1), is trained without a
 constraint, with kernels of norm one and the logits times 1, 3, 10 and 30, with other constraints, without a bias, with
-batch normalization, and with pairs sorted in place of ReLU (MaxMin). `opnorm.certify` then says how far each test image may move.
+batch normalization, and with pairs sorted in place of ReLU (MaxMin). `opnorm.certify` then says how far each test
+image may move.
 
 Run: python examples/certified_digits.py --output certified-digits
 """
