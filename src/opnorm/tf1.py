@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, to_axis, to_count, to_fraction, to_norm, to_positive
+from opnorm.checks import require, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
@@ -313,12 +313,17 @@ class SpectralClip(_Constraint):
 
 def _to_norm(name: str, value: Any) -> float | str:
     """Return a norm as one writes it down; raise unless it is a positive number, or one times sqrt(out / in)."""
+    require_norm(name, value, "must be a positive finite number, or such as 'rms' or '0.5 rms'")
     return str(to_norm(name, value)) if isinstance(value, str) and "rms" in value else to_positive(name, value)
 
 
 def _value(w: Any) -> Any:
     # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
-    value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+    try:
+        value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+    except (TypeError, ValueError):
+        value = None
+    require(value is not None, "w", "must be a variable or tensor; a layer takes `kernel_constraint=`", w)
     require(value.dtype.is_floating, "w", "must be real and floating point", value.dtype.name)
     require(value.shape.is_fully_defined(), "w", "must be a tensor whose shape is known", value)
     return value

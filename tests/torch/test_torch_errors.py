@@ -59,6 +59,18 @@ def test_rules_of_other_front_ends_and_classes_are_told_from_rules():
             project(mlp(), wrong)
 
 
+def test_a_module_in_the_place_of_the_norm_and_a_rule_that_is_called_are_told_what_to_do():
+    for wrong in (nn.Linear(2, 2), mlp(), nn.Linear, nn.Linear(2, 2).weight, SpectralNorm()):
+        for kind in (ot.SpectralNorm, ot.MaxSpectralNorm, ot.SpectralClip):
+            with pytest.raises(ValueError, match=r"function of the step; make the constraint first, as `SpectralNorm"):
+                kind(wrong)
+    for kind in CONSTRAINTS:
+        with pytest.raises(TypeError, match=r"not callable: it is what `opnorm\.torch\.constrain\(module"):
+            kind()(nn.Linear(2, 2))
+        with pytest.raises(ValueError, match=r"`kernel` must be .* not what holds it: of a layer its `weight`"):
+            kind().update(nn.Linear(2, 2))
+
+
 def test_a_module_that_the_optimizer_does_not_own_is_refused():
     with pytest.raises(ValueError, match=r"`optimizer` must own a kernel.*SGD, which updates none of a Sequential's"):
         constrain(mlp(), sgd(mlp()), SpectralNorm())

@@ -125,6 +125,8 @@ class OperatorConstraint(keras.constraints.Constraint):
             constrained = None if ours else update.now(self, w)
             if constrained is not None:
                 return constrained
+        must = "must be a penalty such as `opnorm.SpectralRegularizer()`; a constraint is given as `kernel_constraint=`"
+        require(getattr(w, "regularizer", None) is not self, "kernel_regularizer", must, self)
         if isinstance(w, keras.Variable) and self.initial_state(w) is not None:
             self._warn_once(w)
         return self.project(w, update.step if update is not None and self.norm.moves else None)
@@ -178,7 +180,8 @@ def is_empty(kernel: Any) -> bool:
 
 def real_tensor(kernel: Any) -> Tensor:
     """Return a kernel as a tensor; raise unless it is real and floating point."""
-    require(hasattr(kernel, "dtype"), "kernel", "must be an array, tensor or variable", kernel)
+    must = "must be an array, tensor or variable; a layer takes `kernel_constraint=`, a model `opnorm.constrain`"
+    require(hasattr(kernel, "dtype") and hasattr(kernel, "shape"), "kernel", must, kernel)
     dtype = keras.backend.standardize_dtype(kernel.dtype)
     require("float" in dtype, "kernel", "must be real and floating point", dtype)
     return ops.convert_to_tensor(kernel)
