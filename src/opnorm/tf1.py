@@ -11,12 +11,12 @@ import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
+from opnorm.checks import require, require_known, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
@@ -45,6 +45,13 @@ class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
     # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
     # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
     save_counter = None
+
+    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a new object; other packages' names of its arguments are told from its own."""
+            require_known(cls, kwargs)
+            return super().__new__(cls)
 
     @property
     @abstractmethod

@@ -105,6 +105,21 @@ def test_a_layer_or_a_kernel_in_the_place_of_the_norm_is_told_from_a_schedule(co
             build(wrong)
 
 
+@pytest.mark.parametrize("kind", [opnorm.SpectralNorm, opnorm.MaxSpectralNorm, opnorm.SpectralClip, opnorm.Orthogonal])
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are(kind):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'coeff'; it takes .*axis"):
+        kind(coeff=0.9)
+    assert "axis" in str(signature(kind))
+
+
+def test_a_constraint_of_ones_own_takes_what_it_likes():
+    class Halved(opnorm.SpectralNorm):
+        def __init__(self, **options):
+            super().__init__(0.5, **{name: value for name, value in options.items() if name != "note"})
+
+    assert Halved(note="half", axis=0).axis == 0
+
+
 def test_a_layer_in_the_place_of_a_kernel_is_told_from_one():
     for wrong in layers.Dense(3), keras.Sequential([keras.Input((2,)), layers.Dense(3)]):
         for use in (opnorm.SpectralNorm(), opnorm.SpectralClip().project, opnorm.SpectralRegularizer()):

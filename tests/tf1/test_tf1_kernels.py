@@ -175,6 +175,11 @@ def test_a_class_that_was_not_called_and_a_layer_that_is_no_kernel_are_told_from
             kind()(tf_keras.layers.Dense(3))
 
 
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'iterations'; it takes value, axis, power_iter"):
+        opnorm.tf1.SpectralNorm(iterations=1)
+
+
 def test_the_norm_of_a_variable_in_a_graph_is_that_of_its_value():
     with (
         tf.Graph().as_default(),

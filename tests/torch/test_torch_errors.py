@@ -47,6 +47,13 @@ def test_a_wrong_argument_is_named_with_the_value_received(kind):
                 kind(**{name: value})
 
 
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are(kind):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'n_power_iterations'; it takes .*axis, groups"):
+        kind(n_power_iterations=5)
+    assert "axis" in str(signature(kind))
+
+
 def test_rules_of_other_front_ends_and_classes_are_told_from_rules():
     class SpectralNorm:
         """Called as opnorm.torch's, as Keras's is."""

@@ -9,14 +9,14 @@ from abc import abstractmethod
 from contextvars import ContextVar
 from functools import lru_cache
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
 from opnorm.backends import Tensor
-from opnorm.checks import require
+from opnorm.checks import require, require_known
 from opnorm.rules import Rule, Target, target_of, updated
 from opnorm.showing import written
 
@@ -50,6 +50,13 @@ class OperatorConstraint(keras.constraints.Constraint):
 
     _warned = False
     _start = 0  # seeds the first state
+
+    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a new object; other packages' names of its arguments are told from its own."""
+            require_known(cls, kwargs)
+            return super().__new__(cls)
 
     @property
     @abstractmethod
