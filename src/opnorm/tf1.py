@@ -28,7 +28,7 @@ try:
     if not sys.modules.get("tf_keras"):
         _ = tf.compat.v1.layers.dense  # loads tf_keras when TensorFlow was told to use it, Keras 3 otherwise
     import tf_keras
-except (AttributeError, ImportError) as error:
+except (AttributeError, ImportError, RecursionError) as error:  # the last: Keras has a backend that is missing
     raise ImportError(
         "`opnorm.tf1` found no legacy layers: `tf.compat.v1.layers` is missing in this process. "
         "Install tf_keras (`pip install tf_keras`) and set the environment variable TF_USE_LEGACY_KERAS=1 before "

@@ -74,6 +74,22 @@ tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())
     assert_says_what_to_do(result.stdout)
 
 
+def test_where_keras_misses_its_backend_the_error_is_the_same():
+    code = """
+import sys
+sys.modules["torch"] = None
+import opnorm
+try:
+    opnorm.tf1.SpectralNorm()
+except ImportError as error:
+    print(error)
+"""
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "torch"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert_says_what_to_do(result.stdout)
+
+
 def test_the_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes checkpoints
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tf1.md").read_text(), re.DOTALL)
