@@ -45,6 +45,7 @@ def assert_says_what_to_do(message):
 
 
 def test_without_tf_keras_the_error_says_what_to_install_and_set(monkeypatch):
+    assert opnorm.tf1.SpectralNorm() is not v1.layers.dense  # both are loaded now, if this test runs first too
     monkeypatch.setitem(sys.modules, "tf_keras", None)  # an import of it fails, as if it were not installed
     monkeypatch.delitem(sys.modules, "opnorm.tf1")
     monkeypatch.delattr(opnorm, "tf1")
