@@ -5,7 +5,8 @@ Every public function sees real, finite float64 arrays, positive integers and nu
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from operator import index
 from typing import Any
@@ -21,7 +22,9 @@ _TOLERANCES = 1e-15, 1e3  # what float64 can tell from zero; what a bracket that
 _LARGEST_INTEGER = 2**63 - 1  # of 64 bits, which arrays and random generators take
 _RMS = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)?\s*rms\s*")
 _FRONTS = {"keras": "opnorm, for Keras 3", "rules": "opnorm.torch and opnorm.jax"}  # by the wing that a class is in
+_NO_VALUE_YET = "traced", "eager execution", "symbolic"  # NumPy's and the frameworks' words for it
 _LONG = 120  # characters of a received value in an error
+_WHOLES = {"Constraint", "Layer", "Module"}  # base classes, in every framework, of what is callable and no schedule
 
 
 def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) -> Array:
@@ -37,16 +40,19 @@ def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) 
     Raises:
         ValueError: When `value` is empty, complex, not numeric, not finite, or does not fit float64 exactly.
     """
+    must = "must be one array, not a mapping of names to arrays; `opnorm.audit` takes those that are not nested"
+    require(not isinstance(value, Mapping), name, must, value)
     array = numbers(value, name)
     model = array.dtype.kind == "O" and hasattr(value, "weights")  # Keras's, or a layer that nobody registered
     must = "must be an array, an operator or a layer with one linear map; "
     must += "`opnorm.linear_operators` has those of a model, `opnorm.lipschitz_bound` bounds the whole"
     require(not model, name, must, value)
-    module = array.dtype.kind == "O" and hasattr(value, "weight")  # PyTorch's, Flax's
-    require(not module, name, "must be an array, not a module: hand over its `weight`", value)
+    module = array.dtype.kind == "O" and (_is_whole(value) or hasattr(value, "weight"))
+    held = next((f": hand over its `{held}`" for held in ("weight", "kernel") if hasattr(value, held)), "")
+    require(not module, name, f"must be an array, not a module{held}", value)
     kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
     if kind not in "fiu" or array.dtype.itemsize > 8:
-        what = f"dtype={array.dtype}" if hasattr(value, "dtype") else f"{name}={_shown(value)}"
+        what = f"dtype={array.dtype}" if hasattr(value, "dtype") else f"{name}={abridged(value)}"
         raise ValueError(f"Argument `{name}` must be real, float64 or narrower. Received: {what}")
     if array.size == 0:
         raise ValueError(f"Argument `{name}` must not be empty. Received: shape={array.shape}")
@@ -74,10 +80,12 @@ def numbers(value: Any, name: str) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         must = f"Argument `{name}` must be an array of numbers"
-        raise ValueError(f"{must}; NumPy says: {reason}. Received: {name}={_shown(value)}") from error
+        if any(word in reason for word in _NO_VALUE_YET):
+            must += ", known by now: outside of `jax.jit` and `tf.function`; of a TF1 graph what `session.run` returned"
+        raise ValueError(f"{must}; NumPy says: {reason}. Received: {name}={abridged(value)}") from error
 
 
-def _shown(value: Any) -> str:
+def abridged(value: Any) -> str:
     """Return what a value looks like, in a few dozen characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONG else f"{text[:_LONG]}..."
@@ -154,7 +162,7 @@ def to_axes(name: str, value: Any, rank: int) -> tuple[int, ...]:
 def require(holds: bool, name: str, must: str, value: Any) -> None:
     """Raise a `ValueError` that names the argument, the rule and the value received, unless the rule holds."""
     if not holds:
-        raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}")
+        raise ValueError(f"Argument `{name}` {must}. Received: {name}={abridged(value)}")
 
 
 def require_constraint(holds: bool, name: str, front: str, value: Any) -> None:
@@ -168,7 +176,7 @@ def require_constraint(holds: bool, name: str, front: str, value: Any) -> None:
         origin = f"of {_FRONTS.get(wing, home)}"
         origin = "a class, not called" if isinstance(value, type) else origin
         must = f"must be one of {front}'s constraints, such as `{front}.SpectralNorm()`"
-        raise ValueError(f"Argument `{name}` {must}. Received: {name}={_shown(value)}, {origin}")
+        raise ValueError(f"Argument `{name}` {must}. Received: {name}={abridged(value)}, {origin}")
 
 
 def to_count(name: str, value: Any, least: int) -> int:
@@ -202,13 +210,38 @@ def to_norm(name: str, value: Any) -> Any:
     """
     if _is_real(value):
         return to_positive(name, value)
+    must = "must be a positive finite number, 'rms', a multiple such as '0.5 rms', or a function of the step"
+    require_norm(name, value, must)
     if callable(value) or _is_number_array(value):
         return value
     found = _RMS.fullmatch(value) if isinstance(value, str) else None
     count = float(found[1] or 1) if found else 0.0
-    must = "must be a positive finite number, 'rms', a multiple such as '0.5 rms', or a function of the step"
     require(0 < count < math.inf, name, must, value)
     return "rms" if count == 1 else f"{count!r} rms"
+
+
+def require_known(kind: type, given: Iterable[str]) -> None:
+    """Raise Python's `TypeError` for an argument that `kind` does not take, and say what it takes."""
+    taken = signature(kind.__init__).parameters  # type: ignore[misc]
+    wrong = [name for name in given if name not in taken]
+    if wrong and all(one.kind is not Parameter.VAR_KEYWORD for one in taken.values()):
+        known = ", ".join(name for name in taken if name != "self")
+        raise TypeError(
+            f"{kind.__name__}() got an unexpected keyword argument {wrong[0]!r}; it takes {known or 'none'}"
+        )
+
+
+def require_norm(name: str, value: Any, must: str) -> None:
+    """Raise where a layer, a kernel or another constraint stands for the norm: the constraint was not made yet."""
+    told = f"{must}; make the constraint first, as `SpectralNorm()`, and give it to the layer or model"
+    kernel = hasattr(value, "dtype") and len(getattr(value, "shape", None) or ()) > 0
+    require(not (kernel or _is_whole(value)), name, told, value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Return whether a value is a layer or a model of some framework, or a constraint: made, or a class."""
+    kind = value if isinstance(value, type) else type(value)
+    return not _WHOLES.isdisjoint(base.__name__ for base in kind.__mro__)
 
 
 def _is_number_array(value: Any) -> bool:

@@ -11,12 +11,12 @@ import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, to_axis, to_count, to_fraction, to_norm, to_positive
+from opnorm.checks import require, require_known, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
@@ -28,7 +28,7 @@ try:
     if not sys.modules.get("tf_keras"):
         _ = tf.compat.v1.layers.dense  # loads tf_keras when TensorFlow was told to use it, Keras 3 otherwise
     import tf_keras
-except (AttributeError, ImportError) as error:
+except (AttributeError, ImportError, RecursionError) as error:  # the last: Keras has a backend that is missing
     raise ImportError(
         "`opnorm.tf1` found no legacy layers: `tf.compat.v1.layers` is missing in this process. "
         "Install tf_keras (`pip install tf_keras`) and set the environment variable TF_USE_LEGACY_KERAS=1 before "
@@ -45,6 +45,13 @@ class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
     # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
     # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
     save_counter = None
+
+    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a new object; other packages' names of its arguments are told from its own."""
+            require_known(cls, kwargs)
+            return super().__new__(cls)
 
     @property
     @abstractmethod
@@ -313,12 +320,17 @@ class SpectralClip(_Constraint):
 
 def _to_norm(name: str, value: Any) -> float | str:
     """Return a norm as one writes it down; raise unless it is a positive number, or one times sqrt(out / in)."""
+    require_norm(name, value, "must be a positive finite number, or such as 'rms' or '0.5 rms'")
     return str(to_norm(name, value)) if isinstance(value, str) and "rms" in value else to_positive(name, value)
 
 
 def _value(w: Any) -> Any:
     # read_value: what the update before this call wrote. With a caching device, a plain read is older than that.
-    value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+    try:
+        value = w.read_value() if isinstance(w, tf.Variable) else tf.convert_to_tensor(w)
+    except (TypeError, ValueError):
+        value = None
+    require(value is not None, "w", "must be a variable or tensor; a layer takes `kernel_constraint=`", w)
     require(value.dtype.is_floating, "w", "must be real and floating point", value.dtype.name)
     require(value.shape.is_fully_defined(), "w", "must be a tensor whose shape is known", value)
     return value

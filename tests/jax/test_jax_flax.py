@@ -9,6 +9,7 @@ import optax
 import pytest
 from pytrees import values
 
+import opnorm
 import opnorm.jax as oj
 
 nnx = pytest.importorskip("flax.nnx")
@@ -182,6 +183,23 @@ def test_what_linen_makes_in_the_forward_pass_is_a_row_that_says_so():
     assert [row.note for row in rows.values()].count(
         "made of other arrays in the forward pass, by flax's SpectralNorm"
     ) == 1
+
+
+def test_an_nnx_layer_and_its_variable_are_told_from_the_array():
+    layer = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`x` must be an array, not a module: hand over its `kernel`"):
+        opnorm.spectral_norm(layer)
+    for wrong in layer, layer.kernel:
+        with pytest.raises(ValueError, match=r"`kernel` must be .* of an nnx variable `\[\.\.\.\]`"):
+            oj.SpectralNorm().update(wrong)
+    with pytest.raises(ValueError, match=r"`value` must be .*; make the constraint first"):
+        oj.SpectralNorm(layer)
+    with pytest.raises(TypeError, match=r"`opnorm\.jax\.constrain\(rule\)` take"):
+        oj.SpectralNorm()(layer)
+    with pytest.raises(ValueError, match=r"`x` must be .* known by now: outside of `jax\.jit`"):
+        jax.jit(lambda x: opnorm.spectral_norm(x).upper)(jnp.eye(2))
+    with pytest.raises(TypeError, match=r"of a JAX model its arrays by name\. Received: Linear\("):
+        opnorm.audit(layer)
 
 
 def test_linen_modules_that_take_arguments_by_name_and_trees_of_inputs_tell_their_kernels():

@@ -232,6 +232,8 @@ def test_a_normalized_kernel_has_the_norm_and_its_gradient_goes_through_it():
         (jnp.ones((2, 3)), {"geometry": 0}, "`geometry` must be a KernelGeometry"),
         (jnp.ones((2, 3)), {"operator": "reshaped"}, "`operator` must be one of"),
         (jnp.ones((0, 3)), {}, "`kernel` must have entries"),
+        ({"kernel": jnp.ones((2, 3))}, {}, "`kernel` must be an array, not what holds it"),
+        (jnp.ones((2, 3)), {"state": 0.95}, "`state` must be what the last call returned.*`value=` is given by name"),
         (jnp.ones(()), {}, r"`geometry` must fit a kernel of shape \(\)"),
         (jnp.ones((2, 3)), {"geometry": oj.KernelGeometry(rank=3)}, r"`geometry` must fit a kernel of shape \(2, 3\)"),
     ],

@@ -97,6 +97,47 @@ def test_a_class_and_a_rule_of_another_front_end_are_told_from_constraints():
         opnorm.constrain(model, SpectralNorm())
 
 
+@pytest.mark.parametrize("constraint_name", EVERY)
+def test_a_layer_or_a_kernel_in_the_place_of_the_norm_is_told_from_a_schedule(constraint_name):
+    build = EVERY[constraint_name].build
+    for wrong in (layers.Dense(3), keras.Sequential([layers.Dense(3)]), layers.Dense, opnorm.SpectralNorm(), np.eye(3)):
+        with pytest.raises(ValueError, match=r"function of the step; make the constraint first, as `SpectralNorm\(\)`"):
+            build(wrong)
+
+
+@pytest.mark.parametrize("kind", [opnorm.SpectralNorm, opnorm.MaxSpectralNorm, opnorm.SpectralClip, opnorm.Orthogonal])
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are(kind):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'coeff'; it takes .*axis"):
+        kind(coeff=0.9)
+    assert "axis" in str(signature(kind))
+
+
+def test_a_constraint_of_ones_own_takes_what_it_likes():
+    class Halved(opnorm.SpectralNorm):
+        def __init__(self, **options):
+            super().__init__(0.5, **{name: value for name, value in options.items() if name != "note"})
+
+    assert Halved(note="half", axis=0).axis == 0
+
+
+def test_a_layer_in_the_place_of_a_kernel_is_told_from_one():
+    for wrong in layers.Dense(3), keras.Sequential([keras.Input((2,)), layers.Dense(3)]):
+        for use in (opnorm.SpectralNorm(), opnorm.SpectralClip().project, opnorm.SpectralRegularizer()):
+            with pytest.raises(ValueError, match=r"`kernel` must be .*; a layer takes `kernel_constraint=`.*Received:"):
+                use(wrong)
+
+
+def test_a_constraint_and_a_penalty_in_the_place_of_each_other_are_refused():
+    for arguments, named in (
+        ({"kernel_regularizer": opnorm.SpectralNorm()}, "`kernel_regularizer` must be a penalty such as"),
+        ({"kernel_constraint": opnorm.SpectralRegularizer()}, "`kernel_constraint` must be a constraint such as"),
+    ):
+        model = keras.Sequential([keras.Input((2,)), layers.Dense(3, **arguments)])
+        model.compile("sgd", "mse")
+        with pytest.raises(ValueError, match=named):
+            model.fit(np.ones((4, 2)), np.ones((4, 3)), verbose=0)
+
+
 def test_a_model_without_constraints_is_not_projected_in_silence():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3, name="free")], name="unbound")
     with pytest.warns(UserWarning, match="no kernel of 'unbound' has a constraint"):
@@ -107,3 +148,5 @@ def test_the_norm_of_a_model_is_that_of_no_single_map():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(3)])
     with pytest.raises(ValueError, match=r"`x` must be .* `opnorm.linear_operators` has those of a model"):
         opnorm.spectral_norm(model)
+    with pytest.raises(ValueError, match=r"`x` must be one array, not a mapping .* `opnorm.audit` takes those"):
+        opnorm.spectral_norm({"kernel": np.eye(2)})

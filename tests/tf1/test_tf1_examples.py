@@ -45,6 +45,7 @@ def assert_says_what_to_do(message):
 
 
 def test_without_tf_keras_the_error_says_what_to_install_and_set(monkeypatch):
+    assert opnorm.tf1.SpectralNorm() is not v1.layers.dense  # both are loaded now, if this test runs first too
     monkeypatch.setitem(sys.modules, "tf_keras", None)  # an import of it fails, as if it were not installed
     monkeypatch.delitem(sys.modules, "opnorm.tf1")
     monkeypatch.delattr(opnorm, "tf1")
@@ -71,6 +72,22 @@ tf_keras.layers.Dense(3, kernel_constraint=opnorm.tf1.SpectralNorm())
         timeout=300,  # a busy machine takes its time to import TensorFlow
     )
     assert result.returncode == 0, result.stderr
+    assert_says_what_to_do(result.stdout)
+
+
+def test_where_keras_misses_its_backend_the_error_is_the_same():
+    code = """
+import sys
+sys.modules["torch"] = None
+import opnorm
+try:
+    opnorm.tf1.SpectralNorm()
+except ImportError as error:
+    print(error)
+"""
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "torch"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert_says_what_to_do(result.stdout)
 
 

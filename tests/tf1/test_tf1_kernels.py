@@ -167,6 +167,27 @@ def test_errors_name_the_argument_and_the_value_received(arguments, message):
         opnorm.tf1.SpectralNorm(**arguments)
 
 
+def test_a_class_that_was_not_called_and_a_layer_that_is_no_kernel_are_told_from_others():
+    for kind in opnorm.tf1.SpectralNorm, opnorm.tf1.MaxSpectralNorm, opnorm.tf1.SpectralClip:
+        with pytest.raises(ValueError, match=r"make the constraint first, as `SpectralNorm\(\)`.*Received: .*Variable"):
+            kind(tf.Variable(gaussian(3, 4)))  # as an optimizer calls the class
+        with pytest.raises(ValueError, match=r"`w` must be a variable or tensor; a layer takes `kernel_constraint=`"):
+            kind()(tf_keras.layers.Dense(3))
+
+
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'iterations'; it takes value, axis, power_iter"):
+        opnorm.tf1.SpectralNorm(iterations=1)
+
+
+def test_the_norm_of_a_variable_in_a_graph_is_that_of_its_value():
+    with (
+        tf.Graph().as_default(),
+        pytest.raises(ValueError, match=r"of a TF1 graph what `session\.run` ret"),
+    ):
+        opnorm.spectral_norm(tf.compat.v1.get_variable("w", [3, 4]))
+
+
 @pytest.mark.parametrize("axis", [2, -3, (0, -2)])
 def test_axes_that_the_kernel_does_not_have_are_refused(axis):
     with pytest.raises(ValueError, match=r"`axis` must be one or more axes .* \[3, 4\]"):

@@ -47,6 +47,13 @@ def test_a_wrong_argument_is_named_with_the_value_received(kind):
                 kind(**{name: value})
 
 
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_an_argument_of_another_package_s_name_is_told_from_those_there_are(kind):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'n_power_iterations'; it takes .*axis, groups"):
+        kind(n_power_iterations=5)
+    assert "axis" in str(signature(kind))
+
+
 def test_rules_of_other_front_ends_and_classes_are_told_from_rules():
     class SpectralNorm:
         """Called as opnorm.torch's, as Keras's is."""
@@ -57,6 +64,18 @@ def test_rules_of_other_front_ends_and_classes_are_told_from_rules():
             constrain(module := mlp(), sgd(module), wrong)
         with pytest.raises(ValueError, match=must):
             project(mlp(), wrong)
+
+
+def test_a_module_in_the_place_of_the_norm_and_a_rule_that_is_called_are_told_what_to_do():
+    for wrong in (nn.Linear(2, 2), mlp(), nn.Linear, nn.Linear(2, 2).weight, SpectralNorm()):
+        for kind in (ot.SpectralNorm, ot.MaxSpectralNorm, ot.SpectralClip):
+            with pytest.raises(ValueError, match=r"function of the step; make the constraint first, as `SpectralNorm"):
+                kind(wrong)
+    for kind in CONSTRAINTS:
+        with pytest.raises(TypeError, match=r"not callable: it is what `opnorm\.torch\.constrain\(module"):
+            kind()(nn.Linear(2, 2))
+        with pytest.raises(ValueError, match=r"`kernel` must be .* not what holds it: of a layer its `weight`"):
+            kind().update(nn.Linear(2, 2))
 
 
 def test_a_module_that_the_optimizer_does_not_own_is_refused():

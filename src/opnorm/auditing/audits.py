@@ -20,7 +20,7 @@ from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node, Weight
 from opnorm.checkpoints.remote import shown
 from opnorm.checkpoints.tables import read_table
-from opnorm.checks import require
+from opnorm.checks import abridged, require
 from opnorm.networks.effects import Unbounded
 
 
@@ -143,8 +143,8 @@ def opened(model_or_path: Any, argument: str = "model_or_path") -> tuple[str, Ch
         # By name: only a module that exists has imported PyTorch.
         return type(model_or_path).__name__, import_module("opnorm.torch.live").read_module(model_or_path)
     if not hasattr(model_or_path, "built"):
-        must = "must be a path, a Keras model, a PyTorch module or a state dict"
-        raise TypeError(f"Argument `{argument}` {must}. Received: {model_or_path!r}")
+        must = "must be a path, a Keras model, a PyTorch module or a state dict; of a JAX model its arrays by name"
+        raise TypeError(f"Argument `{argument}` {must}. Received: {abridged(model_or_path)}")
     from opnorm.keras.live import read_model  # only a model that exists has imported Keras
 
     return str(model_or_path.name), read_model(model_or_path)

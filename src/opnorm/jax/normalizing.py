@@ -59,6 +59,8 @@ def normalized(
     """
     geometry = KernelGeometry() if geometry is None else geometry
     require(isinstance(geometry, KernelGeometry), "geometry", "must be a KernelGeometry", geometry)
+    must = "must be an array, not what holds it: of a layer its `kernel` or `weight`"
+    require(hasattr(kernel, "shape") and hasattr(kernel, "dtype"), "kernel", must, kernel)
     kernel = jnp.asarray(kernel)
     real = jnp.issubdtype(kernel.dtype, jnp.floating)
     require(real, "kernel", "must be real and floating point", str(kernel.dtype))
@@ -79,6 +81,8 @@ def normalized(
     shape = jax.eval_shape(lambda kernel: geometry.view(kernel, operator), kernel).shape
     start = normalizer.start(shape, (0 if seed is None else to_count("seed", seed, 0),))
     state = jnp.asarray(start) if state is None else state
+    must = "must be what the last call returned beside the kernel, or None; `value=` is given by name"
+    require(hasattr(state, "shape"), "state", must, state)
     require(state.shape == start.shape, "state", f"must have the shape {start.shape}", state.shape)
 
     def applied(kernels: list[Tensor], states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

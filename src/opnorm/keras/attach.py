@@ -35,8 +35,8 @@ def constrain(
 
     Call it before `fit`, after `compile` or before. The attached constraints are saved, loaded and cloned as far as
     Keras's configurations say: with Functional and Sequential models, nested ones, TimeDistributed, Bidirectional,
-    recurrent layers. Call it again after loading a subclassed model, whose layers are made by its own code, and for
-    attention layers, which have one constraint where their four projections need two: the table says so.
+    recurrent layers. Call it again after loading a subclassed model or a layer of your own that makes layers in its
+    code, and for attention layers, which have one constraint where their four projections need two: the table says so.
 
     Args:
         model: A `keras.Model` or `keras.Layer`. It need not be built, unless some kernel is only known then (attention,

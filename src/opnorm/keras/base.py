@@ -9,14 +9,14 @@ from abc import abstractmethod
 from contextvars import ContextVar
 from functools import lru_cache
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
 from opnorm.backends import Tensor
-from opnorm.checks import require
+from opnorm.checks import require, require_known
 from opnorm.rules import Rule, Target, target_of, updated
 from opnorm.showing import written
 
@@ -50,6 +50,13 @@ class OperatorConstraint(keras.constraints.Constraint):
 
     _warned = False
     _start = 0  # seeds the first state
+
+    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a new object; other packages' names of its arguments are told from its own."""
+            require_known(cls, kwargs)
+            return super().__new__(cls)
 
     @property
     @abstractmethod
@@ -125,6 +132,8 @@ class OperatorConstraint(keras.constraints.Constraint):
             constrained = None if ours else update.now(self, w)
             if constrained is not None:
                 return constrained
+        must = "must be a penalty such as `opnorm.SpectralRegularizer()`; a constraint is given as `kernel_constraint=`"
+        require(getattr(w, "regularizer", None) is not self, "kernel_regularizer", must, self)
         if isinstance(w, keras.Variable) and self.initial_state(w) is not None:
             self._warn_once(w)
         return self.project(w, update.step if update is not None and self.norm.moves else None)
@@ -178,7 +187,8 @@ def is_empty(kernel: Any) -> bool:
 
 def real_tensor(kernel: Any) -> Tensor:
     """Return a kernel as a tensor; raise unless it is real and floating point."""
-    require(hasattr(kernel, "dtype"), "kernel", "must be an array, tensor or variable", kernel)
+    must = "must be an array, tensor or variable; a layer takes `kernel_constraint=`, a model `opnorm.constrain`"
+    require(hasattr(kernel, "dtype") and hasattr(kernel, "shape"), "kernel", must, kernel)
     dtype = keras.backend.standardize_dtype(kernel.dtype)
     require("float" in dtype, "kernel", "must be real and floating point", dtype)
     return ops.convert_to_tensor(kernel)

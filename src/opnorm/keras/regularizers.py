@@ -69,6 +69,8 @@ class SpectralRegularizer(keras.regularizers.Regularizer):
 
     def __call__(self, x: Any) -> Tensor:
         """Return the penalty, a number of the kernel's dtype; differentiable on every backend."""
+        must = "must be a constraint such as `opnorm.SpectralNorm()`; a penalty is given as `kernel_regularizer=`"
+        require(getattr(x, "constraint", None) is not self, "kernel_constraint", must, self)
         kernel = real_tensor(x)
         if is_empty(kernel):
             return ops.zeros((), kernel.dtype)

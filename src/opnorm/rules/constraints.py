@@ -16,6 +16,7 @@ from opnorm.backends import Tensor, of
 from opnorm.checks import (
     Norm,
     require,
+    require_known,
     to_axis,
     to_count,
     to_counts,
@@ -64,6 +65,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "seed": _to_seed,
 }
 
+_MUST_BE_ARRAY = (
+    "must be an array or tensor, not what holds it: of a layer its `weight` or `kernel`, of an nnx variable `[...]`"
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Constraint:
@@ -77,10 +82,23 @@ class Constraint:
 
     if not TYPE_CHECKING:  # to type checkers it would have every name there is
 
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Return a new object; other packages' names of its arguments are told from its own."""
+            require_known(cls, kwargs)
+            return super().__new__(cls)
+
         def __getattr__(self, name: str) -> Any:
             """Tell who puts the rule itself into optax's chain what belongs there."""
             hint = ": in `optax.chain` stands `opnorm.jax.constrain(rule)`" if name == "init" else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Tell who calls the rule what it is made for; the constraints of Keras are called."""
+            raise TypeError(
+                f"{type(self).__name__!r} object is not callable: it is what `opnorm.torch.constrain(module, "
+                "optimizer, rule)` and `opnorm.jax.constrain(rule)` take; "
+                "one kernel is changed by `rule.update(kernel, state)`"
+            )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -116,7 +134,7 @@ class Constraint:
             kernel: An array or tensor; only its shape is read.
             index: Kernels with different indices get different states.
         """
-        require(hasattr(kernel, "shape"), "kernel", "must be an array or tensor", kernel)
+        require(hasattr(kernel, "shape"), "kernel", _MUST_BE_ARRAY, kernel)
         shape = tuple(kernel.shape)
         return None if 0 in shape else self.rule.start(shape, (getattr(self, "seed", None) or 0, index))
 
@@ -157,7 +175,8 @@ def require_kernel(kernel: Any, axis: Axis) -> None:
 
     PyTorch's kernels of more than two axes have the outputs first, so that the default says nothing.
     """
-    require(hasattr(kernel, "dtype") and hasattr(kernel, "shape"), "kernel", "must be an array or tensor", kernel)
+    held = hasattr(kernel, "dtype") and hasattr(kernel, "shape") and not hasattr(kernel, "get_metadata")
+    require(held, "kernel", _MUST_BE_ARRAY, kernel)
     xp = of(kernel)
     require("float" in xp.dtype(kernel), "kernel", "must be real and floating point", xp.dtype(kernel))
     told = axis != -1 or len(kernel.shape) < 3 or not xp.__name__.endswith(".torch")
