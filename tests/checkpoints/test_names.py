@@ -34,6 +34,10 @@ NAMED = [
     ("optimizer.state.exp_avg.module.weight", (4, 4), torch.float32, "skipped"),  # Megatron
     ("d_optim.state.0.anything", (4, 4), torch.float32, "skipped"),
     ("opt_state.0.mu.Dense_0.kernel", (4, 4), torch.float32, "skipped"),  # Optax
+    ("opt.0.0.mu.Dense_0.kernel", (4, 4), torch.float32, "skipped"),
+    ("opt.1.vectors.Dense_0.kernel", (4, 8), torch.float32, "skipped"),  # our own, in Optax's and in PyTorch's
+    ("o.state.1.spectral_vectors", (4, 8), torch.float32, "skipped"),
+    ("opt.0.weight", (4, 4), torch.float32, "bounded"),  # a module of that name
     ("hyper.bias_proj", (4, 4), torch.float32, "bounded"),
     ("lin.bias_weight", (4, 4), torch.float32, "bounded"),
     ("experts.bias", (4, 4), torch.float32, "bounded"),

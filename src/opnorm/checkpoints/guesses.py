@@ -18,13 +18,15 @@ FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _DEQUANTIZED = {"qint8", "quint8", "qint32"}  # PyTorch's quantized tensors carry their scales, and are read by them
 _SLOTS = (  # of optimizers of PyTorch, and of those that are written alike
     r"exp_avgs?(_sqs?)?(_row|_col)?|max_exp_avg_sq|exp_inf|momentum_buffer|momentum|square_avg|acc_delta|grad_avg|"
-    r"row_var|col_var|variance|master_param|prev|sum|mu_product|mu|nu|trace|v_row|v_col|velocity|accumulator|m|v|step"
+    r"row_var|col_var|variance|master_param|prev|sum|mu_product|mu|nu|trace|v_row|v_col|velocity|accumulator|m|v|step|"
+    r"spectral_vectors|vectors"  # our own
 )
 _OPTIMIZERS = r"(\w+_)?(optimi[sz]ers?|optim|opt)(_?\w{1,2})?(_states?)?(_dict)?"
 _OPTIMIZER = re.compile(  # where the formats put it, and nowhere else: a module may have any of these names
     rf"(^|[./])state[./]\d+[./]({_SLOTS})$|"  # PyTorch's state_dict()
     rf"(^|[./]){_OPTIMIZERS}([./]\d+)?[./]state[./](\d+[./].*|(.+[./])?({_SLOTS})([./].+)?)$|"
-    rf"^opt(imizer)?_state[./](.+[./])?({_SLOTS})([./].+)?$|^{_OPTIMIZERS}[./]({_SLOTS})$"  # Optax's, and a flat one
+    rf"^(opt(imizer)?_state|{_OPTIMIZERS}([./]\d+)+)[./](.+[./])?({_SLOTS})([./].+)?$|"  # Optax's
+    rf"^{_OPTIMIZERS}[./]({_SLOTS})$"  # a flat one
 )
 _EMBEDDING = re.compile(  # the module's own name
     r"embed|(^|_)embs?(_|$)|^(wte|wpe|lm_head_table|token_table|shared)$", re.IGNORECASE
