@@ -5,6 +5,7 @@ from itertools import pairwise
 from operator import index
 from typing import Any
 
+from opnorm.checkpoints.files import require
 from opnorm.checkpoints.keras_shapes import Shape, Size
 from opnorm.checkpoints.records import Node
 
@@ -57,7 +58,8 @@ def _split(options: Mapping[str, Any], part: int) -> dict[str, Any]:
     kept = {"input_shapes": options.get("input_shapes"), "axis": axis, "part": part}
     try:
         sizes = _sizes(told, options["input_shapes"][0][axis])
-    except (ArithmeticError, LookupError, TypeError):  # as above, or the axis is open
+        require(min(sizes) >= 0, "parts that overlap, as NumPy takes them")
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # as above, or the axis is open
         return kept
     return {**kept, "split": sizes}
 

@@ -143,7 +143,8 @@ def _reshaped(options: Options, data: Numbers, target: Numbers) -> Numbers:
 
 
 def _product(options: Options, data: Numbers) -> Any:
-    _require(data.ndim == 1 and (options["keepdims"].i if "keepdims" in options else 1) == 0)
+    _require(data.ndim == 1 and "noop_with_empty_axes" not in options)
+    _require((options["keepdims"].i if "keepdims" in options else 1) == 0)
     return prod(data) if all(isinstance(entry, int) for entry in data) else None
 
 
