@@ -219,3 +219,16 @@ def test_a_convolutional_network_of_sorted_pairs_is_never_below_its_jacobians(tm
     bound, _ = check(saved(tmp_path / "model.onnx", nodes, stored))
     constants = {step.name: step.constant for step in bound.steps}
     assert bound.upper < 0.8 * constants["h"] * constants["g"] * constants["y"]
+
+
+@pytest.mark.parametrize("between", [[], [call("Relu", "h", "r")]])
+def test_the_rows_and_the_columns_of_a_batch_are_two_things(tmp_path, rng, between):
+    """`(x^T V)^T W` multiplies rows with V and columns with W: its norm is the product of theirs."""
+    V, W = rng.standard_normal((2, 6, 6))
+    last = "r" if between else "h"
+    for nodes in (
+        [call("Gemm", "x V", "h", transA=1), *between, call("Gemm", f"{last} W", "y", transA=1)],
+        [call("Gemm", "x V", "h"), *between, call("Gemm", f"{last} W", "y", transA=1)],
+    ):
+        bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {"V": V, "W": W}, (6,)))
+        assert bound.upper >= np.linalg.norm(V, 2) * np.linalg.norm(W, 2)
