@@ -17,7 +17,15 @@ from opnorm.checkpoints.files import extra
 _SMALL = 64  # entries of what is worked out
 _LARGEST = 2**31  # of what is computed: no integer type wraps around below it
 _INTEGERS = (6, 7)  # ONNX's int32 and int64
-_LEAST = {"Reshape": -1, "Slice": -(2**63), "Expand": 1, "Tile": 0, "TopK": 0, "Split": 0}  # of what steers these
+_LEAST = {  # of what steers these
+    "Reshape": -1,
+    "Slice": -(2**63),
+    "Expand": 1,
+    "Tile": 0,
+    "TopK": 0,
+    "Split": 0,
+    "Pad": -(2**31),
+}
 Numbers = NDArray[Any]
 Shapes = Mapping[str, Sequence[int | str]]
 Place = tuple[str, int]  # the first result of an operator, and one of its inputs
@@ -109,13 +117,19 @@ def _gathered(options: Options, data: Numbers, places: Numbers) -> Numbers:
 def _cut(options: Options, data: Numbers, starts: Numbers, ends: Numbers, *more: Numbers) -> Numbers:
     axis = int(more[0].item()) if more else 0
     step = int(more[1].item()) if len(more) > 1 else 1
-    _require(data.ndim == 1 and axis in (0, -1))
-    return data[slice(int(starts.item()), int(ends.item()), step)]
+    _require(-data.ndim <= axis < data.ndim)
+    cuts = [slice(None)] * data.ndim
+    cuts[axis] = slice(int(starts.item()), int(ends.item()), step)
+    return data[tuple(cuts)]
 
 
 def _concatenated(options: Options, *parts: Numbers) -> Numbers:
     _require(all(part.ndim == 1 for part in parts))
     return np.concatenate(parts)
+
+
+def _transposed(options: Options, data: Numbers) -> Numbers:
+    return data.transpose(*options["perm"].ints) if "perm" in options else data.transpose()
 
 
 def _raised(options: Options, data: Numbers, *axes: Numbers) -> Numbers:
@@ -183,6 +197,7 @@ def _require(condition: bool) -> None:
 _RULES: Mapping[str, Callable[..., Any]] = {
     "Shape": _shape, "Size": _size, "Gather": _gathered, "Slice": _cut, "Concat": _concatenated, "Unsqueeze": _raised,
     "Squeeze": _lowered, "Identity": _same, "Cast": _cast, "Reshape": _reshaped, "ReduceProd": _product,
+    "Transpose": _transposed,
     "ConstantOfShape": _filled, "Where": _each(_chosen), "Equal": _of_integers(eq), "Div": _of_integers(_divided),
     "Add": _of_integers(add), "Sub": _of_integers(sub), "Mul": _of_integers(mul),
 }  # fmt: skip
