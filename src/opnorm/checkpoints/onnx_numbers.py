@@ -4,7 +4,7 @@ Exporters write `x[:, : x.shape[1] // 2]` and `x.view(len(x), -1, 2)` out as Sha
 integers; the names of open sizes, which only move about; or None.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from math import prod
 from operator import add, eq, mul, sub
 from typing import Any
@@ -24,25 +24,26 @@ _LEAST = {  # of what steers these
     "Tile": 0,
     "TopK": 0,
     "Split": 0,
-    "Pad": -(2**31),
+    "Pad": 0,
 }
 Numbers = NDArray[Any]
 Shapes = Mapping[str, Sequence[int | str]]
 Place = tuple[str, int]  # the first result of an operator, and one of its inputs
 
 
-def settled_numbers(graph: Any, shapes: Shapes) -> dict[Place, Numbers]:
+def settled_numbers(graph: Any, shapes: Shapes, kept: Set[str] = frozenset()) -> dict[Place, Numbers]:
     """Return the integers that steer operators, where they are computed and known, and make constants of them.
 
     Args:
         graph: Of an ONNX model; operators get new inputs, and the graph constants.
         shapes: Of its values, as far as they are known.
+        kept: Values that are to stay as they are known.
     """
     constants = dict(_constants(graph))
     numbers, found = _numbers(graph, constants, shapes), {}
-    for node in graph.node:
+    for node in (node for node in graph.node if node.op_type in _LEAST and kept.isdisjoint(node.output)):
         for i, value in enumerate(node.input):
-            if i and node.op_type in _LEAST and value in numbers and value not in constants:
+            if i and value in numbers and value not in constants:
                 steering = _told(node, numbers[value], shapes)
                 if steering is not None and bool(np.all(steering >= _LEAST[node.op_type])):
                     found[node.output[0], i] = steering
