@@ -101,3 +101,25 @@ def test_a_maximum_with_a_third_number_is_no_maximum_of_two():
     first.kernel.assign(np.eye(8))
     last.kernel.assign(np.eye(4))
     assert lipschitz_bound(model).upper >= np.sqrt(2)
+
+
+PARTS = {
+    "numbers": (lambda x: x[:, 0] + x[:, -1], 2),
+    "a number behind": (lambda x: L.ReLU()(x[..., 1]) + x[..., 1], 2),
+    "stacked": (lambda x: ops.stack([x, x], axis=1) + ops.stack([x, -x], axis=1), 2 * np.sqrt(2)),
+    "divided": (lambda x: x / 4 + L.Softmax()(x / 2), 0.5),
+    "clipped": (lambda x: ops.relu6(x) + ops.clip(x, -1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_calls_make_of_a_value_has_a_shape(name, tmp_path):
+    function, most = PARTS[name]
+    x = keras.Input((3, 4))
+    assert uppers(keras.Model(x, function(x)), tmp_path) == [pytest.approx(most)] * 2
+
+
+def test_a_number_divided_by_a_value_has_no_constant():
+    x = keras.Input((3,))
+    for result in (2.0 / x, ops.divide(2.0, x), ops.divide(x1=2.0, x2=x), ops.divide(x2=x, x1=2.0), x / x):
+        assert lipschitz_bound(keras.Model(x, result)).upper is None

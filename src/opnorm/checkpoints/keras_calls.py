@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
 
+_QUOTIENTS = ("keras.ops.TrueDivide", "keras.ops.Divide")
 FUNCTIONAL = ("Functional", "Model")
 
 
@@ -46,7 +47,16 @@ def model_calls(config: Mapping[str, Any]) -> Iterator[Call]:
         if layer.kind != "InputLayer":
             for index, node in enumerate(entry.get("inbound_nodes") or []):
                 number = index + (not _is_new(node) and _has_input(layer))
-                yield Call(layer, number, tuple(_tensors(node)), _arguments(node), index, _keys(node))
+                yield Call(
+                    _told_apart(layer, node), number, tuple(_tensors(node)), _arguments(node), index, _keys(node)
+                )
+
+
+def _told_apart(layer: Layer, node: Any) -> Layer:
+    """Return a layer, of a quotient another one where a number divides: it may be what is divided."""
+    by_number = layer.kind in _QUOTIENTS and _is_new(node) and len(node["args"]) == 2 and not node.get("kwargs")
+    fits = by_number and _is_tensor(node["args"][0]) and type(node["args"][1]) in (int, float)
+    return layer._replace(kind="keras.ops.Quotient") if fits else layer
 
 
 def _keys(node: Any) -> tuple[str, ...]:

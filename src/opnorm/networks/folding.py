@@ -25,7 +25,7 @@ _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at infe
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
     **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
-    "Mean": "ReduceMean", "Max": "ReduceMax", "Min": "ReduceMin",
+    "Quotient": "Div", "Mean": "ReduceMean", "Max": "ReduceMax", "Min": "ReduceMin",
 }  # fmt: skip
 
 
