@@ -1,5 +1,6 @@
 """Models inside models: which value is which, by tables of inputs and outputs, and by calls that share a model."""
 
+from collections import OrderedDict
 from itertools import product
 
 import keras
@@ -54,6 +55,15 @@ def test_a_table_of_inputs_is_taken_by_its_keys(order, called, is_list, tmp_path
     given = {"a": L.Identity()(x), "b": small(x)}
     model = keras.Model(x, L.Identity()(part({key: given[key] for key in called})))
     assert uppers(model, tmp_path) == [pytest.approx(LARGE + SMALL**2)] * 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_table_with_an_order_of_its_own_is_not_read_by_its_keys(order):
+    inner = keras.Input((4,))
+    made = OrderedDict((key, large(inner) if key == "a" else small(inner)) for key in order)
+    x = keras.Input((4,))
+    bound = lipschitz_bound(keras.Model(x, small(keras.Model(inner, made)(x)["a"])))
+    assert bound.upper is None if order == "ba" else bound.upper == pytest.approx(LARGE * SMALL)
 
 
 @pytest.mark.parametrize("count", [1, 2])
