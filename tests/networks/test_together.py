@@ -232,3 +232,10 @@ def test_the_rows_and_the_columns_of_a_batch_are_two_things(tmp_path, rng, betwe
     ):
         bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {"V": V, "W": W}, (6,)))
         assert bound.upper >= np.linalg.norm(V, 2) * np.linalg.norm(W, 2)
+
+
+def test_an_entry_that_is_picked_from_both_ends_counts_twice_on_a_ball_too(tmp_path):
+    path = saved(
+        tmp_path / "model.onnx", [call("Gather", "x places", "y", axis=1)], {"places": np.array([5, -1])}, (6,)
+    )
+    assert lipschitz_bound(path, around=np.ones(6), radius=0.1).upper >= np.sqrt(2) * (1 - 1e-9)
