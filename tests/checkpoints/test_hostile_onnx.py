@@ -163,6 +163,31 @@ def test_a_negative_size_that_is_inferred_does_not_end_the_process(tmp_path, kin
     assert {row.name: row.status for row in timed(tmp_path / "a.onnx").rows}["v"] == "bounded"
 
 
+LATE = {  # a size is negative once that of their input is known
+    "Pad": call("Pad", "d p", "w"),
+    "Conv": call("Conv", "d k", "w"),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+@pytest.mark.parametrize("size", [2, "open"])
+def test_a_negative_size_that_is_inferred_late_does_not_end_the_process(tmp_path, kind, size):
+    reshaped = [
+        call("Shape", "x", "sizes"),
+        call("Gather", "sizes s", "first", axis=0),
+        call("Concat", "s1 s1 first last", "target", axis=0),
+        call("Reshape", "x target", "d"),
+    ]
+    tensors = {
+        "s": np.array([0]), "s1": np.array([1]), "e": np.array([1]), "a": np.array([2]), "last": np.array([4]),
+        "p": np.array([0, 0, -9, 0, 0, 0, 0, 0]), "k": np.ones((1, 1, 5, 1), "float32"), "v": SQUARE,
+    }  # fmt: skip
+    model = onnx_model([*reshaped, LATE[kind], call("Slice", "w s e a", "y"), call("MatMul", "x v", "z")], tensors)
+    model.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [size, 4]))
+    onnx.save(model, tmp_path / "a.onnx")
+    assert {row.name: row.status for row in timed(tmp_path / "a.onnx").rows}["v"] == "bounded"
+
+
 @pytest.mark.parametrize("where", ["initializer", "constant", "sparse", "input", "branch", "default"])
 def test_a_negative_size_does_not_end_the_process(tmp_path, where):
     """onnx's shape inference aborts where it meets one: this test would end pytest."""

@@ -258,6 +258,19 @@ def test_a_network_that_is_not_followed_throughout_keeps_its_other_bounds():
     assert bound.lower is None
 
 
+def test_what_a_ball_tells_of_a_product_counts_where_what_is_behind_is_not_followed():
+    """Neither the whole is followed there, nor has the product a constant for all inputs."""
+    network = chain(
+        dense("a", "x", KERNELS[0]), dense("b", "x", KERNELS[0]), plain("m", "Multiply", "a", "b"),
+        plain("p", "sparsemax", "m"),
+    )  # fmt: skip
+    bound = ball_bound(network, [POINT], 0.1)
+    assert bound.unknown == ()
+    assert bound.upper is not None
+    jacobians = [np.diag(z @ KERNELS[0] + 1) for z in inside(POINT, 0.1, 10)]  # of the product, half of it
+    assert bound.upper >= max(np.linalg.norm(2 * KERNELS[0] @ D, 2) for D in jacobians) * (1 - 1e-9)
+
+
 @pytest.mark.parametrize(
     ("around", "radius", "match"),
     [

@@ -73,7 +73,7 @@ def test_settings_outside_a_rules_range_are_unknown(kind, options):
         ("Resize", {"2": np.array([1, 1, 0.5, 0.5])}, {}),
         ("Resize", {"2": np.array([1, 1, -2.0, -2.0])}, {}),
         ("Upsample", {"1": np.array([1, 1, 2, 2])}, {"mode": "linear"}),
-        ("Pad", {"1": np.array([1, 1])}, {"mode": "wrap"}),
+        ("Pad", {"1": np.array([1, 1])}, {"mode": "symmetric"}),
     ],
 )
 def test_weights_that_take_a_rule_out_of_its_range_are_unknown(kind, weights, options):

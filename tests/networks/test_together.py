@@ -219,3 +219,23 @@ def test_a_convolutional_network_of_sorted_pairs_is_never_below_its_jacobians(tm
     bound, _ = check(saved(tmp_path / "model.onnx", nodes, stored))
     constants = {step.name: step.constant for step in bound.steps}
     assert bound.upper < 0.8 * constants["h"] * constants["g"] * constants["y"]
+
+
+@pytest.mark.parametrize("between", [[], [call("Relu", "h", "r")]])
+def test_the_rows_and_the_columns_of_a_batch_are_two_things(tmp_path, rng, between):
+    """`(x^T V)^T W` multiplies rows with V and columns with W: its norm is the product of theirs."""
+    V, W = rng.standard_normal((2, 6, 6))
+    last = "r" if between else "h"
+    for nodes in (
+        [call("Gemm", "x V", "h", transA=1), *between, call("Gemm", f"{last} W", "y", transA=1)],
+        [call("Gemm", "x V", "h"), *between, call("Gemm", f"{last} W", "y", transA=1)],
+    ):
+        bound = lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {"V": V, "W": W}, (6,)))
+        assert bound.upper >= np.linalg.norm(V, 2) * np.linalg.norm(W, 2)
+
+
+def test_an_entry_that_is_picked_from_both_ends_counts_twice_on_a_ball_too(tmp_path):
+    path = saved(
+        tmp_path / "model.onnx", [call("Gather", "x places", "y", axis=1)], {"places": np.array([5, -1])}, (6,)
+    )
+    assert lipschitz_bound(path, around=np.ones(6), radius=0.1).upper >= np.sqrt(2) * (1 - 1e-9)

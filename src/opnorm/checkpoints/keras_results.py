@@ -5,6 +5,7 @@ from itertools import pairwise
 from operator import index
 from typing import Any
 
+from opnorm.checkpoints.files import require
 from opnorm.checkpoints.keras_shapes import Shape, Size
 from opnorm.checkpoints.records import Node
 
@@ -29,11 +30,13 @@ def result_node(node: Node, result: int) -> Node:
 
 
 def picked_shape(node: Node) -> Shape | None:
-    """Return the shape of a Split's or Slice's result, None for other nodes, and where it is not known."""
+    """Return the shape of part of a value, None for other nodes, and where it is not known."""
     shapes = node.options.get("input_shapes") or (None,)
-    if node.kind not in ("Split", "Slice") or shapes[0] is None:
+    if node.kind not in ("Split", "Slice", _ITEM) or shapes[0] is None:
         return None
     try:
+        if node.kind == _ITEM:
+            return _without_numbered(_entries(node) or (), list(shapes[0]))
         return _picked(node.options, list(shapes[0]))
     except (ArithmeticError, LookupError, TypeError, ValueError):  # configs come from files
         return None
@@ -48,6 +51,19 @@ def _picked(options: Mapping[str, Any], shape: list[Size]) -> Shape | None:
     return tuple(shape)
 
 
+def _without_numbered(entries: Sequence[int | slice], shape: list[Size]) -> Shape | None:
+    """Return what a key leaves of a shape: an axis of which it takes one entry by its number is gone."""
+    for size, entry in zip(shape, entries, strict=False):
+        if isinstance(entry, int):
+            range(index(size))[entry]  # type: ignore[arg-type]  # raises where there is none
+    kept = [
+        size if entry == slice(None) else len(range(index(size))[entry])  # type: ignore[arg-type]
+        for size, entry in zip(shape, entries, strict=False)
+        if isinstance(entry, slice)
+    ]
+    return (*kept, *shape[len(entries) :]) if entries and len(entries) <= len(shape) else None
+
+
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != "arguments"}
 
@@ -57,7 +73,8 @@ def _split(options: Mapping[str, Any], part: int) -> dict[str, Any]:
     kept = {"input_shapes": options.get("input_shapes"), "axis": axis, "part": part}
     try:
         sizes = _sizes(told, options["input_shapes"][0][axis])
-    except (ArithmeticError, LookupError, TypeError):  # as above, or the axis is open
+        require(min(sizes) >= 0, "parts that overlap, as NumPy takes them")
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # as above, or the axis is open
         return kept
     return {**kept, "split": sizes}
 
@@ -71,6 +88,13 @@ def _sizes(told: Any, size: Size) -> list[int]:
 
 def _cuts(node: Node) -> tuple[slice, ...] | None:
     """Return the slices of a key, one an axis, None where it holds anything else."""
+    entries = _entries(node)
+    cuts = [entry for entry in entries or () if isinstance(entry, slice)]
+    return tuple(cuts) if entries is not None and len(cuts) == len(entries) else None
+
+
+def _entries(node: Node) -> list[int | slice] | None:
+    """Return the numbers and slices of a key, one an axis, None where it holds anything else."""
     arguments, (shape,) = node.options.get("arguments") or {}, node.options.get("input_shapes") or (None,)
     keys: Sequence[Any] = arguments.get("args") or ()
     if len(keys) != 1 or len(arguments) != 1:
@@ -80,12 +104,15 @@ def _cuts(node: Node) -> tuple[slice, ...] | None:
     if kinds.count(_ELLIPSIS) == 1 and shape is not None:  # as many whole axes as are not named
         place = kinds.index(_ELLIPSIS)
         whole: list[Any] = [_WHOLE] * (len(shape) + 1 - len(entries))
-        entries, kinds = (
-            [*entries[:place], *whole, *entries[place + 1 :]],
-            [kind for kind in kinds if kind != _ELLIPSIS],
-        )
-    if set(kinds) - {_SLICE}:
+        entries = [*entries[:place], *whole, *entries[place + 1 :]]
+    found = [_entry(entry) for entry in entries]
+    return None if None in found else [entry for entry in found if entry is not None]
+
+
+def _entry(entry: Any) -> int | slice | None:
+    if type(entry) is int:
+        return entry
+    if not isinstance(entry, Mapping) or entry.get("class_name") != _SLICE:
         return None
-    ends = [[entry["config"].get(end) for end in ("start", "stop", "step")] for entry in entries]
-    are_numbers = all(end is None or type(end) is int for three in ends for end in three)
-    return tuple(slice(*three) for three in ends) if are_numbers else None
+    ends = [entry["config"].get(end) for end in ("start", "stop", "step")]
+    return slice(*ends) if all(end is None or type(end) is int for end in ends) else None

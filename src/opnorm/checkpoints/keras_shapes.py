@@ -26,7 +26,9 @@ _SAME = {
     "RMSNormalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
     "keras.ops.Relu", "keras.ops.Sigmoid", "keras.ops.Tanh", "keras.ops.Silu", "keras.ops.Gelu", "keras.ops.Elu",
     "keras.ops.Selu", "keras.ops.Softplus", "keras.ops.Softsign", "keras.ops.LeakyRelu", "keras.ops.Negative",
-    "keras.ops.Absolute", "keras.applications.LayerScale", "keras.applications.StochasticDepth",
+    "keras.ops.Relu6", "keras.ops.Softmax", "keras.ops.Clip", "keras.ops.HardSigmoid", "keras.ops.HardSilu",
+    "keras.ops.LogSigmoid", "keras.ops.Celu", "keras.ops.Erf", "keras.ops.Quotient", "keras.ops.Absolute",
+    "keras.applications.LayerScale", "keras.applications.StochasticDepth",
 }  # fmt: skip
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
 _MERGED |= {f"keras.ops.{kind}" for kind in _MERGED}  # of one input and a number the shape is the input's
@@ -74,6 +76,8 @@ def _short(size: Size) -> Size:
 def _output(layer: Layer, inputs: Sequence[Shape]) -> Shape | None:
     if layer.kind in _MERGED | _JOINED:
         return _joined(layer, inputs)
+    if layer.kind == "keras.ops.Stack" and len(set(inputs)) == 1:
+        return _with_axis(layer, inputs[0], len(inputs))
     if len(inputs) > 1:
         return None
     if layer.kind in _SAME:
@@ -234,9 +238,9 @@ def _transposed_axes(layer: Layer, shape: Shape) -> Shape | None:
     return tuple(shape[axis] for axis in order) if sorted(order) == list(range(len(shape))) else None
 
 
-def _with_axis(layer: Layer, shape: Shape) -> Shape:
+def _with_axis(layer: Layer, shape: Shape, size: int = 1) -> Shape:
     place = layer.config["axis"] % (len(shape) + 1)
-    return (*shape[:place], 1, *shape[place:])
+    return (*shape[:place], size, *shape[place:])
 
 
 def _reduced(layer: Layer, shape: Shape) -> Shape | None:

@@ -4,7 +4,7 @@ Exporters write `x[:, : x.shape[1] // 2]` and `x.view(len(x), -1, 2)` out as Sha
 integers; the names of open sizes, which only move about; or None.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from math import prod
 from operator import add, eq, mul, sub
 from typing import Any
@@ -17,24 +17,33 @@ from opnorm.checkpoints.files import extra
 _SMALL = 64  # entries of what is worked out
 _LARGEST = 2**31  # of what is computed: no integer type wraps around below it
 _INTEGERS = (6, 7)  # ONNX's int32 and int64
-_LEAST = {"Reshape": -1, "Slice": -(2**63), "Expand": 1, "Tile": 0, "TopK": 0, "Split": 0}  # of what steers these
+_LEAST = {  # of what steers these
+    "Reshape": -1,
+    "Slice": -(2**63),
+    "Expand": 1,
+    "Tile": 0,
+    "TopK": 0,
+    "Split": 0,
+    "Pad": 0,
+}
 Numbers = NDArray[Any]
 Shapes = Mapping[str, Sequence[int | str]]
 Place = tuple[str, int]  # the first result of an operator, and one of its inputs
 
 
-def settled_numbers(graph: Any, shapes: Shapes) -> dict[Place, Numbers]:
+def settled_numbers(graph: Any, shapes: Shapes, kept: Set[str] = frozenset()) -> dict[Place, Numbers]:
     """Return the integers that steer operators, where they are computed and known, and make constants of them.
 
     Args:
         graph: Of an ONNX model; operators get new inputs, and the graph constants.
         shapes: Of its values, as far as they are known.
+        kept: Values that are to stay as they are known.
     """
     constants = dict(_constants(graph))
     numbers, found = _numbers(graph, constants, shapes), {}
-    for node in graph.node:
+    for node in (node for node in graph.node if node.op_type in _LEAST and kept.isdisjoint(node.output)):
         for i, value in enumerate(node.input):
-            if i and node.op_type in _LEAST and value in numbers and value not in constants:
+            if i and value in numbers and value not in constants:
                 steering = _told(node, numbers[value], shapes)
                 if steering is not None and bool(np.all(steering >= _LEAST[node.op_type])):
                     found[node.output[0], i] = steering
@@ -109,13 +118,19 @@ def _gathered(options: Options, data: Numbers, places: Numbers) -> Numbers:
 def _cut(options: Options, data: Numbers, starts: Numbers, ends: Numbers, *more: Numbers) -> Numbers:
     axis = int(more[0].item()) if more else 0
     step = int(more[1].item()) if len(more) > 1 else 1
-    _require(data.ndim == 1 and axis in (0, -1))
-    return data[slice(int(starts.item()), int(ends.item()), step)]
+    _require(-data.ndim <= axis < data.ndim)
+    cuts = [slice(None)] * data.ndim
+    cuts[axis] = slice(int(starts.item()), int(ends.item()), step)
+    return data[tuple(cuts)]
 
 
 def _concatenated(options: Options, *parts: Numbers) -> Numbers:
     _require(all(part.ndim == 1 for part in parts))
     return np.concatenate(parts)
+
+
+def _transposed(options: Options, data: Numbers) -> Numbers:
+    return data.transpose(*options["perm"].ints) if "perm" in options else data.transpose()
 
 
 def _raised(options: Options, data: Numbers, *axes: Numbers) -> Numbers:
@@ -143,7 +158,8 @@ def _reshaped(options: Options, data: Numbers, target: Numbers) -> Numbers:
 
 
 def _product(options: Options, data: Numbers) -> Any:
-    _require(data.ndim == 1 and (options["keepdims"].i if "keepdims" in options else 1) == 0)
+    _require(data.ndim == 1 and "noop_with_empty_axes" not in options)
+    _require((options["keepdims"].i if "keepdims" in options else 1) == 0)
     return prod(data) if all(isinstance(entry, int) for entry in data) else None
 
 
@@ -182,6 +198,7 @@ def _require(condition: bool) -> None:
 _RULES: Mapping[str, Callable[..., Any]] = {
     "Shape": _shape, "Size": _size, "Gather": _gathered, "Slice": _cut, "Concat": _concatenated, "Unsqueeze": _raised,
     "Squeeze": _lowered, "Identity": _same, "Cast": _cast, "Reshape": _reshaped, "ReduceProd": _product,
+    "Transpose": _transposed,
     "ConstantOfShape": _filled, "Where": _each(_chosen), "Equal": _of_integers(eq), "Div": _of_integers(_divided),
     "Add": _of_integers(add), "Sub": _of_integers(sub), "Mul": _of_integers(mul),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """The shapes of an ONNX graph's values, as far as its inputs and ONNX's own inference tell them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opnorm.checkpoints.files import extra
@@ -70,26 +71,75 @@ def is_equation(text: str, count: int) -> bool:
 def _inferred(model: Any, graphs: list[Any], unknown: str) -> tuple[Mapping[str, Shape], Mapping[Place, Numbers]]:
     """Return what onnx infers; it ends the process where Slice cuts a negative size, so that is met last.
 
-    A Slice takes part once the shape of its input is known to have no negative size.
+    A Slice takes part once the shape of its input is known to have no negative size, and will have none: where sizes
+    are open, nothing before it is told more from then on.
     """
     infer, rounds = extra("onnx.shape_inference").infer_shapes, 0
+    hidden: list[Any] = []
     most = max(_ROUNDS, min(_MOST, _NODES // max(1, sum(len(graph.node) for graph in graphs))))
-    hidden = [node for graph in graphs for node in graph.node if node.op_type == "Slice"]
-    for node in hidden:
+    for node in (node for graph in graphs for node in graph.node if node.op_type == "Slice"):
         node.op_type = unknown
+        hidden.append(node)
+    own, named = _Upstream(model.graph), {size for shape in dict(_known(model.graph)).values() for size in shape}
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
     numbers: dict[Place, Numbers] = {}
     while rounds < most:
         inferred = infer(model).graph
         shapes |= dict(_known(inferred))
         safe = set(shapes) - _negative(inferred)
-        shown = [node for node in hidden if node.op_type != "Slice" and node.input and node.input[0] in safe]
+        left = [node for node in own.slices(hidden) if node.op_type != "Slice" and node.input and node.input[0] in safe]
+        settled = settled_numbers(model.graph, shapes, own.kept)
+        numbers |= settled
+        shown = [node for node in left if all(type(size) is int or size in named for size in shapes[node.input[0]])]
+        if not shown and not settled:
+            shown = own.keep(left, unknown)
         for node in shown:
             node.op_type = "Slice"
-        settled = settled_numbers(model.graph, shapes)
-        numbers |= settled
         rounds = rounds + 1 if shown or settled else most
     return shapes, numbers
+
+
+class _Upstream:
+    """What a graph's values are computed from, and which of them are to stay as they are.
+
+    Args:
+        graph: Of a model, with those of control flow in it.
+    """
+
+    def __init__(self, graph: Any):
+        self.nodes = [node for inner in _graphs(graph) for node in inner.node]
+        self.makers: dict[str, list[Any]] = defaultdict(list)
+        for node in self.nodes:
+            for value in node.output:
+                self.makers[value].append(node)
+        self.kept: set[str] = set()
+
+    def slices(self, hidden: Sequence[Any]) -> list[Any]:
+        """Return those of some nodes that are the graph's, and whose values may change."""
+        own = {id(node) for node in self.nodes}
+        return [node for node in hidden if id(node) in own and self.kept.isdisjoint(node.output)]
+
+    def keep(self, slices: Sequence[Any], unknown: str) -> list[Any]:
+        """Return those Slices that nothing hidden stands before, and keep what they are computed from."""
+        tainted: set[str] = set()
+        for node in self.nodes:
+            if node.op_type == unknown or not tainted.isdisjoint(_reads(node)):
+                tainted.update(node.output)
+        found = [node for node in slices if node.input[0] not in tainted]
+        left = [node.input[0] for node in found]
+        while left:
+            value = left.pop()
+            if value not in self.kept:
+                self.kept.add(value)
+                left += [read for node in self.makers.get(value, ()) for read in _reads(node)]
+        return found
+
+
+def _reads(node: Any) -> list[str]:
+    """Return what an operator reads, also in the graphs of its control flow."""
+    graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+    inner = [other for graph in graphs for other in graph.node]
+    return [*node.input, *(value for other in inner for value in (*_reads(other), *other.output))]
 
 
 def _sizes_of(graph: Any) -> dict[str, Shape]:

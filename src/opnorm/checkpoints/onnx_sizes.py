@@ -1,6 +1,7 @@
 """Open sizes of ONNX images, named by what computes them: two ways to one size end in one name."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 from opnorm.checkpoints.guesses import Named
@@ -45,9 +46,33 @@ def _computed(op: Op, shapes: Mapping[str, Shape], tensors: Mapping[str, Named])
     if op.kind in _SLIDING and given and op.inputs[0] in shapes and len(given[0]) == len(result):
         kernel = tensors[op.inputs[1]].shape[2:] if op.kind == "Conv" and op.inputs[1] in tensors else ()
         return (*result[:2], *_slid({"kernel_shape": kernel, **op.options}, given[0][2:], result[2:]))
+    if op.kind == "Resize" and op.inputs[0] in shapes and len(given[0]) == len(result):
+        return _resized(op, given[0], result, tensors)
+    if op.kind == "Reshape" and op.inputs[0] in shapes:
+        return _regrouped(given[0], result)
     if op.kind in _TOGETHER and len(given) == len(op.inputs) and len(set(given)) == 1:
         return given[0] if len(given[0]) == len(result) else result
     return result
+
+
+def _resized(op: Op, given: Shape, result: Shape, tensors: Mapping[str, Named]) -> Shape:
+    """Return the shape of an image that is scaled: a size that is scaled by one stays as it is."""
+    scales = tensors.get(op.inputs[2]) if len(op.inputs) > 2 else None
+    if scales is None or scales.shape != (len(result),) or "axes" in op.options:
+        return result
+    return tuple(a if scale == 1 else b for scale, a, b in zip(scales.read(), given, result, strict=True))
+
+
+def _regrouped(given: Shape, result: Shape) -> Shape:
+    """Return a reshape's result, its one open size the input's where all others have the same product."""
+    (before, known), (after, others) = _apart(given), _apart(result)
+    is_same = len(before) == len(after) == 1 and prod(known) == prod(others) > 0
+    return tuple(before[0] if isinstance(size, str) else size for size in result) if is_same else result
+
+
+def _apart(shape: Shape) -> tuple[list[str], list[int]]:
+    """Return the open sizes of a shape, and those that are known."""
+    return [size for size in shape if isinstance(size, str)], [size for size in shape if isinstance(size, int)]
 
 
 def _slid(options: Mapping[str, Any], sizes: Shape, result: Shape) -> Shape:

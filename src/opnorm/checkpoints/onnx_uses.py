@@ -13,8 +13,9 @@ from opnorm.checkpoints import geometry as g
 from opnorm.checkpoints.files import border, guarded, require
 from opnorm.checkpoints.guesses import FLOATS, Named
 from opnorm.checkpoints.onnx_bodies import Names
-from opnorm.checkpoints.onnx_folding import Given, Result, Shape, data, planned
+from opnorm.checkpoints.onnx_folding import data, planned
 from opnorm.checkpoints.onnx_geometry import RECURRENT, SCALE_OF_INTEGERS, TOGETHER, Use, use_geometry
+from opnorm.checkpoints.onnx_plans import Given, Result, Shape
 from opnorm.checkpoints.onnx_runtime import Part
 from opnorm.checkpoints.onnx_shapes import Shape as ShapeInFile
 from opnorm.checkpoints.onnx_unfold import Op

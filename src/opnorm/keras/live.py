@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FunctionType
@@ -40,8 +41,29 @@ def read_model(model: Any) -> Checkpoint:
     with border(Path(str(getattr(model, "name", "model")))):
         require(bool(getattr(model, "built", False)), "the model is not built: call it, or `model.build(input_shape)`")
         found = keras_checkpoint("model", _group(model, set()), _config(model))
+        if any(_has_own_order(struct) for struct in _structures(model)):
+            note = "how its layers are joined is not known: a table of values has another order than its keys"
+            found = found._replace(graph=None, notes=(*found.notes, note))
         own = dict(_registered(model, ()))
         return found._replace(weights=tuple(_with_own(weight, own) for weight in found.weights))
+
+
+def _structures(model: Any) -> Iterator[Any]:
+    """Yield what a model and those inside it take, give, and are called with."""
+    for part in [model, *(layer for layer in model._flatten_layers(include_self=False))]:
+        yield from (getattr(part, name, None) for name in ("_inputs_struct", "_outputs_struct"))
+        yield from (node.arguments.args for node in getattr(part, "_inbound_nodes", ()))
+
+
+def _has_own_order(value: Any) -> bool:
+    """Return whether a structure holds an ordered table whose keys are not sorted: Keras takes its values in order.
+
+    It sorts those of plain tables, and writes both down alike.
+    """
+    if isinstance(value, OrderedDict) and list(value) != sorted(value, key=str):
+        return True
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(map(_has_own_order, inner))
 
 
 def _config(model: Any) -> Layer | None:

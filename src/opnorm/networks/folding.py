@@ -25,7 +25,7 @@ _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at infe
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
     **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
-    "Mean": "ReduceMean", "Max": "ReduceMax", "Min": "ReduceMin",
+    "Quotient": "Div", "Mean": "ReduceMean", "Max": "ReduceMax", "Min": "ReduceMin",
 }  # fmt: skip
 
 
@@ -85,7 +85,13 @@ def _unwrap(node: Node) -> Node:
         return node
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
-    return _unwrap(Node(node.name, class_of(inner), node.inputs, of_file(inner["config"]), weights))
+    called = {"arguments": {"training": True}} if _is_training(node) else {}
+    return _unwrap(Node(node.name, class_of(inner), node.inputs, {**of_file(inner["config"]), **called}, weights))
+
+
+def _is_training(node: Node) -> bool:
+    """Return whether a node is called in training mode, where no rule holds."""
+    return bool((node.options.get("arguments") or {}).get("training"))
 
 
 def _parts(node: Node) -> list[Node]:
@@ -144,7 +150,7 @@ def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
 def join(a: Node, b: Node, deadline: Deadline = NEVER) -> Node | None:
     """Return one node that does `a`, then `b`; None when they are not joined."""
     name = f"{a.name} + {b.name}"
-    if len(name) > _NAME:
+    if len(name) > _NAME or _is_training(a) or _is_training(b):
         return None
     try:
         if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):
@@ -176,8 +182,8 @@ def places(node: Node) -> set[str]:
         return set()  # ONNX's MatMul with its matrix on the left
     if node.kind in ("Conv", "ConvTranspose"):
         return {"first"}
-    if node.kind == "Gemm":  # always two axes
-        return {"first", "last"}
+    if node.kind == "Gemm":  # always two axes; transposed, its rows are multiplied
+        return set() if node.options.get("transA") else {"first", "last"}
     if node.kind in (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED):
         rank = int(node.kind.removesuffix("Transpose")[-2])
         return {"first"} if node.options.get("data_format") == "channels_first" else {"last", f"axis {rank + 1}"}

@@ -81,7 +81,8 @@ def _placed(tensor: Tensor, places: Integers, whole: Tensor) -> Part:
 def extreme(run: Collector, node: Node, tensor: Tensor) -> Tensor:
     """Return the larger, or the smaller, entry of each pair along an axis of the channels."""
     (shape,), axes = input_shapes(node) or (None,), reduced_axes(node)
-    if shape is None or axes is None or len(axes) != 1:
+    given = node.options.get("arguments") or node.options
+    if shape is None or axes is None or len(axes) != 1 or given.get("initial") is not None:  # a third number
         raise NotUnderstoodError(node.name)
     first, numbers = channel_axes(tensor, shape)
     axis = axes[0] % len(shape) - first

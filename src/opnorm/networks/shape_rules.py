@@ -201,22 +201,29 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
         return Effect(1.0, "adds constants around its input, or drops entries")
     pads = find(node.weights, "1", "pads")
     amounts = [int(p) for p in (node.options.get("pads") or () if pads is None else pads)]
-    if mode not in ("edge", "reflect") or not amounts:
-        raise Unbounded(f"no bound is known for padding of mode {mode!r} and unknown width")
+    if mode not in ("edge", "reflect", "wrap") or not amounts:
+        width = "" if amounts else " and unknown width"
+        raise Unbounded(f"no bound is known for padding of mode {mode!r}{width}")
     pairs = [(max(a, 0), max(b, 0)) for a, b in zip(*np.split(np.array(amounts), 2), strict=True)]
     shapes = input_shapes(node)
     sizes = shapes[0] if shapes and len(shapes[0]) == len(pairs) and "3" not in node.weights else [None] * len(pairs)
-    most = [1 + _copies(pair, size if mode == "reflect" else None) for pair, size in zip(pairs, sizes, strict=True)]
+    sizes = sizes if min(amounts) >= 0 else [None] * len(pairs)  # else the row is another one than it was
+    most = [1 + _copies(mode, *each) for each in zip(pairs, sizes, strict=True)]
     return Effect(up(sqrt(prod(most))), f"one pixel occurs at most {prod(most)} times")
 
 
-def _copies(pair: tuple[int, int], size: Any) -> int:
-    """Return how many of the pixels that are added around a row may be copies of one: all, unless it is mirrored once.
+def _copies(mode: str, pair: tuple[int, int], size: Any) -> int:
+    """Return how many of the pixels that are added around a row may be copies of one.
 
     Args:
+        mode: Where they are taken from. Of "edge" all are copies of one; others take one after the other.
         pair: How many are added before and behind it.
-        size: The pixels of a row that is mirrored, None where that is not known.
+        size: The pixels of the row, None where that is not known.
     """
+    if mode == "wrap" and isinstance(size, int) and size > 0:  # a row of periods
+        return -(-sum(pair) // size)
+    if mode != "reflect":
+        return sum(pair)
     once = isinstance(size, int) and max(pair) < size  # else it is mirrored again, as NumPy does
     return sum(count > 0 for count in pair) if once else sum(pair)
 

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,9 @@ from torch.nn.utils import parametrize
 from opnorm.checkpoints.files import extra
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint
+from opnorm.torch.traced_sizes import sizes_are_known
 
+_SEVERAL = 7  # examples of a batch
 _STEPS = 12  # power iterations at each point, as of a Keras model
 
 
@@ -40,9 +42,14 @@ def traced(module: nn.Module, data: Tensor, *, fixed: bool = False) -> Iterator[
         except Exception as error:  # whatever the exporter meets
             raise ValueError(
                 "Argument `model` must be a module that `torch.onnx.export(..., dynamo=False)` exports; it says: "
-                f"{str(error).strip().partition(chr(10))[0]}. Received: {type(module).__name__}"
+                f"{str(_cause(error)).strip().partition(chr(10))[0]}. Received: {type(module).__name__}"
             ) from error
         yield read_onnx(path)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what was wrong: of a warning that is raised inside of a method of C's, Python only says which method."""
+    return error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
 
 
 def points_of(module: nn.Module, data: Any) -> Tensor:
@@ -138,11 +145,24 @@ def _export(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None
         open_axes = {} if fixed else {"dynamic_axes": {"input": {0: "batch"}}}
         # The module is in evaluation. Asked for evaluation, the exporter multiplies BatchNorm into kernels in float32.
         warnings.filterwarnings("ignore", message="It is recommended that constant folding be turned off")
+        warnings.filterwarnings("ignore", message="Constant folding")  # of padded images it leaves something to opnorm
         as_it_is = torch.onnx.TrainingMode.PRESERVE
         options = {"input_names": ["input"], "output_names": ["output"], "training": as_it_is, **open_axes}
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one operator that the exporter does not know
         try:
-            torch.onnx.export(module, (example,), str(path), dynamo=False, **options)
+            with sizes_are_known() as taken:
+                torch.onnx.export(module, (example,), str(path), dynamo=False, **options)
+            if taken and not fixed:
+                _require_the_same(taken, module, example, options)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _require_the_same(taken: list[Any], module: nn.Module, example: Tensor, options: dict[str, Any]) -> None:
+    """Raise unless the sizes that decided which way the module's code goes are those of a larger batch too."""
+    several = example.expand(_SEVERAL, *example.shape[1:]).clone()
+    with sizes_are_known() as others:
+        torch.onnx.export(module, (several,), BytesIO(), dynamo=False, **options)
+    if others != taken:
+        raise ValueError("the size of the batch decides which way its code goes")

@@ -54,12 +54,12 @@ def ball_bound(
     everywhere = bound_joined(joined, bounds, map, deadline, tightening)
     local = bound_joined(joined, bounds, map, deadline, tightening, known=_known(network, joined, met))
     on_ball = jacobian_norm(network, met, Deadline.after(tightening))
-    ends = {_ON_BALL: on_ball, local.method: local.upper, everywhere.method: everywhere.upper}
-    finite = {method: upper for method, upper in ends.items() if upper is not None}
-    method = min(finite, key=finite.__getitem__, default="none")
+    ends = ((on_ball, _ON_BALL), (local.upper, local.method), (everywhere.upper, everywhere.method))
+    finite = [(upper, method) for upper, method in ends if upper is not None]
+    least, method = min(finite, default=(None, "none"))
     note = f"both ends are of the ball of radius {radius:g} around the given point"
     notes = (note, *(n for n in local.notes if "size" not in n and finite))
-    return NetworkBound(_lower(network, centre), finite.get(method), method, local.steps, notes)
+    return NetworkBound(_lower(network, centre), least, method, local.steps, notes)
 
 
 def around(network: Network, points: Sequence[Array], radius: float) -> Met:

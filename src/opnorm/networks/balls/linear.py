@@ -86,8 +86,8 @@ def dense(node: Node, bounds: BoundWeight) -> Rule:
         Unbounded: When it does something else.
     """
     kernel, bias = form_of(node).values, _bias(node)
-    if "kernel" not in node.weights:
-        raise not_followed("a matrix on the left")
+    if "kernel" not in node.weights or node.options.get("transA"):
+        raise not_followed("a matrix on the left, or of what is transposed")
     size, norm = np.abs(kernel), norm_of(node, bounds)
     rows = np.linalg.norm(kernel, axis=0) * SPARE
     linear = Linear(lambda v: v @ kernel, lambda v: v @ size, len(kernel) + 4, norm)

@@ -151,11 +151,11 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if places is None or len(node.inputs) != 1:
         raise not_followed("places that are computed")
     axis, taken = int(node.options.get("axis", 0)), places.astype(int)
-    if len(set(taken.ravel().tolist())) < taken.size:
-        raise not_followed("entries that are taken twice")
 
     def gathered(values: list[Value], space: Space) -> Found:
         place = axis % values[0].centre.ndim + 1
+        if len(np.unique(taken % values[0].centre.shape[place - 1])) < taken.size:
+            raise not_followed("entries that are taken twice")
         found = through(moving(lambda v: np.take(v, taken, axis=place)), values[0])
         return found._replace(effect=Effect(1.0, "drops entries"))
 
