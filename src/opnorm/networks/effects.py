@@ -73,6 +73,14 @@ def input_shapes(node: Node) -> list[Shape] | None:
     return [tuple(shape) for shape in shapes]
 
 
+def fits(constant: tuple[int, ...], shape: Shape) -> bool:
+    """Return whether adding a constant leaves the shape as it is."""
+    if len(constant) > len(shape):
+        return False
+    ends = shape[len(shape) - len(constant) :]
+    return all(c in (1, n) for c, n in zip(constant, ends, strict=True))
+
+
 def constants(node: Node) -> list[Array]:
     """Return the stored numbers that a node without parameters of its own combines its inputs with.
 
