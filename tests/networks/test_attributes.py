@@ -78,6 +78,7 @@ def test_slopes_that_repeat_their_input_have_no_bound(saved):
     assert (
         upper(saved([call("PRelu", "x slopes")], (1,), 16, slopes=np.full(5, 2.0))) is None
     )  # it would be sqrt(5) * 2
+    assert upper(saved([call("PRelu", "x slopes")], (5,), 16, slopes=np.full((1, 1, 1), 2.0))) is None  # adds an axis
     assert upper(saved([call("PRelu", "x slopes")], (5,), 16, slopes=np.full(5, 2.0))) == pytest.approx(2)
     assert upper(saved([call("PRelu", "x slopes")], (5, 3, 3), 6, slopes=np.full(5, 2.0))) == pytest.approx(2)
 
@@ -99,3 +100,26 @@ def test_no_axes_are_all_of_them(saved):
     mean = call("ReduceMean", "x", "mean")
     mean.attribute.append(onnx.helper.make_attribute("axes", [], attr_type=onnx.AttributeProto.INTS))
     assert upper(saved([mean, call("Sub", "x mean")], (4,), 11), np.ones((1, 4))) is None  # and not x - x
+
+
+def test_integers_over_integers_are_rounded(tmp_path):
+    make, integers = onnx.helper, onnx.TensorProto.INT64
+    ends = [make.make_tensor_value_info(name, integers, ["N", 2]) for name in ("x", "y")]
+    two = onnx.numpy_helper.from_array(np.array([2]), "two")
+    graph = make.make_graph([call("Div", "x two")], "network", ends[:1], ends[1:], [two])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    assert upper(tmp_path / "model.onnx") is None  # from 1 to 2 it moves by 1
+
+
+def test_a_function_has_a_version_of_its_own(tmp_path):
+    make, double = onnx.helper, onnx.TensorProto.DOUBLE
+    ends = [make.make_tensor_value_info("x", double, ["N", 3, 4]), make.make_tensor_value_info("y", double, None)]
+    imports = [make.make_opsetid("", 13), make.make_opsetid("own", 1)]
+    found = []
+    for version in (11, 13):
+        body = [make.make_node("LogSoftmax", ["a"], ["b"])]
+        function = make.make_function("own", "Scores", ["a"], ["b"], body, [make.make_opsetid("", version)])
+        graph = make.make_graph([make.make_node("Scores", ["x"], ["y"], domain="own")], "network", ends[:1], ends[1:])
+        onnx.save(make.make_model(graph, opset_imports=imports, functions=[function]), tmp_path / "model.onnx")
+        found.append(upper(tmp_path / "model.onnx"))
+    assert found == [None, pytest.approx(2)]

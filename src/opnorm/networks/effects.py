@@ -85,7 +85,7 @@ def constants(node: Node) -> list[Array]:
     """Return the stored numbers that a node without parameters of its own combines its inputs with.
 
     Raises:
-        Unbounded: When the node was called with something that is no number.
+        Unbounded: When the node was called with something that is no number, or rounds.
     """
     given = node.options.get("arguments") or {}
     plain = [
@@ -94,6 +94,8 @@ def constants(node: Node) -> list[Array]:
     ]
     if not all(isinstance(value, int | float) for value in plain):
         raise Unbounded("it was called with arguments that opnorm does not read")
+    if node.kind == "Div" and any(weight.dtype.startswith(("int", "uint")) for weight in node.weights.values()):
+        raise Unbounded("divides integers, and rounds")
     stored = [real_array(weight.read(), role) for role, weight in node.weights.items()]
     return stored + [real_array(value, "args") for value in plain]
 
