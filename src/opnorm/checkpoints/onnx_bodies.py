@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from opnorm.checkpoints.files import DEPTH, extra, require
 from opnorm.checkpoints.guesses import Named
 from opnorm.checkpoints.onnx_tensors import listed, onnx_tensor, sparse_tensor
+from opnorm.checkpoints.onnx_versions import earlier, is_aligned, version_of
 
 FunctionKey = tuple[str, str, str]  # domain, name, overload
 
 LISTS = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
+_BEFORE = "before version 7"  # the domain of operators that meant something else then
 _LONG = 1000  # characters of a name made of other names: the last ones tell most
 
 
@@ -80,8 +82,10 @@ class Definitions:
         self.path = path
         self.tensors: dict[str, Named] = {}
         self.names = Names()
+        self.own_version = self.version = version_of(model.opset_import, 1)
         self.main = self.graph(model.graph, "", 0)
         self.functions = {function_key(f, f.name): self.function(f) for f in model.functions}
+        self.version = self.own_version
         require(len(self.functions) == len(model.functions), "two of its functions have one name")
         known = set(self.tensors)
         for info in model.training_info:
@@ -108,6 +112,7 @@ class Definitions:
         """Return a function's body, and keep its tensors, named after it."""
         _require_texts((function.name, function.domain, *function.input, *function.output))
         prefix = f"{function.name}."
+        self.version = version_of(function.opset_import, self.own_version)
         steps, constants = self.steps(function.node, prefix, 0)
         defaults = {a.name: self.value(a, prefix + a.name) for a in function.attribute_proto}
         return _checked(Body(tuple(function.input), tuple(function.output), constants, steps, defaults))
@@ -151,9 +156,12 @@ class Definitions:
             inner += [self.graph(graph, f"{own}."[-_LONG:], depth + 1) for graph in graphs]
             if not graphs:
                 options[a.name] = self.value(a, prefix + place if place else own)
-        return Step(
-            label, function_key(node, node.op_type), tuple(node.input), tuple(node.output), options, tuple(inner)
-        )
+        key = function_key(node, node.op_type)
+        if key[0] == "" and is_aligned(node.op_type, options, self.version):
+            key = (_BEFORE, *key[1:])
+        elif key[0] == "":
+            options = earlier(node.op_type, options, node.output, self.version)
+        return Step(label, key, tuple(node.input), tuple(node.output), options, tuple(inner))
 
     def value(self, attribute: Any, name: str) -> Any:
         """Return the value of an attribute; its tensors are kept under `name`."""

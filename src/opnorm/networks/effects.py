@@ -73,11 +73,19 @@ def input_shapes(node: Node) -> list[Shape] | None:
     return [tuple(shape) for shape in shapes]
 
 
+def fits(constant: tuple[int, ...], shape: Shape) -> bool:
+    """Return whether adding a constant leaves the shape as it is."""
+    if len(constant) > len(shape):
+        return False
+    ends = shape[len(shape) - len(constant) :]
+    return all(c in (1, n) for c, n in zip(constant, ends, strict=True))
+
+
 def constants(node: Node) -> list[Array]:
     """Return the stored numbers that a node without parameters of its own combines its inputs with.
 
     Raises:
-        Unbounded: When the node was called with something that is no number.
+        Unbounded: When the node was called with something that is no number, or rounds.
     """
     given = node.options.get("arguments") or {}
     plain = [
@@ -86,6 +94,8 @@ def constants(node: Node) -> list[Array]:
     ]
     if not all(isinstance(value, int | float) for value in plain):
         raise Unbounded("it was called with arguments that opnorm does not read")
+    if node.kind == "Div" and any(weight.dtype.startswith(("int", "uint")) for weight in node.weights.values()):
+        raise Unbounded("divides integers, and rounds")
     stored = [real_array(weight.read(), role) for role, weight in node.weights.items()]
     return stored + [real_array(value, "args") for value in plain]
 

@@ -8,7 +8,7 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, kernels, rule
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, fits, input_shapes, kernels, rule
 from opnorm.networks.entry_rules import picked
 from opnorm.networks.sizes import at_size
 
@@ -111,6 +111,10 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     slopes = find(node.weights, *node.weights)
     if slopes is None or len(node.weights) != 1 or "0" in node.weights:
         raise Unbounded("its slopes are not there")
+    if node.kind == "PRelu" and not node.options.get("channels"):
+        shapes = input_shapes(node)
+        if slopes.size > 1 if shapes is None else not fits(slopes.shape, shapes[0]):
+            raise Unbounded("its slopes may repeat its input, or the shape of that is not known")
     low, high = min(1.0, float(slopes.min())), max(1.0, float(slopes.max()))
     return Effect(max(abs(low), abs(high)), f"slopes in [{low:g}, {high:g}]", (low, high))
 

@@ -163,6 +163,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     power = (
         2.0 if node.kind == "Square" else float("nan") if exponent is None or "0" in node.weights else exponent.item()
     )
+    if exponent is not None and exponent.ndim > 1:
+        raise not_followed("an exponent that may add axes")
     if power == 0.5:
         return lambda values, space: entrywise(root(values[0]), values[0], space)
     if not power.is_integer() or not 0 < power <= 8:
@@ -215,6 +217,8 @@ def _clip(node: Node) -> Known:
         float(node.options.get(option, default)) if end is None else float(end.item())
         for end, option, default in zip(ends, ("min", "max"), (-np.inf, np.inf), strict=True)
     )
+    if any(end is not None and end.ndim > 1 for end in ends):
+        raise not_followed("ends that may add axes")
     if not low <= 0 <= high:  # through the origin, as all of them are here
         raise not_followed("a clip to one side of zero")
     bends = [(low, 1.0)] if low > -np.inf else []

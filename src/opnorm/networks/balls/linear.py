@@ -180,6 +180,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     beta = find(node.weights, "beta")
     if mean is None:
         raise not_followed("its moving mean is not there")
+    if max(factors.ndim, mean.ndim) > 1:
+        raise not_followed("statistics of each entry")
     axis = node.options.get("axis", 1)
     axis = axis[0] if isinstance(axis, list | tuple) else axis
 

@@ -42,7 +42,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if node.options.get("data_format") == "channels_first":
         raise not_followed("Keras arranges channels anew")
     axis = int(node.options.get("axis", 1))
-    return _shaped(lambda shape: (prod(shape[: axis % (len(shape) + 1)]), -1))
+    return _shaped(lambda shape: (prod(shape[:axis]), prod(shape[axis:])))  # counted from the back below zero
 
 
 @rule("Reshape")
@@ -83,7 +83,7 @@ def _axes(node: Node) -> list[int] | None:
 @rule("Squeeze")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     axes = _axes(node)
-    if axes is None:
+    if not axes:
         raise not_followed("no axes")
     return _shaped(lambda shape: [n for i, n in enumerate(shape) if i not in [axis % len(shape) for axis in axes]])
 
@@ -214,7 +214,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     arguments = options.get("arguments") or {}
     if node.kind == "ReduceMean" and axes is None:
         axes = [int(axis) for axis in np.atleast_1d(arguments["axis"])] if arguments.get("axis") is not None else None
-    if (node.kind == "ReduceMean" and axes is None) or set(arguments) - {"axis", "keepdims"}:
+    if (node.kind == "ReduceMean" and not axes) or set(arguments) - {"axis", "keepdims"}:
         raise not_followed("no axes")
     first = node.kind == "GlobalAveragePool" or options.get("data_format") == "channels_first"
     onnx = node.kind == "GlobalAveragePool" or (node.kind == "ReduceMean" and not arguments)

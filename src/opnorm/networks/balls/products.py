@@ -129,7 +129,14 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     axis = node.options.get("axis", -1)
     if not isinstance(axis, int):
         raise not_followed(f"the axes {axis}")
-    return lambda values, space: softmax(values[0], space, axis)
+
+    def weighed(values: list[Value], space: Space) -> Found:
+        rank = values[0].centre.ndim
+        if node.options.get("flattened") and axis % rank != rank - 1:
+            raise not_followed("several axes as one")
+        return softmax(values[0], space, axis)
+
+    return weighed
 
 
 def softmax(value: Value, space: Space, axis: int = -1) -> Found:
