@@ -73,6 +73,14 @@ def input_shapes(node: Node) -> list[Shape] | None:
     return [tuple(shape) for shape in shapes]
 
 
+def fits(constant: tuple[int, ...], shape: Shape) -> bool:
+    """Return whether adding a constant leaves the shape as it is."""
+    if len(constant) > len(shape):
+        return False
+    ends = shape[len(shape) - len(constant) :]
+    return all(c in (1, n) for c, n in zip(constant, ends, strict=True))
+
+
 def constants(node: Node) -> list[Array]:
     """Return the stored numbers that a node without parameters of its own combines its inputs with.
 
@@ -100,6 +108,11 @@ def per_axis(value: Any, rank: int) -> tuple[int, ...]:
     if len(found) != rank or min(found, default=1) < 1:
         raise Unbounded(f"{value!r} is no positive integer for each of {rank} axes")
     return found
+
+
+def is_for_each(node: Node) -> bool:
+    """Return whether a layer is applied to every position of its input: it knows one axis less, the second."""
+    return bool(node.options.get("for_each"))
 
 
 def kernels(node: Node) -> Iterator[tuple[str, Weight]]:

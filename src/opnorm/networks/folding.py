@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.keras_layers import class_of
 from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
-from opnorm.networks.effects import constants
+from opnorm.networks.effects import constants, is_for_each
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
@@ -85,7 +87,9 @@ def _unwrap(node: Node) -> Node:
         return node
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
-    called = {"arguments": {"training": True}} if _is_training(node) else {}
+    called: dict[str, Any] = {"arguments": {"training": True}} if _is_training(node) else {}
+    if node.kind == "TimeDistributed" or is_for_each(node):
+        called["for_each"] = True
     return _unwrap(Node(node.name, class_of(inner), node.inputs, {**of_file(inner["config"]), **called}, weights))
 
 
@@ -103,8 +107,8 @@ def _parts(node: Node) -> list[Node]:
     specification = node.options.get("activation")
     name, _ = parse(specification)
     if node.kind in (*KERNELS, *_SEPARABLE) and name != "linear":
-        inputs = (parts[-1].name,)
-        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, {"activation": specification}, {}))
+        inputs, told = (parts[-1].name,), {"activation": specification, "for_each": is_for_each(node)}
+        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, told, {}))
     return parts
 
 
@@ -175,7 +179,15 @@ def is_bias(a: Node, b: Node) -> bool:
 
 
 def places(node: Node) -> set[str]:
-    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes."""
+    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes.
+
+    A layer that is applied to every position counts its axes without those of the positions.
+    """
+    found = _places(node)
+    return found & {"last"} if is_for_each(node) else found
+
+
+def _places(node: Node) -> set[str]:
     if node.kind in _SCALES:
         return _scale_places(node)
     if node.kind in KERNELS and not any(role.endswith("kernel") for role in node.weights):
@@ -192,7 +204,7 @@ def places(node: Node) -> set[str]:
 
 def _scale_places(node: Node) -> set[str]:
     if node.kind == "Rescaling":
-        return {"first", "last"} if not hasattr(node.options["scale"], "__len__") else {"last"}
+        return {0: {"first", "last"}, 1: {"last"}}.get(np.ndim(node.options["scale"]), set())
     axis = node.options.get("axis", 1)  # ONNX has no such attribute: its channels stand first
     axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
     return {"last"} if axis == -1 else {"first"} if axis == 1 else {f"axis {axis}"}

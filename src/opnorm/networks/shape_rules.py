@@ -9,7 +9,7 @@ import numpy as np
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
-from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, constants, find, input_shapes, per_axis, rule
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, constants, find, fits, input_shapes, per_axis, rule
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
 from opnorm.networks.sizes import image_size
 
@@ -282,14 +282,6 @@ def _require_one_shape(node: Node) -> None:
         return
     if shapes is None:
         raise Unbounded("the shapes of its inputs are not known, and one may be repeated to fit the others")
-    if len(set(shapes)) > 1 or not all(_fits(shape, shapes[0]) for shape in stored):
+    if len(set(shapes)) > 1 or not all(fits(shape, shapes[0]) for shape in stored):
         are = "are" if all(isinstance(n, int) for shape in shapes for n in shape[1:]) else "may be"
         raise Unbounded(f"inputs of shapes {shapes} {are} repeated to fit each other")
-
-
-def _fits(constant: tuple[int, ...], shape: Shape) -> bool:
-    """Return whether adding a constant leaves the shape as it is."""
-    if len(constant) > len(shape):
-        return False
-    ends = shape[len(shape) - len(constant) :]
-    return all(c in (1, n) for c, n in zip(constant, ends, strict=True))
