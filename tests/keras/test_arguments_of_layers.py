@@ -108,3 +108,18 @@ def test_sparsemax_as_keras_computes_it_has_no_constant(how):
     apply = keras.ops.sparsemax if how == "operation" else L.Activation("sparsemax")
     x = keras.Input((3,))
     assert opnorm.lipschitz_bound(keras.Model(x, apply(x))).upper is None
+
+
+@pytest.mark.parametrize("layer", [L.Identity, L.Flatten, L.ReLU, lambda dtype: L.Rescaling(2, dtype=dtype)])
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int64"])
+def test_a_layer_that_rounds_to_integers_has_no_constant(layer, dtype, tmp_path):
+    x = keras.Input((3,))
+    model = keras.Model(x, layer(dtype=dtype)(x))
+    model.save(tmp_path / "model.keras")
+    for given in (model, tmp_path / "model.keras"):
+        assert opnorm.lipschitz_bound(given).upper is None
+
+
+def test_layers_of_other_floating_dtypes_keep_their_constants():
+    model = keras.Sequential([keras.Input((3,)), L.Identity(dtype="mixed_float16"), L.ReLU(dtype="float64")])
+    assert opnorm.lipschitz_bound(model).upper == pytest.approx(1)

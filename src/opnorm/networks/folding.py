@@ -4,6 +4,7 @@
 depthwise convolution the pointwise one after it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from math import prod
@@ -55,13 +56,24 @@ def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str,
     """Return the nodes that do what `node` does, and those before it that they replace."""
     try:
         plain = _unwrap(node._replace(kind=_kind(node.kind)))
-        gate, within = gate_node(plain, nodes) or (plain, ())
-        return _parts(gate), within
+        if not (_is_whole(node) or _is_whole(plain)):
+            gate, within = gate_node(plain, nodes) or (plain, ())
+            return _parts(gate), within
+        reason = "it rounds its input to integers, as its dtype says"
     except KeyError as missing:  # not the node as it is: its activation, say, would be lost
         reason = f"its file does not say its {missing.args[0]}"
     except Exception as error:
         reason = f"its settings make no sense: {error}"
     return [Node(node.name, "Unread", node.inputs, {"reason": reason}, {})], ()
+
+
+def _is_whole(node: Node) -> bool:
+    """Return whether a Keras layer computes with integers, to which it rounds what it is given; tables take them."""
+    if node.kind == "Embedding":
+        return False
+    policy = node.options.get("dtype")
+    name = (policy.get("config") or {}).get("name") if isinstance(policy, Mapping) else policy
+    return isinstance(name, str) and re.fullmatch(r"bool|u?int\d+", name) is not None
 
 
 def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
