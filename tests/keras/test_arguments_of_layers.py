@@ -123,3 +123,23 @@ def test_a_layer_that_rounds_to_integers_has_no_constant(layer, dtype, tmp_path)
 def test_layers_of_other_floating_dtypes_keep_their_constants():
     model = keras.Sequential([keras.Input((3,)), L.Identity(dtype="mixed_float16"), L.ReLU(dtype="float64")])
     assert opnorm.lipschitz_bound(model).upper == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [L.Softmax(axis=0), L.Dense(3, activation=L.Softmax(axis=0)), lambda x: L.Dense(3)(x[::-1, :])],
+    ids=["softmax", "activation", "slice"],
+)
+def test_what_mixes_the_examples_of_a_batch_is_not_followed_on_a_ball(mix):
+    """Of a batch of one, softmax over the batch would be 1 everywhere."""
+    x = keras.Input((3,))
+    model = keras.Model(x, mix(x))
+    bound = opnorm.lipschitz_bound(model, around=np.ones((1, 3), "float32"), radius=0.1)
+    assert bound.upper == pytest.approx(opnorm.lipschitz_bound(model).upper)
+
+
+def test_a_scale_of_each_position_is_evaluated_as_one():
+    model = model_of([L.Rescaling([[1.0], [2.0], [30.0]]), L.Flatten(), L.Dense(3)], (3, 3))
+    x = np.random.default_rng(2).standard_normal((8, 3, 3)).astype("float32")
+    predicted = np.argmax(keras.ops.convert_to_numpy(model(x)), axis=1)
+    assert opnorm.certify(model, x).predictions.tolist() == predicted.tolist()

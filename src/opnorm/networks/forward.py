@@ -162,7 +162,7 @@ def _normalized(node: Node, value: Value) -> Value:
 
 
 def _rescaled(node: Node, value: Value) -> Value:
-    factors = channel_factors(node)
+    factors = channel_factors(node).reshape(np.shape(node.options["scale"]))
     return _scaled(value, factors, np.zeros_like(factors), np.asarray(node.options.get("offset", 0.0), dtype=float))
 
 

@@ -129,7 +129,13 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     axis = node.options.get("axis", -1)
     if not isinstance(axis, int):
         raise not_followed(f"the axes {axis}")
-    return lambda values, space: softmax(values[0], space, axis)
+
+    def taken(values: list[Value], space: Space) -> Found:
+        if axis % values[0].centre.ndim == 0:
+            raise not_followed("it runs over the examples of a batch")
+        return softmax(values[0], space, axis)
+
+    return taken
 
 
 def softmax(value: Value, space: Space, axis: int = -1) -> Found:
