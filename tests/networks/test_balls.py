@@ -252,7 +252,7 @@ def test_products_and_softmax_are_bounded_by_their_values(tangents):
 
 
 def test_a_network_that_is_not_followed_throughout_keeps_its_other_bounds():
-    network = chain(dense("a", "x", KERNELS[0]), plain("p", "sparsemax", "a"))
+    network = chain(dense("a", "x", KERNELS[0]), plain("p", "tanh_shrink", "a"))
     bound = ball_bound(network, [POINT], 0.1)
     assert bound.upper == network_bound(network).upper
     assert bound.lower is None
@@ -262,7 +262,7 @@ def test_what_a_ball_tells_of_a_product_counts_where_what_is_behind_is_not_follo
     """Neither the whole is followed there, nor has the product a constant for all inputs."""
     network = chain(
         dense("a", "x", KERNELS[0]), dense("b", "x", KERNELS[0]), plain("m", "Multiply", "a", "b"),
-        plain("p", "sparsemax", "m"),
+        plain("p", "tanh_shrink", "m"),
     )  # fmt: skip
     bound = ball_bound(network, [POINT], 0.1)
     assert bound.unknown == ()

@@ -149,10 +149,13 @@ class _Builder:
 
 
 def _told(node: Node, arguments: Mapping[str, Any]) -> Node:
-    """Return a node of a model that was called with these: a model in training mode hands that on to its layers."""
+    """Return a node of a model that was called with these: a model in training mode hands that on to its layers.
+
+    It does so whatever they were called with themselves: Keras stores `training=False` where nothing was said.
+    """
     if not arguments.get("training") or node.kind in _SAME_IN_TRAINING or node.kind.startswith("keras.ops."):
         return node
-    return node._replace(options={**node.options, "arguments": {"training": True, **node.options.get("arguments", {})}})
+    return node._replace(options={**node.options, "arguments": {**node.options.get("arguments", {}), "training": True}})
 
 
 def _understood(layer: Layer, weights: Mapping[str, Weight]) -> str:

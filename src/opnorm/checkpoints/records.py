@@ -46,8 +46,8 @@ class Weight(NamedTuple):
 
 
 OWN_OPTIONS = (  # that readers and foldings give to nodes and layers; a file's own of these names are dropped
-    "arguments", "cuts", "input_shapes", "joined", "kernel_layout", "keras", "normalized", "other_epsilons", "part",
-    "parts", "reason", "rounding", "steady", "target",
+    "arguments", "cuts", "for_each", "input_shapes", "joined", "kernel_layout", "keras", "normalized",
+    "other_epsilons", "part", "parts", "reason", "rounding", "steady", "target",
 )  # fmt: skip
 
 

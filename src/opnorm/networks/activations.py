@@ -38,9 +38,12 @@ _SLOPES: dict[tuple[str, ...], tuple[float, float]] = {
     ("Abs", "Absolute", "Sin", "Cos"): (-1.0, 1.0),
 }
 FIXED = {name: slopes for names, slopes in _SLOPES.items() for name in names}
-JUMPS = ("threshold", "hard_shrink", "Threshold", "HardShrink", "ThresholdedRelu", "Shrink", "Sign", "Floor", "Round")
+JUMPS = (
+    "threshold", "hard_shrink", "Threshold", "HardShrink", "ThresholdedRelu", "Shrink", "Sign", "Floor", "Round",
+    "sparsemax", "Sparsemax",  # Keras's adds up several thresholds: no projection onto the simplex
+)  # fmt: skip
 STEEP = ("exponential", "Exp", "Log", "Sqrt", "Reciprocal", "Pow", "Square")
-SIMPLEX = ("softmax", "Softmax", "sparsemax", "Sparsemax")
+SIMPLEX = ("softmax", "Softmax")
 
 
 def _relu(options: Options) -> tuple[float, float]:
@@ -111,8 +114,7 @@ def activation(name: str, options: Options) -> Effect:
         Unbounded: When it has no finite constant, or is not known.
     """
     if name in SIMPLEX:
-        constant = 0.5 if name.lower() == "softmax" else 1.0
-        return Effect(constant, f"{name}: {constant:g}")
+        return Effect(0.5, f"{name}: 0.5")
     if name in JUMPS:
         raise Unbounded(f"{name} jumps")
     if name in STEEP:

@@ -112,6 +112,11 @@ def per_axis(value: Any, rank: int) -> tuple[int, ...]:
     return found
 
 
+def is_for_each(node: Node) -> bool:
+    """Return whether a layer is applied to every position of its input: it knows one axis less, the second."""
+    return bool(node.options.get("for_each"))
+
+
 def kernels(node: Node) -> Iterator[tuple[str, Weight]]:
     """Yield the weights of a node that are linear maps, with their roles."""
     for role, weight in node.weights.items():

@@ -4,16 +4,19 @@
 depthwise convolution the pointwise one after it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.keras_layers import class_of
 from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
-from opnorm.networks.effects import constants
+from opnorm.networks.effects import constants, is_for_each
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
@@ -53,13 +56,24 @@ def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str,
     """Return the nodes that do what `node` does, and those before it that they replace."""
     try:
         plain = _unwrap(node._replace(kind=_kind(node.kind)))
-        gate, within = gate_node(plain, nodes) or (plain, ())
-        return _parts(gate), within
+        if not (_is_whole(node) or _is_whole(plain)):
+            gate, within = gate_node(plain, nodes) or (plain, ())
+            return _parts(gate), within
+        reason = "it rounds its input to integers, as its dtype says"
     except KeyError as missing:  # not the node as it is: its activation, say, would be lost
         reason = f"its file does not say its {missing.args[0]}"
     except Exception as error:
         reason = f"its settings make no sense: {error}"
     return [Node(node.name, "Unread", node.inputs, {"reason": reason}, {})], ()
+
+
+def _is_whole(node: Node) -> bool:
+    """Return whether a Keras layer computes with integers, to which it rounds what it is given; tables take them."""
+    if node.kind == "Embedding":
+        return False
+    policy = node.options.get("dtype")
+    name = (policy.get("config") or {}).get("name") if isinstance(policy, Mapping) else policy
+    return isinstance(name, str) and re.fullmatch(r"bool|u?int\d+", name) is not None
 
 
 def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:
@@ -85,7 +99,9 @@ def _unwrap(node: Node) -> Node:
         return node
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
-    called = {"arguments": {"training": True}} if _is_training(node) else {}
+    called: dict[str, Any] = {"arguments": {"training": True}} if _is_training(node) else {}
+    if node.kind == "TimeDistributed" or is_for_each(node):
+        called["for_each"] = True
     return _unwrap(Node(node.name, class_of(inner), node.inputs, {**of_file(inner["config"]), **called}, weights))
 
 
@@ -103,8 +119,8 @@ def _parts(node: Node) -> list[Node]:
     specification = node.options.get("activation")
     name, _ = parse(specification)
     if node.kind in (*KERNELS, *_SEPARABLE) and name != "linear":
-        inputs = (parts[-1].name,)
-        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, {"activation": specification}, {}))
+        inputs, told = (parts[-1].name,), {"activation": specification, "for_each": is_for_each(node)}
+        parts.append(Node(f"{node.name}/{name}", "Activation", inputs, told, {}))
     return parts
 
 
@@ -175,7 +191,15 @@ def is_bias(a: Node, b: Node) -> bool:
 
 
 def places(node: Node) -> set[str]:
-    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes."""
+    """Return where the channels of a node stand, by every way to say it: "last", "first" (after the batch), or axes.
+
+    A layer that is applied to every position counts its axes without those of the positions.
+    """
+    found = _places(node)
+    return found & {"last"} if is_for_each(node) else found
+
+
+def _places(node: Node) -> set[str]:
     if node.kind in _SCALES:
         return _scale_places(node)
     if node.kind in KERNELS and not any(role.endswith("kernel") for role in node.weights):
@@ -192,7 +216,7 @@ def places(node: Node) -> set[str]:
 
 def _scale_places(node: Node) -> set[str]:
     if node.kind == "Rescaling":
-        return {"first", "last"} if not hasattr(node.options["scale"], "__len__") else {"last"}
+        return {0: {"first", "last"}, 1: {"last"}}.get(np.ndim(node.options["scale"]), set())
     axis = node.options.get("axis", 1)  # ONNX has no such attribute: its channels stand first
     axis = axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
     return {"last"} if axis == -1 else {"first"} if axis == 1 else {f"axis {axis}"}

@@ -68,10 +68,10 @@ def channel_factors(node: Node) -> Array:
     """Return what a node multiplies each channel with, to 8 roundings: BatchNormalization, Normalization, Rescaling.
 
     Raises:
-        Unbounded: When the node's weights are not there.
+        Unbounded: When the node's weights are not there, or an input may be repeated to fit them.
     """
     if node.kind == "Rescaling":
-        return real_array(node.options["scale"], "scale").ravel()
+        return _rescaling(node)
     if node.kind == "Normalization":
         return _normalization(node)
     gamma = find(node.weights, "gamma", "scale")
@@ -80,6 +80,15 @@ def channel_factors(node: Node) -> Array:
         raise Unbounded("its moving variance is not there, or not used: it is in training mode")
     epsilon = float(node.options.get("epsilon", 1e-5))  # ONNX's default; Keras always writes it
     return np.asarray((1.0 if gamma is None else gamma) / np.sqrt(variance + epsilon))
+
+
+def _rescaling(node: Node) -> Array:
+    scale, offset = real_array(node.options["scale"], "scale"), real_array(node.options.get("offset", 0.0), "offset")
+    shapes = input_shapes(node)
+    fitting = shapes is not None and fits(scale.shape, shapes[0]) and fits(offset.shape, shapes[0])
+    if max(scale.size, offset.size) > 1 and not fitting:
+        raise Unbounded("its input may be repeated to fit its scale and offset")
+    return scale.ravel()
 
 
 def _normalization(node: Node) -> Array:

@@ -200,6 +200,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 @rule("Rescaling")
 def _(node: Node, bounds: BoundWeight) -> Rule:
+    channel_factors(node)  # raises where its input may be repeated
     factors = np.asarray(node.options["scale"], dtype=float)
     offset = np.asarray(node.options.get("offset", 0.0), dtype=float)
     return lambda values, space: through(scaling(factors, 4), values[0], offset)

@@ -105,6 +105,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 @rule("Slice")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     if "cuts" in node.options:  # of a Keras tensor
+        if node.options["cuts"][:1] != (slice(None),):
+            raise not_followed("it picks among the examples of a batch")
         return _moved(lambda v: v[(slice(None), *node.options["cuts"])])
     return lambda values, space: sliced(node, values[0], [])
 

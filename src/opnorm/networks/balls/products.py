@@ -134,6 +134,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         rank = values[0].centre.ndim
         if node.options.get("flattened") and axis % rank != rank - 1:
             raise not_followed("several axes as one")
+        if axis % rank == 0:
+            raise not_followed("it runs over the examples of a batch")
         return softmax(values[0], space, axis)
 
     return weighed

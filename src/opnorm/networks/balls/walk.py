@@ -21,8 +21,8 @@ from opnorm.networks.balls.moves import constant, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded
-from opnorm.networks.shape_rules import MEETINGS
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, is_for_each
+from opnorm.networks.shape_rules import MEETINGS, SAME
 
 _SEVERAL = (
     *MEETINGS,
@@ -120,12 +120,9 @@ def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
 
 def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
     try:
-        if (node.options.get("arguments") or {}).get("training"):
-            raise not_followed("it is called in training mode")
-        if len(node.inputs) > 1 and node.kind not in _SEVERAL:
-            raise not_followed("a second input, such as a mask, steers it")
-        if node.kind == "Activation" and parse(node.options.get("activation"))[0] in SIMPLEX[:2]:
-            node = node._replace(kind="Softmax", options={})
+        _require_followed(node)
+        if node.kind == "Activation" and parse(node.options.get("activation"))[0] in SIMPLEX:
+            node = node._replace(kind="Softmax", options=parse(node.options.get("activation"))[1])
         if node.kind in MAKERS:
             return MAKERS[node.kind](node, bounds)
         if node.kind != "Activation" and not is_activation(node.kind):
@@ -135,6 +132,21 @@ def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
         return reason
     except Exception as error:  # settings come from files
         return not_followed(f"{type(error).__name__}: {error}")
+
+
+def _require_followed(node: Node) -> None:
+    if (node.options.get("arguments") or {}).get("training"):
+        raise not_followed("it is called in training mode")
+    if len(node.inputs) > 1 and node.kind not in _SEVERAL:
+        raise not_followed("a second input, such as a mask, steers it")
+    if is_for_each(node) and not _is_alike(node):
+        raise not_followed("a layer that is applied to every position, and tells axes apart")
+
+
+def _is_alike(node: Node) -> bool:
+    """Return whether a layer that is applied to every position does the same to all of them at once."""
+    name, options = parse(node.options.get("activation")) if node.kind == "Activation" else (node.kind, node.options)
+    return name in ("Dense", *SAME) or (is_activation(name) and options.get("axis", -1) == -1)
 
 
 def _inputs(points: Sequence[Array], space: Space) -> list[Value]:
