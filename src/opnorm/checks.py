@@ -6,7 +6,6 @@ Every public function sees real, finite float64 arrays, positive integers and nu
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import Parameter, signature
 from numbers import Integral, Real
 from operator import index
 from typing import Any
@@ -218,17 +217,6 @@ def to_norm(name: str, value: Any) -> Any:
     count = float(found[1] or 1) if found else 0.0
     require(0 < count < math.inf, name, must, value)
     return "rms" if count == 1 else f"{count!r} rms"
-
-
-def require_known(kind: type, given: Iterable[str]) -> None:
-    """Raise Python's `TypeError` for an argument that `kind` does not take, and say what it takes."""
-    taken = signature(kind.__init__).parameters  # type: ignore[misc]
-    wrong = [name for name in given if name not in taken]
-    if wrong and all(one.kind is not Parameter.VAR_KEYWORD for one in taken.values()):
-        known = ", ".join(name for name in taken if name != "self")
-        raise TypeError(
-            f"{kind.__name__}() got an unexpected keyword argument {wrong[0]!r}; it takes {known or 'none'}"
-        )
 
 
 def require_norm(name: str, value: Any, must: str) -> None:

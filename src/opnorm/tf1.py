@@ -11,12 +11,13 @@ import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from opnorm.checks import require, require_known, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
+from opnorm.arguments import KnownArguments
+from opnorm.checks import require, require_norm, to_axis, to_count, to_fraction, to_norm, to_positive
 from opnorm.iterations.clipping import clip_gradient
 from opnorm.iterations.matrices import from_matrix, to_matrix
 from opnorm.iterations.power import Search
@@ -39,19 +40,12 @@ except (AttributeError, ImportError, RecursionError) as error:  # the last: Kera
 _ATTRIBUTE = "_opnorm_u"  # of a kernel: its vectors by axis, which so live exactly as long as the kernel does
 
 
-class _Constraint(tf_keras.constraints.Constraint, tf.train.Checkpoint):
+class _Constraint(KnownArguments, tf_keras.constraints.Constraint, tf.train.Checkpoint):
     """Abstract: a rule, called with a kernel."""
 
     # tf.train.Checkpoint is here as TensorFlow's public class of tracked objects: a layer tracks its constraint, which
     # tracks the vectors. Saved within others, it counts no saves; a counter of its own would break SavedModel.
     save_counter = None
-
-    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a new object; other packages' names of its arguments are told from its own."""
-            require_known(cls, kwargs)
-            return super().__new__(cls)
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx_calls import call
 
 from opnorm.checkpoints.onnx_shapes import value_shapes
 
@@ -11,10 +12,6 @@ STORED = {
     "zero": np.array(0), "first": np.array([0]), "one": np.array(1), "second": np.array([1]), "two": np.array([2]),
     "rest": np.array([-1]), "sizes": np.array([0, 1]), "both": np.array([1, 2]),
 }  # fmt: skip
-
-
-def call(kind, inputs, output, **attributes):
-    return onnx.helper.make_node(kind, inputs.split(), output.split(), **attributes)
 
 
 def filled(value):

@@ -3,6 +3,7 @@
 import graphs as n
 import numpy as np
 import pytest
+from onnx_calls import call
 
 from opnorm.networks.lipschitz import lipschitz_bound
 
@@ -30,10 +31,6 @@ def function(path):
 
     session = ReferenceEvaluator(str(path))
     return lambda x, shape=IMAGE: session.run(None, {"x": x.reshape(1, *shape)})[0].ravel()
-
-
-def call(kind, inputs, output, **attributes):
-    return onnx.helper.make_node(kind, inputs.split(), [output], **attributes)
 
 
 def check(path):

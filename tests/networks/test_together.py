@@ -8,7 +8,7 @@ from test_network_onnx import call, check, saved
 
 from opnorm.networks.lipschitz import lipschitz_bound
 
-onnx = pytest.importorskip("onnx")  # an extra of opnorm's
+pytest.importorskip("onnx")  # an extra of opnorm's
 
 NUMBERS = {
     "zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "half": np.array([3]), "all": np.array([2**62]),
@@ -17,19 +17,12 @@ NUMBERS = {
 HALVES, OTHERS = [(0, 3), (1, 4), (2, 5)], [(0, 1), (2, 3), (4, 5)]  # pairs of six entries
 
 
-def split(value, *results, sizes=""):
-    node = call("Split", f"{value} {sizes}", "", axis=1)
-    del node.output[:]
-    node.output.extend(results)
-    return node
-
-
 def beside(first, second, result="y"):
     return call("Concat", f"{first} {second}", result, axis=1)
 
 
 def parts(value):
-    return [split(value, "a", "b")]
+    return [call("Split", value, "a b", axis=1)]
 
 
 def slices(value):
@@ -158,7 +151,7 @@ def test_parts_that_share_an_entry_count_it_twice(tmp_path, cuts):
 
 def test_parts_that_share_none_are_one_value(tmp_path):
     stored = {"sizes": np.array([1, 2, 3])}
-    three = split("x", "a", "b", "c", sizes="sizes")
+    three = call("Split", "x sizes", "a b c", axis=1)
     once = lipschitz_bound(saved(tmp_path / "a.onnx", [three, call("Concat", "c a b", "y", axis=1)], stored, (6,)))
     assert once.upper == pytest.approx(1, rel=1e-9)
     twice = lipschitz_bound(saved(tmp_path / "b.onnx", [three, call("Concat", "c a c", "y", axis=1)], stored, (6,)))

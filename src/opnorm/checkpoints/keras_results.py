@@ -93,14 +93,26 @@ def _cuts(node: Node) -> tuple[slice, ...] | None:
     return tuple(cuts) if entries is not None and len(cuts) == len(entries) else None
 
 
-def _entries(node: Node) -> list[int | slice] | None:
-    """Return the numbers and slices of a key, one an axis, None where it holds anything else."""
-    arguments, (shape,) = node.options.get("arguments") or {}, node.options.get("input_shapes") or (None,)
+def key_of(node: Node) -> list[Any] | None:
+    """Return the entries of the key with which a tensor is cut, as Keras writes them; None where there are others."""
+    arguments = node.options.get("arguments") or {}
     keys: Sequence[Any] = arguments.get("args") or ()
     if len(keys) != 1 or len(arguments) != 1:
         return None
     entries = keys[0] if isinstance(keys[0], list) else list(keys)
-    kinds = [entry.get("class_name") if isinstance(entry, Mapping) else None for entry in entries]
+    return entries if all(type(entry) is int or _class_of(entry) in (_SLICE, _ELLIPSIS) for entry in entries) else None
+
+
+def _class_of(entry: Any) -> Any:
+    return entry.get("class_name") if isinstance(entry, Mapping) else None
+
+
+def _entries(node: Node) -> list[int | slice] | None:
+    """Return the numbers and slices of a key, one an axis, None where it holds anything else."""
+    (shape,), entries = node.options.get("input_shapes") or (None,), key_of(node)
+    if entries is None:
+        return None
+    kinds = [_class_of(entry) for entry in entries]
     if kinds.count(_ELLIPSIS) == 1 and shape is not None:  # as many whole axes as are not named
         place = kinds.index(_ELLIPSIS)
         whole: list[Any] = [_WHOLE] * (len(shape) + 1 - len(entries))
@@ -112,7 +124,7 @@ def _entries(node: Node) -> list[int | slice] | None:
 def _entry(entry: Any) -> int | slice | None:
     if type(entry) is int:
         return entry
-    if not isinstance(entry, Mapping) or entry.get("class_name") != _SLICE:
+    if _class_of(entry) != _SLICE:
         return None
     ends = [entry["config"].get(end) for end in ("start", "stop", "step")]
     return slice(*ends) if all(end is None or type(end) is int for end in ends) else None

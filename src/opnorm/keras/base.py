@@ -9,14 +9,15 @@ from abc import abstractmethod
 from contextvars import ContextVar
 from functools import lru_cache
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
+from opnorm.arguments import KnownArguments
 from opnorm.backends import Tensor
-from opnorm.checks import require, require_known
+from opnorm.checks import require
 from opnorm.rules import Rule, Target, target_of, updated
 from opnorm.showing import written
 
@@ -45,18 +46,11 @@ def require_layer(model: Any) -> None:
     require(isinstance(model, keras.Layer), "model", must, model)
 
 
-class OperatorConstraint(keras.constraints.Constraint):
+class OperatorConstraint(KnownArguments, keras.constraints.Constraint):
     """Abstract: a constraint of an operator norm. The optimizer that applies it keeps its state."""
 
     _warned = False
     _start = 0  # seeds the first state
-
-    if not TYPE_CHECKING:  # to type checkers it would take every argument there is
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a new object; other packages' names of its arguments are told from its own."""
-            require_known(cls, kwargs)
-            return super().__new__(cls)
 
     @property
     @abstractmethod

@@ -50,9 +50,10 @@ def read_model(model: Any) -> Checkpoint:
 
 def _structures(model: Any) -> Iterator[Any]:
     """Yield what a model and those inside it take, give, and are called with."""
-    for part in [model, *(layer for layer in model._flatten_layers(include_self=False))]:
-        yield from (getattr(part, name, None) for name in ("_inputs_struct", "_outputs_struct"))
-        yield from (node.arguments.args for node in getattr(part, "_inbound_nodes", ()))
+    yield from (getattr(model, name, None) for name in ("_inputs_struct", "_outputs_struct"))
+    yield from (node.arguments.args for node in getattr(model, "_inbound_nodes", ()))
+    for _, part in _parts(model):
+        yield from _structures(part)
 
 
 def _has_own_order(value: Any) -> bool:

@@ -14,7 +14,7 @@ from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import CheckpointError, Graph, Node
 from opnorm.networks.chains import find_chains
 from opnorm.networks.distances import side_by_side
-from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded
+from opnorm.networks.effects import RULES, BoundWeight, Effect, Unbounded, is_training
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight, of_activation
 from opnorm.networks.neighbours import Pair, neighbours
@@ -213,7 +213,7 @@ def _effect(node: Node, graph: Graph, readers: Readers, bounds: BoundWeight) -> 
 
 
 def _ruled(node: Node, graph: Graph, readers: Readers, bounds: BoundWeight) -> Effect:
-    if (node.options.get("arguments") or {}).get("training"):
+    if is_training(node):
         raise Unbounded("it is called in training mode")
     if "0" in node.weights and node.kind not in _EITHER_WAY:
         raise Unbounded("its first input is a constant, and another one steers it")

@@ -81,13 +81,23 @@ def fits(constant: tuple[int, ...], shape: Shape) -> bool:
     return all(c in (1, n) for c, n in zip(constant, ends, strict=True))
 
 
+def called_with(node: Node) -> Mapping[str, Any]:
+    """Return what a node was called with beside its inputs."""
+    return node.options.get("arguments") or {}
+
+
+def is_training(node: Node) -> bool:
+    """Return whether a node is called in training mode, where no rule holds."""
+    return bool(called_with(node).get("training"))
+
+
 def constants(node: Node) -> list[Array]:
     """Return the stored numbers that a node without parameters of its own combines its inputs with.
 
     Raises:
         Unbounded: When the node was called with something that is no number, or rounds.
     """
-    given = node.options.get("arguments") or {}
+    given = called_with(node)
     plain = [
         *given.get("args", ()),
         *(value for key, value in given.items() if key not in ("args", "training", "mask")),

@@ -1,13 +1,12 @@
 """Rules for nodes that pick, repeat, sort or weigh the entries of their input."""
 
-from collections.abc import Mapping
 from math import prod, sqrt
 from operator import index
-from typing import Any
 
 import numpy as np
 
 from opnorm.bounds.certificates import up
+from opnorm.checkpoints.keras_results import key_of
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, find, input_shapes, rule
@@ -52,18 +51,9 @@ def _times(size: int | str | None, target: int) -> int:
 @rule("keras.ops.GetItem")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     """Drop entries by numbers and slices; a list of places, or a mask, is something else."""
-    entries = [entry for key in (node.options.get("arguments") or {}).get("args", ()) for entry in _entries(key)]
-    if not entries or not all(type(entry) is int or _is_slice(entry) for entry in entries):
+    if not key_of(node):
         raise Unbounded("what it picks is neither numbers nor slices")
     return Effect(1.0, "drops entries")
-
-
-def _entries(key: Any) -> list[Any]:
-    return key if isinstance(key, list) else [key]
-
-
-def _is_slice(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and entry.get("class_name") in ("__slice__", "__ellipsis__")
 
 
 @rule("TopK", "Trilu", "keras.ops.Sort")

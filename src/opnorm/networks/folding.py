@@ -16,7 +16,7 @@ from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.keras_layers import class_of
 from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
-from opnorm.networks.effects import constants, is_for_each
+from opnorm.networks.effects import constants, is_for_each, is_training
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
@@ -99,15 +99,10 @@ def _unwrap(node: Node) -> Node:
         return node
     inner: Any = node.options["layer"]
     weights = {role.split("/", 1)[1]: weight for role, weight in node.weights.items() if "/" in role}
-    called: dict[str, Any] = {"arguments": {"training": True}} if _is_training(node) else {}
+    called: dict[str, Any] = {"arguments": {"training": True}} if is_training(node) else {}
     if node.kind == "TimeDistributed" or is_for_each(node):
         called["for_each"] = True
     return _unwrap(Node(node.name, class_of(inner), node.inputs, {**of_file(inner["config"]), **called}, weights))
-
-
-def _is_training(node: Node) -> bool:
-    """Return whether a node is called in training mode, where no rule holds."""
-    return bool((node.options.get("arguments") or {}).get("training"))
 
 
 def _parts(node: Node) -> list[Node]:
@@ -166,7 +161,7 @@ def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
 def join(a: Node, b: Node, deadline: Deadline = NEVER) -> Node | None:
     """Return one node that does `a`, then `b`; None when they are not joined."""
     name = f"{a.name} + {b.name}"
-    if len(name) > _NAME or _is_training(a) or _is_training(b):
+    if len(name) > _NAME or is_training(a) or is_training(b):
         return None
     try:
         if a.kind in KERNELS and b.kind in ("Add", "Sub") and is_bias(a, b):

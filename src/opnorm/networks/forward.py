@@ -19,7 +19,7 @@ from opnorm.bounds.certificates import UNIT, gamma
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
 from opnorm.networks.activations import activation, parse
-from opnorm.networks.effects import find, is_for_each
+from opnorm.networks.effects import called_with, find, is_for_each
 from opnorm.networks.linear_rules import channel_factors
 from opnorm.networks.picks import pick_of
 from opnorm.operators.convolution import Convolution
@@ -62,11 +62,11 @@ def evaluate(graph: Graph, x: Array) -> Value:
 
 
 def _after(node: Node, inputs: list[Value]) -> Value:
-    if node.kind in _MEETINGS and len(inputs) > 1 and not node.options.get("arguments"):
+    if node.kind in _MEETINGS and len(inputs) > 1 and not called_with(node):
         return _MEETINGS[node.kind](node, inputs)
     if is_for_each(node) and node.kind not in ("Dense", "Activation", *_SAME):
         raise NotEvaluatedError(node.name)
-    if len(inputs) != 1 or set(node.options.get("arguments") or {}) - {"training"}:  # in training mode: no bound
+    if len(inputs) != 1 or set(called_with(node)) - {"training"}:  # in training mode: no bound
         raise NotEvaluatedError(node.name)
     return _RULES.get(node.kind, _activated)(node, inputs[0])
 

@@ -8,7 +8,7 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, fits, input_shapes, kernels, rule
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with, find, fits, input_shapes, kernels, rule
 from opnorm.networks.entry_rules import picked
 from opnorm.networks.sizes import at_size
 
@@ -142,7 +142,7 @@ def of_activation(node: Node, bounds: BoundWeight) -> Effect:
     """Return the effect of a node that is an activation by its kind."""
     if not is_activation(node.kind):
         raise Unbounded(f"opnorm has no rule for {node.kind}")
-    if set(node.options.get("arguments") or {}) - {"training", "mask"}:
+    if set(called_with(node)) - {"training", "mask"}:
         raise Unbounded("it was called with arguments that opnorm does not read")
     return activation(node.kind, node.options)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opnorm.checkpoints.records import Node
+from opnorm.checks import Array
 from opnorm.networks.effects import Shape, find, input_shapes, integers
 
 
@@ -66,6 +67,11 @@ def cuts_of(node: Node) -> dict[int, slice]:
     starts, ends, axes, steps = (integers(node.weights, str(i)) for i in range(1, 5))
     if starts is None or ends is None or "target" in node.options:
         raise ValueError("limits that are computed")
+    return cuts(starts, ends, axes, steps)
+
+
+def cuts(starts: Array, ends: Array, axes: Array | None, steps: Array | None) -> dict[int, slice]:
+    """Return the cuts that ONNX's numbers of a Slice mean, by axis."""
     places: Sequence[int] = range(starts.size) if axes is None else axes.astype(int).tolist()
     strides = np.ones(starts.size) if steps is None else steps
     found = zip(starts.ravel(), ends.ravel(), strides.ravel(), strict=True)

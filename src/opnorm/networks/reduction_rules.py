@@ -5,7 +5,7 @@ from operator import index
 
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.records import Node
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find, rule
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with, find, rule
 from opnorm.networks.sizes import image_size
 
 
@@ -64,7 +64,7 @@ def reduced_count(node: Node) -> int | None:
 def reduced_axes(node: Node) -> tuple[int, ...] | None:
     """Return the axes over which a reduction goes, as its file has them; None where that is not told."""
     options, steered = node.options, find(node.weights, "1")
-    axes = options.get("axes", (options.get("arguments") or {}).get("axis", options.get("axis")))
+    axes = options.get("axes", called_with(node).get("axis", options.get("axis")))
     axes = axes if steered is None else steered.ravel().astype(int).tolist()
     if axes is None or set(node.weights) - {"1"}:
         return None

@@ -6,16 +6,15 @@ keeps that. What a wider kernel gives is not zero outside, and must not be read 
 over the border it is cut off by a function of its own, slopes in [0, 1].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from opnorm.bounds.certificates import UNIT, gamma, up
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
-from opnorm.networks.effects import Effect, input_shapes
+from opnorm.networks.effects import Effect, called_with, input_shapes, is_training
 from opnorm.networks.folding import places
 from opnorm.networks.kernel_products import form_of, without_groups
 from opnorm.networks.linear_rules import MATRICES, channel_factors, kernel_of
@@ -48,7 +47,7 @@ class Builder(Collector):
             NotUnderstoodError: When it is of a kind, or has settings, that no run goes through.
         """
         inputs = [self.tensors.get(name) for name in node.inputs]
-        if not inputs or None in inputs or _arguments(node).get("training"):
+        if not inputs or None in inputs or is_training(node):
             raise NotUnderstoodError(node.name)
         known = [tensor for tensor in inputs if tensor is not None]
         shapes = input_shapes(node)
@@ -74,7 +73,7 @@ class Builder(Collector):
 
     def _function(self, node: Node, effect: Effect, tensor: Tensor) -> Tensor:
         if effect.slopes is None:
-            if node.kind in ("Add", "Sub") and effect.adds and "0" not in node.weights and not _arguments(node):
+            if node.kind in ("Add", "Sub") and effect.adds and "0" not in node.weights and not called_with(node):
                 return tensor  # a constant
             raise NotUnderstoodError(node.name)
         low, high = effect.slopes
@@ -195,11 +194,6 @@ _RULES: dict[str, Callable[[Builder, Node, Effect, Tensor], Tensor]] = {
     **dict.fromkeys(MOVES, Builder._moved),
     **dict.fromkeys(("ReduceMax", "ReduceMin"), Builder._extreme),
 }
-
-
-def _arguments(node: Node) -> Mapping[str, Any]:
-    """Return what a node was called with beside its inputs."""
-    return node.options.get("arguments") or {}
 
 
 def _require_image(node: Node, tensor: Tensor) -> None:

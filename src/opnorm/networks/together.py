@@ -12,6 +12,7 @@ from itertools import combinations
 
 from opnorm.checkpoints.records import Node
 from opnorm.networks.activations import parse
+from opnorm.networks.effects import called_with
 from opnorm.networks.picks import pick_of
 from opnorm.networks.reduction_rules import reduced_axes, reduced_count
 from opnorm.networks.shape_rules import MAXIMA, MINIMA, MOVED
@@ -78,7 +79,7 @@ def _without_pair(names: Sequence[str], nodes: Nodes) -> list[str] | None:
 
 def is_plain(node: Node) -> bool:
     """Return whether a node combines its inputs with nothing else."""
-    return not node.weights and not node.options.get("arguments")
+    return not node.weights and not called_with(node)
 
 
 def _sources(a: Node, b: Node, nodes: Nodes) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from opnorm.arguments import KnownArguments
 from opnorm.backends import Tensor, of
 from opnorm.checks import (
     Norm,
     require,
-    require_known,
     to_axis,
     to_count,
     to_counts,
@@ -71,7 +71,7 @@ _MUST_BE_ARRAY = (
 
 
 @dataclass(frozen=True, repr=False)
-class Constraint:
+class Constraint(KnownArguments):
     """Abstract: a constraint of an operator norm, as its arguments describe it."""
 
     _: KW_ONLY
@@ -81,11 +81,6 @@ class Constraint:
     blockwise: bool = False
 
     if not TYPE_CHECKING:  # to type checkers it would have every name there is
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Return a new object; other packages' names of its arguments are told from its own."""
-            require_known(cls, kwargs)
-            return super().__new__(cls)
 
         def __getattr__(self, name: str) -> Any:
             """Tell who puts the rule itself into optax's chain what belongs there."""

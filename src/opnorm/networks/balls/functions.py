@@ -15,7 +15,7 @@ from opnorm.networks.activations import activation, parse
 from opnorm.networks.balls.open_neurons import flat_of
 from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, length, rounding
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, find
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with, find
 
 Function = Callable[[Array], Array]
 Slopes = Callable[[Array, Array], tuple[Array, Array]]  # of intervals: the ends of all difference quotients inside
@@ -205,7 +205,7 @@ def of_function(node: Node, bounds: BoundWeight) -> Rule:
         raise not_followed("Keras's function of that name has arguments that are not told")
     if is_keras(node) and node.kind == "LeakyRelu" and "negative_slope" not in options:
         raise not_followed("its slope is not told")
-    if set(node.options.get("arguments") or {}) - {"training"} or (set(node.weights) and node.kind != "Clip"):
+    if set(called_with(node)) - {"training"} or (set(node.weights) and node.kind != "Clip"):
         raise not_followed("arguments that opnorm does not read")
     known = _clip(node) if node.kind == "Clip" else known_function(name, options)
     return lambda values, space: entrywise(known, values[0], space)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from math import prod, sqrt
-from typing import Any
 
 import numpy as np
 
@@ -11,8 +10,8 @@ from opnorm.checks import Array, real_array
 from opnorm.networks.balls.linear import Linear, Map, moving, through
 from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
-from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
-from opnorm.networks.picks import places_of_part
+from opnorm.networks.effects import RULES, BoundWeight, Effect, called_with, find, integers
+from opnorm.networks.picks import cuts, places_of_part
 from opnorm.networks.shape_rules import SAME
 
 
@@ -128,23 +127,17 @@ def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
         raise not_followed("limits that are computed")
     if computed and axes is None:
         raise not_followed("axes that may be computed")
-    places = list(range(starts.size)) if axes is None else axes.astype(int).tolist()
-    strides = [1] * len(places) if steps is None else steps.astype(int).tolist()
-    if min(strides) < 1:
+    found = cuts(starts, ends, axes, steps)
+    if min(cut.step for cut in found.values()) < 1:
         raise not_followed("a step backwards")
 
-    def cut(v: Array) -> Array:
-        index: list[Any] = [slice(None)] * v.ndim
-        for start, end, axis, step in zip(starts.ravel(), ends.ravel(), places, strides, strict=True):
-            place = axis % (v.ndim - 1) + 1
-            index[place] = slice(_inside(start, v.shape[place]), _inside(end, v.shape[place]), step)
+    def part(v: Array) -> Array:
+        index = [slice(None)] * v.ndim
+        for axis, cut in found.items():
+            index[axis % (v.ndim - 1) + 1] = cut
         return np.asarray(v[tuple(index)])
 
-    return through(moving(cut), value)
-
-
-def _inside(end: float, size: int) -> int:
-    return int(np.clip(end + size if end < 0 else end, 0, size))
+    return through(moving(part), value)
 
 
 @rule("Gather")
@@ -213,7 +206,7 @@ def constant(numbers: Array, space: Space) -> Found:
 def _(node: Node, bounds: BoundWeight) -> Rule:
     options = node.options
     axes = _axes(node) if node.kind == "ReduceMean" else None
-    arguments = options.get("arguments") or {}
+    arguments = called_with(node)
     if node.kind == "ReduceMean" and axes is None:
         axes = [int(axis) for axis in np.atleast_1d(arguments["axis"])] if arguments.get("axis") is not None else None
     if (node.kind == "ReduceMean" and not axes) or set(arguments) - {"axis", "keepdims"}:

@@ -21,7 +21,7 @@ from opnorm.networks.balls.moves import constant, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, is_for_each
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, is_for_each, is_training
 from opnorm.networks.shape_rules import MEETINGS, SAME
 
 _SEVERAL = (
@@ -135,7 +135,7 @@ def _made(node: Node, bounds: BoundWeight) -> Rule | Unbounded:
 
 
 def _require_followed(node: Node) -> None:
-    if (node.options.get("arguments") or {}).get("training"):
+    if is_training(node):
         raise not_followed("it is called in training mode")
     if len(node.inputs) > 1 and node.kind not in _SEVERAL:
         raise not_followed("a second input, such as a mask, steers it")
