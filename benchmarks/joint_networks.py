@@ -1,6 +1,6 @@
 """Bounds of convolutional and residual networks as a whole, beside the product of their norms and LipSDP's optimum.
 
-    python benchmarks/joint_networks.py [--depth 16] [--channels 32] [--trained 8] [--order 100] [--seconds 10]
+    python benchmarks/joint_networks.py [--depth 16] [--channels 32] [--trained 8 16 32] [--order 100] [--seconds 10]
 
 Convolutions 3x3 on images of 28x28 with ReLUs between them: He-initialized, or trained on scikit-learn's digits,
 enlarged, with PyTorch. Residual blocks `x + B relu(A x)`. Small convolutions with a dense layer behind them, as the
@@ -119,7 +119,7 @@ def small_convolutions(channels: tuple[int, ...], size: tuple[int, int]) -> Netw
 
 def trained_stacks(channels: int, deepest: int) -> Iterator[Network]:
     torch, datasets = package("torch"), package("sklearn.datasets")
-    for depth in (2, 4, 8, 16) if torch is not None and datasets is not None and channels else ():
+    for depth in (2, 4, 8, 16) if torch is not None and datasets is not None else ():
         if depth <= deepest:
             kernels, accuracy = train(torch, datasets, channels, depth)
             name = f"conv 3x3, {channels} channels, depth {depth}, digits ({accuracy:.0%})"
@@ -243,14 +243,15 @@ def networks(arguments: argparse.Namespace) -> Iterator[Network]:
     for after in (False, True):
         yield residual_conv(8, 9, after)
     yield from random_stacks(arguments.depth, arguments.channels)
-    yield from trained_stacks(arguments.trained, arguments.depth)
+    for channels in arguments.trained:
+        yield from trained_stacks(channels, arguments.depth)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=16, help="of the stacks, at most")
     parser.add_argument("--channels", type=int, default=32, help="of the stacks, at most")
-    parser.add_argument("--trained", type=int, default=8, help="channels of the trained stacks; 0: none")
+    parser.add_argument("--trained", type=int, nargs="*", default=[8, 16, 32], help="channels of the trained stacks")
     parser.add_argument("--order", type=int, default=100, help="largest order of LipSDP's matrix that is solved")
     parser.add_argument("--seconds", type=float, default=10.0, help="for the multipliers of each run")
     arguments = parser.parse_args()
