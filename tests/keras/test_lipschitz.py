@@ -178,10 +178,27 @@ def test_attention_and_products_of_branches_are_unknown():
     assert [step.kind for step in lipschitz_bound(model).unknown] == ["MultiHeadAttention", "Multiply"]
 
 
-def test_a_branch_that_is_repeated_over_the_image_is_unknown():
+def test_a_branch_that_is_repeated_over_the_image_counts_for_each_pixel():
     inputs = keras.Input(IMAGE)
     model = keras.Model(inputs, L.Add()([inputs, L.GlobalAveragePooling2D(keepdims=True)(inputs)]))
-    assert lipschitz_bound(model).upper is None
+    assert lipschitz_bound(model).upper == pytest.approx(2, rel=1e-9)  # a mean, repeated: a projection's norm
+
+
+def test_a_dueling_network_s_advantages_are_less_their_mean():
+    inputs = keras.Input((6,))
+    advantages = L.Dense(4)(inputs)
+    centred = advantages - keras.ops.mean(advantages, axis=-1, keepdims=True)
+    model = randomized(keras.Model(inputs, L.Dense(1)(inputs) + centred))
+    value, other = (np.asarray(layer.get_weights()[0], dtype=float) for layer in dense_by_width(model))
+    exact = np.linalg.norm(np.repeat(value, 4, axis=1) + other @ (np.eye(4) - 0.25), 2)
+    bound = lipschitz_bound(model)
+    assert exact <= bound.upper * (1 + SINGLE)
+    assert bound.upper <= (2 * np.linalg.norm(value) + np.linalg.norm(other, 2)) * (1 + SINGLE)
+
+
+def dense_by_width(model):
+    """Return the dense layers of one and of four outputs."""
+    return sorted((layer for layer in model.layers if isinstance(layer, L.Dense)), key=lambda layer: layer.units)
 
 
 def test_an_embedding_is_measured_by_changed_tokens():

@@ -116,6 +116,24 @@ def test_a_centre_that_is_no_example_is_refused(around, match):
         opnorm.lipschitz_bound(nn.Linear(4, 2), around=around, radius=0.1)
 
 
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(1, keepdim=True)
+
+
+def test_an_example_has_its_batch_axis_or_not():
+    """A module that takes any shape gives another result where a batch of one is taken for an example of one row."""
+    exact = np.linalg.norm(np.eye(4) - 0.25, 2)
+    for example in (np.ones(4), np.ones((1, 4))):
+        assert opnorm.lipschitz_bound(Centred(), around=example, radius=0.1).lower == pytest.approx(exact)
+    rows = opnorm.lipschitz_bound(Centred(), around=np.ones((1, 3, 4)), radius=0.1)  # of three rows, not one image
+    assert rows.lower == pytest.approx(np.linalg.norm(np.eye(3) - 1 / 3, 2))
+    image = opnorm.lipschitz_bound(nn.Conv2d(1, 2, 3), around=np.ones((1, 4, 4), np.float32), radius=0.1)
+    batch = opnorm.lipschitz_bound(nn.Conv2d(1, 2, 3), around=np.ones((1, 1, 4, 4), np.float32), radius=0.1)
+    assert image.lower is not None
+    assert batch.lower is not None
+
+
 def test_data_and_a_ball_are_not_given_together():
     with pytest.raises(ValueError, match="`data`"):
         opnorm.lipschitz_bound(nn.Linear(4, 2), np.ones((1, 4)), around=np.ones(4), radius=0.1)

@@ -20,6 +20,7 @@ from opnorm.networks.effects import constants, is_for_each, is_training
 from opnorm.networks.gates import gate_node
 from opnorm.networks.kernel_products import form_of, product, scaled
 from opnorm.networks.linear_rules import CONVOLUTIONS, DEPTHWISE, KERNELS, MATRICES, TRANSPOSED
+from opnorm.networks.repeats import centred, repeated
 
 _NAME = 10_000  # characters of the name of nodes that were joined, which holds all of theirs
 _SCALES = ("BatchNormalization", "Rescaling", "Normalization")
@@ -37,7 +38,7 @@ def split(graph: Graph, *, gates: bool = True) -> Graph:
 
     Args:
         graph: The network.
-        gates: Whether gated activations that it writes out become one node each.
+        gates: Whether gated activations, and values less their mean, that it writes out become one node each.
     """
     renamed: dict[str, str] = {}
     nodes: dict[str, Node] = {}
@@ -57,8 +58,8 @@ def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str,
     try:
         plain = _unwrap(node._replace(kind=_kind(node.kind)))
         if not (_is_whole(node) or _is_whole(plain)):
-            gate, within = gate_node(plain, nodes) or (plain, ())
-            return _parts(gate), within
+            found, within = gate_node(plain, nodes) or centred(plain, nodes) or (plain, ())
+            return _parts(found), within
         reason = "it rounds its input to integers, as its dtype says"
     except KeyError as missing:  # not the node as it is: its activation, say, would be lost
         reason = f"its file does not say its {missing.args[0]}"
@@ -106,7 +107,7 @@ def _unwrap(node: Node) -> Node:
 
 
 def _parts(node: Node) -> list[Node]:
-    parts = [node]
+    parts = repeated(node)
     if node.kind == "keras.applications.CustomScaleLayer":
         return _scaled_sum(node)
     if node.kind in _SEPARABLE:

@@ -114,6 +114,10 @@ def _reshaped(node: Node, value: Value) -> Value:
     return Value(*(part.reshape(len(part), *node.options["target_shape"]) for part in value))
 
 
+def _repeated(node: Node, value: Value) -> Value:
+    return Value(*(np.broadcast_to(part, (len(part), *node.options["shape"][1:])) for part in value))
+
+
 def _dense(node: Node, value: Value) -> Value:
     kernel, bias = _kernel_and_bias(node)
     size = np.abs(kernel)
@@ -215,6 +219,7 @@ _MEETINGS: dict[str, Callable[[Node, list[Value]], Value]] = {
     "Concatenate": _joined,
 }
 _RULES: dict[str, Callable[[Node, Value], Value]] = {
+    "Repeat": _repeated,
     "Split": _picked,
     "Slice": _picked,
     "Dense": _dense,

@@ -69,7 +69,9 @@ def points_of(module: nn.Module, data: Any) -> Tensor:
 
 
 def point_of(module: nn.Module, centre: Any) -> Tensor:
-    """Return one example, without its batch axis, as a batch of one where the module is, in its dtype.
+    """Return one example as a batch of one where the module is, in its dtype.
+
+    What the module takes for a batch of one already, it is; else a batch axis is added.
 
     Raises:
         ValueError: When it holds no floating-point numbers.
@@ -77,11 +79,24 @@ def point_of(module: nn.Module, centre: Any) -> Tensor:
     given = torch.as_tensor(centre) if hasattr(centre, "shape") else None
     if given is None or not given.numel() or not given.is_floating_point():
         raise ValueError(
-            "Argument `around` must be one example, without its batch axis, as an array of floating-point numbers. "
+            "Argument `around` must be one example, or a batch of one, as an array of floating-point numbers. "
             f"Received: around={centre!r:.100}"
         )
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
-    return given.detach().to(like.device, like.dtype)[None]
+    example = given.detach().to(like.device, like.dtype)
+    return example if _is_batch(module, example) else example[None]
+
+
+def _is_batch(module: nn.Module, example: Tensor) -> bool:
+    """Return whether a module takes this for a batch of one: all that it gives is one, too."""
+    if example.ndim < 2 or len(example) != 1:
+        return False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return all(part.ndim and len(part) == 1 for part in _parts(plain(module)(example)))
+    except Exception:  # a module that takes no input of that shape
+        return False
 
 
 def largest_jacobian(module: nn.Module, points: Tensor) -> float:
@@ -109,10 +124,17 @@ def _unparametrize(module: Any) -> None:
 
 
 def _joined(outputs: Any) -> Tensor:
-    """Return all that a module gives, however nested, as one vector: the bound from above is of all of it."""
+    """Return all that a module gives as one vector: the bound from above is of all of it."""
+    return torch.cat([part.flatten() for part in _parts(outputs)])
+
+
+def _parts(outputs: Any) -> Iterator[Tensor]:
+    """Yield all that a module gives, however nested."""
     if isinstance(outputs, Tensor):
-        return outputs.flatten()
-    return torch.cat([_joined(part) for part in (outputs.values() if isinstance(outputs, dict) else outputs)])
+        yield outputs
+    else:
+        for part in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _parts(part)
 
 
 def _at(module: nn.Module, point: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Nodes without weights on a ball: what moves entries about, pools them, or puts values side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod, sqrt
 
 import numpy as np
@@ -13,6 +13,8 @@ from opnorm.networks.balls.values import SPARE, Found, Space, Value
 from opnorm.networks.effects import RULES, BoundWeight, Effect, called_with, find, integers
 from opnorm.networks.picks import cuts, places_of_part
 from opnorm.networks.shape_rules import SAME
+
+_TO_THE_END = 2**31 - 1  # as exporters write it, in 32 bits or more
 
 
 def _moved(move: Map) -> Rule:
@@ -79,6 +81,31 @@ def _axes(node: Node) -> list[int] | None:
     return None if given is None else [int(axis) for axis in np.atleast_1d(given)]
 
 
+def _require_apart(value: Value, axes: Iterable[int]) -> None:
+    """Raise where axes of a node that picks or reduces may be that of the examples, of which here there is one.
+
+    An axis in front with more entries is another one.
+    """
+    shape = value.centre.shape
+    if shape[0] == 1 and any(axis % len(shape) == 0 for axis in axes):
+        raise not_followed("it may run over the examples of a batch")
+
+
+@rule("Repeat")
+def _(node: Node, bounds: BoundWeight) -> Rule:
+    (own,), whole = node.options["input_shapes"], node.options["shape"]
+    spread = {axis: n for axis, (n, before) in enumerate(zip(whole, own, strict=True)) if n != before}
+    if 0 in spread:
+        raise not_followed("an example that is repeated for each of a batch")
+
+    def repeated(values: list[Value], space: Space) -> Found:
+        shape = tuple(spread.get(axis, n) for axis, n in enumerate(values[0].centre.shape))
+        copies = moving(lambda v: np.broadcast_to(v, (len(v), *shape)), sqrt(node.options["count"]) * SPARE)
+        return through(copies, values[0])
+
+    return repeated
+
+
 @rule("Squeeze")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     axes = _axes(node)
@@ -130,6 +157,7 @@ def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
     found = cuts(starts, ends, axes, steps)
     if min(cut.step for cut in found.values()) < 1:
         raise not_followed("a step backwards")
+    _require_apart(value, (axis for axis, cut in found.items() if cut.start or cut.stop < _TO_THE_END))
 
     def part(v: Array) -> Array:
         index = [slice(None)] * v.ndim
@@ -149,6 +177,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
     def gathered(values: list[Value], space: Space) -> Found:
         place = axis % values[0].centre.ndim + 1
+        _require_apart(values[0], [axis])
         if len(np.unique(taken % values[0].centre.shape[place - 1])) < taken.size:
             raise not_followed("entries that are taken twice")
         found = through(moving(lambda v: np.take(v, taken, axis=place)), values[0])
@@ -166,7 +195,11 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         places = places_of_part(node, v.shape[place])
         return np.asarray(v[(slice(None),) * place + (slice(places.start, places.stop),)])
 
-    return _moved(part)
+    def parted(values: list[Value], space: Space) -> Found:
+        _require_apart(values[0], [axis])
+        return through(moving(part), values[0])
+
+    return parted
 
 
 @rule("Concat", "Concatenate")
@@ -219,6 +252,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         rank = values[0].centre.ndim
         pixels = list(range(2, rank)) if first else list(range(1, rank - 1))
         over = tuple(axis % rank + 1 for axis in (pixels if axes is None else axes))
+        _require_apart(values[0], axes or ())
         count = prod(values[0].centre.shape[axis - 1] for axis in over)
 
         def mean(v: Array) -> Array:

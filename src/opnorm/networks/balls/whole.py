@@ -57,7 +57,7 @@ def best_norm(neurons: OpenNeurons, tangents: Array, deadline: Deadline) -> floa
     groups = [int(part.sum()) for part in np.split(alive, np.cumsum(neurons.groups)[:-1])]
     problem = _Problem(neurons.inputs, C, known, [count for count in groups if count], bounds, theta, aside)
     try:
-        with one_blas_thread():
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite proves nothing
             return _bounded(problem, deadline)
     except (np.linalg.LinAlgError, ValueError):  # SciPy's for numbers beyond float64
         return None
