@@ -123,3 +123,59 @@ def test_a_network_with_layer_normalization_is_certified_by_balls_alone():
     assert certificate.lipschitz == np.inf
     assert np.median(certificate.radius) > 0.01
     assert changed(logits_model(model), points, certificate.predictions, certificate.radius * 0.99) == 0
+
+
+def adapted(axis):
+    layer = L.Normalization(axis=axis)
+    layer.adapt(np.random.default_rng(5).normal(2, 3, (20, 4, 6, 3)))
+    return layer
+
+
+LAYERS = {  # of images of 4 x 6 pixels and three channels, followed by tanh, whose slopes tell where its numbers are
+    "zero padding": lambda: L.ZeroPadding2D(((1, 2), (0, 3))),
+    "cropping": lambda: L.Cropping2D(((1, 0), (2, 1))),
+    "cropping of lines": lambda: keras.Sequential([L.Reshape((8, 9)), L.Cropping1D(2), L.ZeroPadding1D((1, 3))]),
+    "upsampling": lambda: L.UpSampling2D((2, 1)),
+    "repeated vector": lambda: keras.Sequential([L.Flatten(), L.RepeatVector(3)]),
+    "normalization": lambda: adapted(-1),
+    "normalization of places": lambda: adapted((1, 3)),
+    "prelu": lambda: L.PReLU("normal", shared_axes=[1]),
+    "groups": lambda: L.GroupNormalization(3, epsilon=0.1, gamma_initializer="normal", beta_initializer="normal"),
+    "groups of rows": lambda: L.GroupNormalization(2, axis=1, epsilon=0.1, gamma_initializer="normal"),
+    "largest": lambda: L.GlobalMaxPooling2D(),
+    "largest, kept": lambda: L.GlobalMaxPooling2D(keepdims=True),
+    "sum": lambda: lambda x: keras.ops.sum(x, axis=(1, -1)),
+    "smallest": lambda: lambda x: keras.ops.min(x, axis=2, keepdims=True),
+    **{
+        name: lambda name=name: L.Activation(name)
+        for name in ("hard_silu", "hard_sigmoid", "selu", "mish", "softsign", "log_sigmoid")
+    },
+    "keras.ops.selu": lambda: keras.ops.selu,
+    "keras.ops.hard_sigmoid": lambda: keras.ops.hard_sigmoid,
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_followed_on_a_ball(name):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 6, 3))
+    model = keras.Model(inputs, L.Activation("tanh")(LAYERS[name]()(inputs)))
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((4, 6, 3))
+    exact = jacobian(model, x)
+    at, near = (opnorm.lipschitz_bound(model, around=x, radius=r) for r in (0.0, 0.5))
+    assert at.lower <= exact * (1 + 1e-5)
+    assert exact * (1 - 1e-5) <= at.upper <= at.lower * (1 + 1e-6)
+    for _ in range(5):
+        move = rng.standard_normal(x.shape)
+        assert jacobian(model, x + 0.5 * move / np.linalg.norm(move)) <= near.upper * (1 + 1e-5)
+
+
+def test_a_mobile_network_has_a_bound_on_a_ball():
+    """Squeeze-and-excitation, hard swish, padding, an image beyond the tangents' limit: none is followed everywhere."""
+    model = keras.applications.MobileNetV3Small(weights=None, input_shape=(64, 64, 3), classes=5)
+    x = np.full((64, 64, 3), 127.0)
+    assert opnorm.lipschitz_bound(model, time_limit=0.01).upper is None
+    bound = opnorm.lipschitz_bound(model, around=x, radius=1e-3, time_limit=0.01)
+    assert bound.unknown == ()
+    assert jacobian(model, x) <= bound.upper < np.inf

@@ -270,6 +270,6 @@ _BY_KIND: dict[str, Callable[[Layer, Shape], Shape | None]] = {
     "keras.ops.Reshape": _reshaped_whole,
     "keras.ops.Transpose": _transposed_axes,
     "keras.ops.ExpandDims": _with_axis,
-    **dict.fromkeys(("keras.ops.Max", "keras.ops.Min", "keras.ops.Mean"), _reduced),
+    **dict.fromkeys(("keras.ops.Max", "keras.ops.Min", "keras.ops.Mean", "keras.ops.Sum"), _reduced),
     "keras.ops.Sort": lambda layer, shape: shape,
 }

@@ -30,7 +30,8 @@ def without_shape_arithmetic(
     """Return the nodes with those that only compute shapes taken out, or marked where something else reads them.
 
     Two inputs that are compared have one shape, so these nodes give both the same. What they were stands by name
-    under `steady` in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice.
+    under `steady` in the options of nodes that read one; `target` names those that were inputs of a Reshape or Slice;
+    `steered` are others that had such inputs.
 
     Args:
         nodes: Of an ONNX graph, each after its inputs.
@@ -61,6 +62,7 @@ def _unsteered(node: Node, steady: Mapping[str, Node], fixed: Set[str]) -> Node:
     kept = [i for i, name in enumerate(node.inputs) if i == 0 or not (name in steady or name in fixed)]
     shapes = node.options.get("input_shapes")
     options = node.options if shapes is None else {**node.options, "input_shapes": tuple(shapes[i] for i in kept)}
-    if node.kind in ("Reshape", "Slice") and len(kept) < len(node.inputs):
-        options = {**options, "steady": steady, "target": tuple(node.inputs[1:])}
+    if len(kept) < len(node.inputs):
+        known = node.kind in ("Reshape", "Slice")
+        options = {**options, **({"steady": steady, "target": tuple(node.inputs[1:])} if known else {"steered": True})}
     return node._replace(inputs=tuple(node.inputs[i] for i in kept), options=options)

@@ -47,7 +47,7 @@ class Weight(NamedTuple):
 
 OWN_OPTIONS = (  # that readers and foldings give to nodes and layers; a file's own of these names are dropped
     "arguments", "cuts", "for_each", "input_shapes", "joined", "kernel_layout", "keras", "normalized",
-    "other_epsilons", "part", "parts", "reason", "rounding", "steady", "target",
+    "other_epsilons", "part", "parts", "reason", "rounding", "steady", "steered", "target",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at infe
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
     **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
-    "Quotient": "Div", "Mean": "ReduceMean", "Max": "ReduceMax", "Min": "ReduceMin",
+    "Quotient": "Div", "Mean": "ReduceMean", "Sum": "ReduceSum", "Max": "ReduceMax", "Min": "ReduceMin",
 }  # fmt: skip
 
 

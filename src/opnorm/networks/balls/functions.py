@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import erf, expit, ndtr
@@ -19,7 +19,16 @@ from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with,
 
 Function = Callable[[Array], Array]
 Slopes = Callable[[Array, Array], tuple[Array, Array]]  # of intervals: the ends of all difference quotients inside
-Known = tuple[Function, Slopes]
+
+
+class Known(NamedTuple):
+    """A function of one number."""
+
+    function: Function  # right to 32 ulps
+    slopes: Slopes
+    inexact: float = 0.0  # and this, where its terms cancel
+
+
 _ULPS = 64 * UNIT  # of an elementary function: 32 ulps
 _NARROW = 2.0**-8  # of a slope: intervals that are narrower are no open neurons, and count with what is left out
 _WIDER = 2.0**-40  # by which slopes are rounded outwards: a dozen elementary operations on numbers near one
@@ -44,7 +53,7 @@ def straight(*bends: tuple[float, float], first: float) -> Known:
         most = np.max([np.where(m, s, -np.inf) for m, s in zip(met, slopes, strict=True)], axis=0)
         return least, most
 
-    return function, between
+    return Known(function, between)
 
 
 def _pieces(places: Array) -> list[tuple[float, float]]:
@@ -78,7 +87,7 @@ def smooth(function: Function, derivative: Function, *extremes: tuple[float, flo
             most = np.where(inside, np.maximum(most, value), most)
         return np.maximum(least, 0.0) if rising else least, most
 
-    return function, between
+    return Known(function, between)
 
 
 def _gelu_slope(v: Array) -> Array:
@@ -104,6 +113,41 @@ def _leaky(slope: float, most: float | None = None) -> Known:
     return straight(*ends, first=slope)
 
 
+def _hard_sigmoid(slope: float, shift: float) -> Known:
+    """Return `clip(slope x + shift, 0, 1)`, which bends where rounding does not tell exactly."""
+    if not slope > 0:
+        raise not_followed(f"the slope {slope:g}")
+    ends = (-shift / slope, slope), ((1 - shift) / slope, 0.0)
+    margin, between = 2.0**-40 * (1 + abs(shift)) / slope, straight(*ends, first=0.0).slopes
+
+    def wider(low: Array, high: Array) -> tuple[Array, Array]:
+        least, most = between(low - margin, high + margin)
+        return least * (1 - _WIDER), most * (1 + _WIDER)
+
+    return Known(lambda v: np.clip(slope * v + shift, 0.0, 1.0), wider, 8 * UNIT * (1 + abs(shift)))
+
+
+def _hard_silu_slope(v: Array) -> Array:
+    return np.asarray(np.where(v < -3, 0.0, np.where(v > 3, 1.0, np.clip(v, -3, 3) / 3 + 0.5)))
+
+
+def _mish_slope(v: Array) -> Array:
+    t = np.tanh(np.logaddexp(0.0, v))
+    return np.asarray(t + v * expit(v) * (1 - t) * (1 + t))
+
+
+def _elu_times(scale: float, alpha: float) -> Known:
+    if not scale > 0:
+        raise not_followed(f"the factor {scale:g}")
+    own = _elu(alpha)
+    return Known(lambda v: scale * own.function(v), lambda low, high: _scaled_ends(scale, own.slopes(low, high)))
+
+
+def _scaled_ends(scale: float, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    least, most = ends[0] * scale, ends[1] * scale
+    return least - _WIDER * np.abs(least), most + _WIDER * np.abs(most)
+
+
 _ERF = smooth(erf, lambda v: 2 / sqrt(np.pi) * np.exp(-(v**2)), (0.0, 1.1283792))
 _KNOWN: dict[str, Callable[[Mapping[str, Any]], Known]] = {
     "linear": lambda _: straight(first=1.0),
@@ -121,11 +165,30 @@ _KNOWN: dict[str, Callable[[Mapping[str, Any]], Known]] = {
     "gelu": lambda options: smooth(
         lambda v: v * ndtr(v), _gelu_slope, (sqrt(2), 1.128994), (-sqrt(2), -0.128994), rising=False
     ),
+    "selu": lambda _: _elu_times(1.05070098735548, 1.67326324235437),
+    "softsign": lambda _: smooth(lambda v: v / (1 + np.abs(v)), lambda v: 1 / (1 + np.abs(v)) ** 2, (0.0, 1.0)),
+    "log_sigmoid": lambda _: smooth(lambda v: -np.logaddexp(0.0, -v), lambda v: expit(-v)),
+    "mish": lambda _: smooth(
+        lambda v: v * np.tanh(np.logaddexp(0.0, v)), _mish_slope, (1.4906, 1.088499), (-2.2564, -0.112527), rising=False
+    ),
+    "hard_silu": lambda _: smooth(
+        lambda v: v * (np.clip(v + 3, 0.0, 6.0) / 6), _hard_silu_slope,
+        (-3.0, -0.5), (-3.0, 0.0), (3.0, 1.5), (3.0, 1.0), rising=False,
+    ),
+    "Selu": lambda options: _elu_times(
+        float(options.get("gamma", np.float32(1.0507010))), float(options.get("alpha", np.float32(1.6732632)))
+    ),
+    "hard_sigmoid": lambda options: _hard_sigmoid(1 / 6, 0.5),
+    "HardSigmoid": lambda options: _hard_sigmoid(float(options.get("alpha", 0.2)), float(options.get("beta", 0.5))),
     "ReLU": lambda options: _leaky(float(options.get("negative_slope") or 0.0), options.get("max_value")),
     "LeakyReLU": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.3)))),
     "LeakyRelu": lambda options: _leaky(float(options.get("negative_slope", options.get("alpha", 0.01)))),
 }  # fmt: skip
-_SAME_AS = {"swish": "silu", "Silu": "silu", "SiLU": "silu", "absolute": "abs", "HardTanh": "hard_tanh"}
+_SAME_AS = {
+    "swish": "silu", "Silu": "silu", "SiLU": "silu", "absolute": "abs", "HardTanh": "hard_tanh",
+    "LogSigmoid": "log_sigmoid", "SoftSign": "softsign",
+    **dict.fromkeys(("hard_swish", "HardSwish", "HardSilu"), "hard_silu"),
+}  # fmt: skip
 
 
 def reciprocal(value: Value) -> Known:
@@ -170,13 +233,22 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if not power.is_integer() or not 0 < power <= 8:
         raise not_followed(f"the power {power}")
 
+    return lambda values, space: entrywise(_power(int(power)), values[0], space)
+
+
+def squared() -> Known:
+    """Return the square."""
+    return _power(2)
+
+
+def _power(power: int) -> Known:
     def between(low: Array, high: Array) -> tuple[Array, Array]:
         ends = power * low ** (power - 1), power * high ** (power - 1)
         even = np.where((low <= 0) & (high >= 0) & (power % 2 == 1), 0.0, np.minimum(*ends))
         wider = _WIDER * np.maximum(*np.abs(ends))
         return even - wider, np.maximum(*ends) + wider
 
-    return lambda values, space: entrywise((lambda v: v**power, between), values[0], space)
+    return Known(lambda v: v**power, between)
 
 
 def known_function(name: str, options: Mapping[str, Any]) -> Known:
@@ -203,6 +275,10 @@ def of_function(node: Node, bounds: BoundWeight) -> Rule:
     name, options = parse(node.options.get("activation")) if node.kind == "Activation" else (node.kind, node.options)
     if is_keras(node) and (node.kind == "Clip" or (node.kind == "Gelu" and "approximate" not in options)):
         raise not_followed("Keras's function of that name has arguments that are not told")
+    if name == "hard_sigmoid" and options.get("keras") != 3:
+        raise not_followed("an older Keras's function of that name is another one")
+    if is_keras(node) and node.kind in ("Selu", "HardSigmoid"):  # functions of `keras.ops`
+        name = {"Selu": "selu", "HardSigmoid": "hard_sigmoid"}[node.kind]
     if is_keras(node) and node.kind == "LeakyRelu" and "negative_slope" not in options:
         raise not_followed("its slope is not told")
     if set(called_with(node)) - {"training"} or (set(node.weights) and node.kind != "Clip"):
@@ -219,21 +295,21 @@ def _clip(node: Node) -> Known:
     )
     if any(end is not None and end.ndim > 1 for end in ends):
         raise not_followed("ends that may add axes")
-    if not low <= 0 <= high:  # through the origin, as all of them are here
-        raise not_followed("a clip to one side of zero")
+    if not low <= high:
+        raise not_followed("a clip to nothing")
     bends = [(low, 1.0)] if low > -np.inf else []
     bends += [(high, 0.0)] if high < np.inf else []
-    return straight(*bends, first=0.0 if low > -np.inf else 1.0)
+    slopes = straight(*bends, first=0.0 if low > -np.inf else 1.0).slopes
+    return Known(lambda v: np.clip(v, low, high), slopes)
 
 
 def entrywise(known: Known, value: Value, space: Space) -> Found:
     """Return a function of each entry; the heaviest entries whose slope is open get a variable each."""
-    function, slopes = known
-    low, high = slopes(value.low, value.high)
+    low, high = known.slopes(value.low, value.high)
     middle, half = (low + high) / 2, (high - low) / 2 * SPARE
     steep = np.maximum(np.abs(low), np.abs(high))
-    centre = function(value.centre)
-    error = (steep * value.error + _ULPS * np.abs(centre)) * SPARE + TINY
+    centre = known.function(value.centre)
+    error = (steep * value.error + _ULPS * np.abs(centre) + known.inexact) * SPARE + TINY
     chosen = space.open.chosen(np.where(half > _NARROW * steep, half * value.rows, 0.0))
     flat = flat_of(value.tangents)
     if len(chosen):
@@ -251,14 +327,14 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     beyond = min(length(left * value.rows), most * space.norm(value)) if most else 0.0
     whole = min(largest * value.whole + beyond, length(rest))
     effect = _effect(low, high)
-    bounded = _moved(function, value, centre) if np.all(low >= 0) else None
+    bounded = _moved(known, value, centre) if np.all(low >= 0) else None
     return Found(centre, error, tangents, (rest + lost) * SPARE, (whole + length(lost)) * SPARE, effect, bounded)
 
 
-def _moved(function: Function, value: Value, centre: Array) -> Array:
+def _moved(known: Known, value: Value, centre: Array) -> Array:
     """Return how far a function that never falls gets from its value at the centre."""
-    ends = function(value.low), function(value.high)
-    inexact = _ULPS * (np.abs(ends[0]) + np.abs(ends[1]) + np.abs(centre))
+    ends = known.function(value.low), known.function(value.high)
+    inexact = _ULPS * (np.abs(ends[0]) + np.abs(ends[1]) + np.abs(centre)) + 2 * known.inexact
     return np.asarray((np.maximum(np.maximum(ends[1] - centre, centre - ends[0]), 0.0) + inexact) * SPARE)
 
 

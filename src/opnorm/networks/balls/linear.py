@@ -161,8 +161,9 @@ def _sliding(operator: Convolution, sizes: tuple[int, ...], first: bool, norm: f
 
         def applied(v: Array) -> Array:
             images = np.moveaxis(v[:, 0], 1, -1) if first else v[:, 0]
+            shape = (len(v), *made.output_shape, kernel.shape[-1])
             flat = images.reshape(len(v), prod(images.shape[1:]))
-            found = made.matmat(flat.T).T.reshape(len(v), *made.output_shape, kernel.shape[-1])
+            found = made.matmat(flat.T).T.reshape(shape) if len(v) else np.zeros(shape)
             return np.ascontiguousarray(np.moveaxis(found, -1, 1) if first else found)[:, None]
 
         return applied

@@ -7,10 +7,10 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
-from opnorm.networks.balls.linear import Linear, Map, moving, through
+from opnorm.networks.balls.linear import Map, moving, through
 from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
-from opnorm.networks.effects import RULES, BoundWeight, Effect, called_with, find, integers
+from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
 from opnorm.networks.picks import cuts, places_of_part
 from opnorm.networks.shape_rules import SAME
 
@@ -81,7 +81,7 @@ def _axes(node: Node) -> list[int] | None:
     return None if given is None else [int(axis) for axis in np.atleast_1d(given)]
 
 
-def _require_apart(value: Value, axes: Iterable[int]) -> None:
+def require_apart(value: Value, axes: Iterable[int]) -> None:
     """Raise where axes of a node that picks or reduces may be that of the examples, of which here there is one.
 
     An axis in front with more entries is another one.
@@ -157,7 +157,7 @@ def sliced(node: Node, value: Value, computed: list[Array]) -> Found:
     found = cuts(starts, ends, axes, steps)
     if min(cut.step for cut in found.values()) < 1:
         raise not_followed("a step backwards")
-    _require_apart(value, (axis for axis, cut in found.items() if cut.start or cut.stop < _TO_THE_END))
+    require_apart(value, (axis for axis, cut in found.items() if cut.start or cut.stop < _TO_THE_END))
 
     def part(v: Array) -> Array:
         index = [slice(None)] * v.ndim
@@ -177,7 +177,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
     def gathered(values: list[Value], space: Space) -> Found:
         place = axis % values[0].centre.ndim + 1
-        _require_apart(values[0], [axis])
+        require_apart(values[0], [axis])
         if len(np.unique(taken % values[0].centre.shape[place - 1])) < taken.size:
             raise not_followed("entries that are taken twice")
         found = through(moving(lambda v: np.take(v, taken, axis=place)), values[0])
@@ -196,7 +196,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         return np.asarray(v[(slice(None),) * place + (slice(places.start, places.stop),)])
 
     def parted(values: list[Value], space: Space) -> Found:
-        _require_apart(values[0], [axis])
+        require_apart(values[0], [axis])
         return through(moving(part), values[0])
 
     return parted
@@ -233,31 +233,3 @@ def constant(numbers: Array, space: Space) -> Found:
     tangents = space.open.padded(np.zeros((space.open.inputs, *numbers.shape)))
     zeros = np.zeros_like(numbers)
     return Found(numbers, np.abs(numbers) * 2.0**-48, tangents, zeros, 0.0)
-
-
-@rule("ReduceMean", "GlobalAveragePool", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
-def _(node: Node, bounds: BoundWeight) -> Rule:
-    options = node.options
-    axes = _axes(node) if node.kind == "ReduceMean" else None
-    arguments = called_with(node)
-    if node.kind == "ReduceMean" and axes is None:
-        axes = [int(axis) for axis in np.atleast_1d(arguments["axis"])] if arguments.get("axis") is not None else None
-    if (node.kind == "ReduceMean" and not axes) or set(arguments) - {"axis", "keepdims"}:
-        raise not_followed("no axes")
-    first = node.kind == "GlobalAveragePool" or options.get("data_format") == "channels_first"
-    onnx = node.kind == "GlobalAveragePool" or (node.kind == "ReduceMean" and not arguments)
-    kept = bool(options.get("keepdims", arguments.get("keepdims", int(onnx))))
-
-    def averaged(values: list[Value], space: Space) -> Found:
-        rank = values[0].centre.ndim
-        pixels = list(range(2, rank)) if first else list(range(1, rank - 1))
-        over = tuple(axis % rank + 1 for axis in (pixels if axes is None else axes))
-        _require_apart(values[0], axes or ())
-        count = prod(values[0].centre.shape[axis - 1] for axis in over)
-
-        def mean(v: Array) -> Array:
-            return np.asarray(v.mean(axis=over, keepdims=kept))
-
-        return through(Linear(mean, mean, count + 2, SPARE / sqrt(count)), values[0])
-
-    return averaged

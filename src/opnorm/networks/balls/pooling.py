@@ -44,10 +44,10 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if any(w.pads == "same" or w.pads != (0, 0) or w.ceil_mode for w in windows):
         raise not_followed("padding")
     constant = norm_of(node, bounds)
-    return lambda values, space: _maximum(values[0], space, lambda v: _shifts(v, windows, first), constant)
+    return lambda values, space: largest(values[0], space, lambda v: _shifts(v, windows, first), constant)
 
 
-def _maximum(value: Value, space: Space, shifts: Callable[[Array], list[Array]], constant: float) -> Found:
+def largest(value: Value, space: Space, shifts: Callable[[Array], list[Array]], constant: float) -> Found:
     """Return the largest of several entries: whichever may be it on the ball, its Jacobian's row counts."""
     parts = {name: np.stack(shifts(getattr(value, name)[None]))[:, 0] for name in _KEPT}
     best = np.argmax(parts["centre"], axis=0)[None]

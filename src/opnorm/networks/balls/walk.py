@@ -11,7 +11,10 @@ import opnorm.networks.balls.factors
 import opnorm.networks.balls.linear
 import opnorm.networks.balls.moves
 import opnorm.networks.balls.norms
-import opnorm.networks.balls.pooling  # noqa: F401 - their rules are registered
+import opnorm.networks.balls.pooling
+import opnorm.networks.balls.reductions
+import opnorm.networks.balls.scales
+import opnorm.networks.balls.spreads  # noqa: F401 - their rules are registered
 from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array

@@ -1,0 +1,134 @@
+"""ONNX operators on balls, against differences of ONNX's reference implementation in float64."""
+
+import numpy as np
+import pytest
+from onnx_calls import call
+from test_network_onnx import function, saved
+
+from opnorm.networks.lipschitz import lipschitz_bound
+
+pytest.importorskip("onnx")  # an extra of opnorm's
+
+RNG = np.random.default_rng(3)
+IMAGE = (4, 3, 4)
+AFTER = [call("Tanh", "h", "y")]  # whose slopes tell where the numbers are
+
+
+def pad(mode, amounts, value=None, **stored):
+    constants = {"pads": np.array(amounts), **({} if value is None else {"value": np.array(value)}), **stored}
+    return [call("Pad", "x pads" + (" value" if value is not None else ""), "h", mode=mode)], constants
+
+
+def reduced(kind, **attributes):
+    return [call(kind, "x", "h", **attributes)], {}
+
+
+CASES = {
+    "pad": pad("constant", [0, 1, 0, 2, 0, 0, 1, 0]),
+    "pad with a number": pad("constant", [0, 0, 1, 0, 0, 0, 2, 1], 1.5),
+    "pad by reflection": pad("reflect", [0, 0, 1, 2, 0, 0, 2, 1]),
+    "pad by the edge": pad("edge", [0, 0, 3, 0, 0, 0, 0, 2]),
+    "tile": ([call("Tile", "x times", "h")], {"times": np.array([1, 2, 1, 3])}),
+    "expand": ([call("GlobalAveragePool", "x", "m"), call("Expand", "m shape", "h")], {"shape": np.array([4, 2, 3])}),
+    "resize": (
+        [call("Resize", "x roi scales", "h", nearest_mode="floor", coordinate_transformation_mode="asymmetric")],
+        {"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 3], np.float32)},
+    ),
+    "depth to space": ([call("DepthToSpace", "x", "h", blocksize=2)], {}),
+    "depth to space by columns": ([call("DepthToSpace", "x", "h", blocksize=2, mode="CRD")], {}),
+    "space to depth": (
+        [call("Pad", "x pads", "p"), call("SpaceToDepth", "p", "h", blocksize=2)],
+        {"pads": np.array([0, 0, 1, 0, 0, 0, 0, 0])},
+    ),
+    "sum": ([call("ReduceSum", "x axes", "h", keepdims=0)], {"axes": np.array([-1, 1])}),
+    "magnitudes": reduced("ReduceL1", axes=[2]),
+    "lengths": reduced("ReduceL2", axes=[1, 3], keepdims=0),
+    "mean": reduced("ReduceMean", axes=[2], keepdims=0),
+    "largest": reduced("ReduceMax", axes=[1]),
+    "smallest": reduced("ReduceMin", axes=[1, 2], keepdims=0),
+    "largest pixel": reduced("GlobalMaxPool"),
+    "mean pixel": reduced("GlobalAveragePool"),
+    "a mean that is repeated": ([call("GlobalAveragePool", "x", "m"), call("Sub", "x m", "h")], {}),
+    "slopes of channels": ([call("PRelu", "x slopes", "h")], {"slopes": RNG.standard_normal((4, 1, 1))}),
+    "instances": (
+        [call("InstanceNormalization", "x scale shift", "h", epsilon=0.1)],
+        {"scale": RNG.standard_normal(4), "shift": RNG.standard_normal(4)},
+    ),
+    "unit vectors": (
+        [
+            call("ReduceL2", "x", "n", axes=[1]),
+            call("Clip", "n least", "c"),
+            call("Expand", "c shape", "e"),
+            call("Div", "x e", "h"),
+        ],
+        {"least": np.array(1e-12), "shape": np.array([1, 4, 3, 4])},
+    ),
+    **{
+        kind: reduced(kind, **attributes)
+        for kind, attributes in {
+            "HardSwish": {}, "HardSigmoid": {"alpha": 0.4, "beta": 0.3}, "Softsign": {},
+            "Selu": {"alpha": 1.5, "gamma": 0.7}, "Elu": {"alpha": 0.6},
+        }.items()
+    },
+    "a clip to one side": ([call("Clip", "x low high", "h")], {"low": np.array(0.25), "high": np.array(1.25)}),
+}  # fmt: skip
+
+
+def jacobian(f, x, step=1e-6):
+    moves = step * np.eye(x.size)
+    return np.array([(f(x + move, IMAGE) - f(x - move, IMAGE)) / (2 * step) for move in moves]).T
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_operator_is_followed_on_a_ball(tmp_path, case):
+    """At the centre both ends are the Jacobian's norm; on balls large and small no Jacobian is above the upper end."""
+    nodes, stored = CASES[case]
+    path = saved(tmp_path / "model.onnx", [*nodes, *AFTER], stored, IMAGE)
+    f, x = function(path), RNG.standard_normal(48)
+    exact = np.linalg.norm(jacobian(f, x), 2)
+    at = lipschitz_bound(path, around=x.reshape(IMAGE), radius=0.0)
+    assert at.lower <= exact * (1 + 1e-7)
+    assert exact <= at.upper * (1 + 1e-7)
+    assert at.upper <= at.lower * (1 + 1e-6)
+    for radius in (0.1, 2.0):
+        bound = lipschitz_bound(path, around=x.reshape(IMAGE), radius=radius)
+        moves = RNG.standard_normal((12, 48))
+        points = x + radius * moves / np.linalg.norm(moves, axis=1, keepdims=True)
+        steepest = max(np.linalg.norm(jacobian(f, point), 2) for point in points)
+        assert bound.upper is None or steepest <= bound.upper * (1 + 1e-7)
+        assert bound.upper is not None or radius > 1
+
+
+def test_a_pad_below_zero_crops_on_a_ball(tmp_path):
+    nodes, stored = pad(
+        "constant", [0, -1, 1, 0, 0, 0, -1, -2], 0.5
+    )  # ONNX's reference implementation has no such pads
+    path, x = saved(tmp_path / "model.onnx", [*nodes, *AFTER], stored, IMAGE), RNG.standard_normal(IMAGE)
+    bound = lipschitz_bound(path, around=x, radius=0.0)
+    kept = x[1:, :2, :2]
+    exact = np.max(1 / np.cosh(kept) ** 2)
+    assert bound.lower == pytest.approx(exact, rel=1e-9)
+    assert bound.upper == pytest.approx(exact, rel=1e-9)
+
+
+def test_images_beyond_the_tangents_limit_have_bounds_on_balls(tmp_path):
+    """Of more than 4,096 numbers: what is left are constants of each node, on the ball where it tells more."""
+    K, W = RNG.standard_normal((2, 3, 3, 3)), RNG.standard_normal((2, 3))
+    nodes = [
+        call("Conv", "x K", "c", pads=[1, 1, 1, 1]),
+        call("GlobalAveragePool", "c", "m"),
+        call("Sigmoid", "m", "gate"),
+        call("Mul", "c gate", "gated"),
+        call("GlobalAveragePool", "gated", "g"),
+        call("Flatten", "g", "flat"),
+        call("MatMul", "flat W", "y"),
+    ]
+    shape = (3, 40, 40)
+    path = saved(tmp_path / "model.onnx", nodes, {"K": K, "W": W}, shape)
+    x = RNG.standard_normal(shape)
+    assert lipschitz_bound(path).upper is None
+    bound, f = lipschitz_bound(path, around=x, radius=0.1), function(path)
+    moves = RNG.standard_normal((30, x.size))
+    moves *= 0.1 / np.linalg.norm(moves, axis=1, keepdims=True)
+    quotients = [np.linalg.norm(f(x.ravel() + move, shape) - f(x.ravel(), shape)) / 0.1 for move in moves]
+    assert max(quotients) <= bound.upper < np.inf
