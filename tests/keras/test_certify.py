@@ -186,6 +186,13 @@ def pooled():
     return keras.Model(inputs, L.Dense(3, "softmax")(L.Flatten()(x)))
 
 
+def transposed():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 1))
+    x = L.Conv2DTranspose(2, 3, activation="relu")(inputs)
+    return keras.Model(inputs, L.Dense(3)(L.Flatten()(x)))
+
+
 def residual():
     inputs = keras.Input((8, 8, 1))
     x = keras.ops.relu(L.Dense(6)(L.Flatten()(inputs)))
@@ -193,7 +200,7 @@ def residual():
     return keras.Model(inputs, keras.ops.softmax(L.Dense(3)(x)))
 
 
-@pytest.mark.parametrize(("make", "assumed"), [(convolutional, 0), (residual, 0), (pooled, 1)])
+@pytest.mark.parametrize(("make", "assumed"), [(convolutional, 0), (residual, 0), (pooled, 0), (transposed, 1)])
 def test_images_are_certified_with_a_note_where_rounding_is_assumed(make, assumed):
     model = make()
     points = np.random.default_rng(0).uniform(0, 1, (20, 8, 8, 1)).astype("float32")
@@ -202,6 +209,16 @@ def test_images_are_certified_with_a_note_where_rounding_is_assumed(make, assume
     np.testing.assert_array_equal(certificate.predictions, np.argmax(model.predict(points, verbose=0), axis=1))
     assert np.median(certificate.radius) > 0
     assert changed(model, points, certificate.predictions, certificate.radius * (1 - 1e-3), steps=6) == 0
+
+
+def test_a_file_has_the_certificate_of_its_model(tmp_path):
+    model, points = pooled(), np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 1)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    own, file = (opnorm.certify(m, points, time_limit=0) for m in (model, tmp_path / "model.keras"))
+    np.testing.assert_array_equal(file.predictions, own.predictions)
+    np.testing.assert_allclose(file.radius, own.radius, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"Argument `x` must hold examples.*\(8, 8, 1\)"):
+        opnorm.certify(tmp_path / "model.keras", points[..., 0])
 
 
 def test_logits_in_float64_are_keras_s():
@@ -252,7 +269,7 @@ ONES = np.ones((1, 3))
 @pytest.mark.parametrize(
     ("make", "x", "labels", "match"),
     [
-        (lambda: "model.keras", ONES, None, "`model` must be a live Keras model"),
+        (lambda: "model.keras", ONES, None, "model.keras"),
         (lambda: 3, ONES, None, "`model` must be a built Keras model"),
         (two_outputs, ONES, None, "1 inputs and 2 outputs"),
         (lambda: keras.Sequential([keras.Input((3,)), L.UnitNormalization(name="un"), L.Dense(2)]), ONES, None, "un"),

@@ -1,8 +1,6 @@
 """Certified radii: margins of logits over the Lipschitz constants of their differences."""
 
-from importlib import import_module
 from math import inf
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -10,24 +8,20 @@ from numpy.typing import NDArray
 
 from opnorm.bounds.certificates import UNIT
 from opnorm.bounds.deadlines import Deadline
-from opnorm.checkpoints.records import Checkpoint, Graph, Node
-from opnorm.checks import Array, numbers, real_array, require, to_not_negative
-from opnorm.networks.activations import parse
+from opnorm.checks import Array, numbers, to_not_negative
 from opnorm.networks.balls.bound import outputs
 from opnorm.networks.balls.radii import radii_on_balls
 from opnorm.networks.balls.walk import Network
 from opnorm.networks.bound import bound_joined
 from opnorm.networks.certificate import Certificate
 from opnorm.networks.folding import fold, split
-from opnorm.networks.forward import NotEvaluatedError, Value, evaluate
+from opnorm.networks.forward import Value
+from opnorm.networks.logits import Subject, logits_of, subject_of, without_softmax
 from opnorm.networks.pairs import Progress, pair_constants, remembered
 
-_BATCH = 256  # examples at a time
 _INPUTS = 1024  # numbers of an example up to which balls have tangents along them
 _EACH = 0.5  # seconds for the balls around an example
 _OPEN = 128  # open neurons of a ball
-_SOFTMAX = ("softmax", "log_softmax")
-_TOKENS = ("Embedding", "ReversibleEmbedding")
 
 
 def certify(
@@ -41,14 +35,16 @@ def certify(
     softmax is taken off first, for it does not change which logit is largest; the model itself is left alone.
 
     Proved: of the network in real arithmetic, at inference, with the stored weights, which treats each example alone.
-    Dense layers, convolutions of channels-last images, batch normalization, sums and common activations are evaluated
-    in float64 with all rounding errors bounded and counted (elementary functions are taken to be right to 32 ulps).
-    Assumed, with a line in `notes`, for other layers: that the logits which the model computes in its own precision are
-    off by at most the square root of its unit roundoff times their magnitude. What the network computes in float32 at
-    x' is another function: there a margin may be off by as much as its rounding errors.
+    Networks are evaluated in float64 with all rounding errors bounded and counted (elementary functions are taken to be
+    right to 32 ulps). Assumed, with a line in `notes`, for layers of Keras that opnorm does not evaluate: that the
+    logits which the model computes in its own precision are off by at most the square root of its unit roundoff times
+    their magnitude. What the network computes in float32 at x' is another function: there a margin may be off by as
+    much as its rounding errors.
 
     Args:
-        model: A built Keras model: one input, one output of two logits (or probabilities) or more for each example.
+        model: A built Keras model, a PyTorch module (traced as its ONNX export, which needs the extra `audit`), or the
+            path of a file that holds its network's graph (`.onnx`, `.keras`; it is never run): one input, one output of
+            two logits (or probabilities) or more for each example.
         x: The examples, (examples, ...), as the model takes them.
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
         time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but
@@ -57,8 +53,8 @@ def certify(
         progress: Called with the number of pairs of classes done and of all, after each.
 
     Raises:
-        ValueError: When the model is a path (a file has no logits: it is never run), has several inputs or outputs, or
-            a node without a finite Lipschitz constant on any ball, which is named; or when x or the labels do not fit.
+        ValueError: When the model has several inputs or outputs, or a node without a finite Lipschitz constant on any
+            ball, which is named, or is a file or module that opnorm does not evaluate; or x or the labels do not fit.
 
     Example:
         >>> certificate = opnorm.certify(model, x_test, y_test)
@@ -68,24 +64,24 @@ def certify(
         Y. Tsuzuku, I. Sato, M. Sugiyama, "Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance
         for Deep Neural Networks", NeurIPS 2018.
     """
-    is_path = isinstance(model, str | PathLike)
-    require(not is_path, "model", "must be a live Keras model: a file is never run, and has no logits", model)
-    must = "must be a built Keras model; of others `opnorm.lipschitz_bound` bounds the whole"
-    require(hasattr(model, "built") and hasattr(model, "layers"), "model", must, model)
     seconds = None if time_limit is None else to_not_negative("time_limit", time_limit)
     deadline = Deadline.after(seconds)
-    given = _graph_of(model)
-    whole = split(given)
-    graph = _without_softmax(whole)
-    keras_logits = import_module("opnorm.keras.logits")
-    points = keras_logits.checked(model, real_array(x, "x"))
+    with subject_of(model, x) as subject:
+        return _certified(subject, labels, seconds, deadline, progress)
+
+
+def _certified(
+    subject: Subject, labels: Any, seconds: float | None, deadline: Deadline, progress: Progress | None
+) -> Certificate:
+    whole, points = split(subject.graph), subject.points
+    graph, written = without_softmax(whole), without_softmax(split(subject.graph, gates=False))
     bounds = remembered()
     joined = fold(graph)
     bound = bound_joined(joined, bounds)
-    network = Network(_without_softmax(split(given, gates=False)), bounds, _INPUTS, _OPEN)
+    network = Network(written, bounds, _INPUTS, _OPEN)
     if bound.upper is None and (seconds == 0 or not _is_followed(network, points)):
         raise ValueError(f"Argument `model` must have a finite Lipschitz constant. Received: {bound!r}")
-    logits, notes = _logits(model, points, graph, graph is not whole)
+    logits, notes = logits_of(subject, graph, written, bounds, graph is not whole)
     predictions = _predictions(logits.values)
     classes = logits.values.shape[1]
     right = _right(predictions, labels, classes)
@@ -104,50 +100,6 @@ def certify(
 def _is_followed(network: Network, points: Array) -> bool:
     """Return whether the Jacobian of the logits is known on balls."""
     return outputs(network, network.meet([points[:1]], 0.0)) is not None
-
-
-def _graph_of(model: Any) -> Graph:
-    reader = import_module("opnorm.keras.live")
-    checkpoint: Checkpoint = reader.read_model(model)
-    graph = checkpoint.graph
-    if graph is None:
-        why = "be Sequential or Functional: how the layers of others are joined is not known"
-        raise ValueError(f"Argument `model` must {why}. Received: {model!r}")
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        counts = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
-        raise ValueError(f"Argument `model` must have one input and one output. Received: {counts}")
-    tokens = [node.name for node in graph.nodes if node.kind in _TOKENS]
-    if tokens:
-        raise ValueError(f"Argument `model` must take numbers, not tokens, which have no radius. Received: {tokens[0]}")
-    return graph
-
-
-def _without_softmax(graph: Graph) -> Graph:
-    """Return the network without a softmax at its end, itself where there is none."""
-    last = next((node for node in graph.nodes if node.name == graph.outputs[0]), None)
-    if last is None or not _is_softmax(last) or any(last.name in node.inputs for node in graph.nodes):
-        return graph
-    return Graph(tuple(node for node in graph.nodes if node is not last), graph.inputs, last.inputs)
-
-
-def _is_softmax(node: Node) -> bool:
-    name = parse(node.options.get("activation"))[0] if node.kind == "Activation" else node.kind.lower()
-    return name in _SOFTMAX and node.options.get("axis", -1) in (-1, 1) and not node.options.get("arguments")
-
-
-def _logits(model: Any, points: Array, graph: Graph, is_shortened: bool) -> tuple[Value, tuple[str, ...]]:
-    """Return the logits and what they may be off by, and the assumptions that this takes."""
-    batches = [points[start : start + _BATCH] for start in range(0, len(points), _BATCH)]
-    try:
-        found = [evaluate(graph, batch) for batch in batches]
-        return Value(*map(np.concatenate, zip(*found, strict=True))), ()
-    except NotEvaluatedError as node:
-        own = import_module("opnorm.keras.logits")
-        values, unit = own.logits(model, points, is_shortened)
-        largest = np.max(np.abs(values.reshape(len(values), -1)), axis=1)
-        errors = np.broadcast_to(np.sqrt(unit) * largest.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
-        note = f"the rounding errors of the logits are assumed to be below {np.sqrt(unit):.1e} of them: {node}"
-        return Value(values, errors), (f"{note} has no error analysis",)
 
 
 def _predictions(logits: Array) -> NDArray[np.int64]:

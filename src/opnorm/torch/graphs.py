@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from opnorm.checkpoints.files import extra
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint
+from opnorm.checks import Array
 from opnorm.torch.traced_sizes import sizes_are_known
 
 _SEVERAL = 7  # examples of a batch
@@ -52,8 +53,13 @@ def _cause(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
 
 
-def points_of(module: nn.Module, data: Any) -> Tensor:
+def points_of(module: nn.Module, data: Any, name: str = "data") -> Tensor:
     """Return the points to differentiate at, where the module is and in its dtype.
+
+    Args:
+        module: The module.
+        data: The points, batch first.
+        name: Of the argument they came as.
 
     Raises:
         ValueError: When they are no batch of floating-point numbers.
@@ -61,11 +67,17 @@ def points_of(module: nn.Module, data: Any) -> Tensor:
     given = data if isinstance(data, Tensor) else torch.as_tensor(data) if hasattr(data, "shape") else None
     if given is None or given.ndim < 2 or not given.numel() or not given.is_floating_point():
         raise ValueError(
-            "Argument `data` must hold at least one point of floating-point numbers, batch first: the graph of a "
-            f"PyTorch module is traced with the first of them. Received: data={data!r:.100}"
+            f"Argument `{name}` must hold at least one point of floating-point numbers, batch first: the graph of a "
+            f"PyTorch module is traced with the first of them. Received: {name}={data!r:.100}"
         )
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
     return given.detach().to(like.device, like.dtype)
+
+
+def in_double(data: Any) -> Array:
+    """Return points as they were given, in float64."""
+    found: Array = torch.as_tensor(data).detach().to("cpu", torch.float64).numpy()
+    return found
 
 
 def point_of(module: nn.Module, centre: Any) -> Tensor:

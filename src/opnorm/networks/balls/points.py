@@ -26,12 +26,12 @@ def points_of(graph: Graph, centre: Any) -> list[Array]:
         must = f"must be a list of {len(graph.inputs)} examples, one for each input"
         raise ValueError(f"Argument `around` {must}. Received: {len(parts)}")
     return [
-        _batched(real_array(part, "around"), _shape(graph, name))
+        _batched(real_array(part, "around"), input_shape(graph, name))
         for part, name in zip(parts, graph.inputs, strict=True)
     ]
 
 
-def _shape(graph: Graph, name: str) -> Shape | None:
+def input_shape(graph: Graph, name: str) -> Shape | None:
     """Return the shape of an input, batch first, None where no node that reads it tells."""
     for node in graph.nodes:
         shapes = node.options.get("input_shapes") or ()
@@ -43,17 +43,18 @@ def _shape(graph: Graph, name: str) -> Shape | None:
 def _batched(point: Array, shape: Shape | None) -> Array:
     candidates = (point[None], point) if shape is None or point.ndim != len(shape) else (point,)
     for candidate in candidates:
-        if shape is None or _fits(candidate.shape, shape):
+        if shape is None or fits_input(candidate.shape, shape):
             return np.ascontiguousarray(candidate)
-    told = f"of shape {_text((shape or ())[1:])}"
+    told = f"of shape {shown((shape or ())[1:])}"
     raise ValueError(f"Argument `around` must be one example {told}. Received: shape={point.shape}")
 
 
-def _fits(given: tuple[int, ...], shape: Shape) -> bool:
+def fits_input(given: tuple[int, ...], shape: Shape) -> bool:
     """Return whether a batch of one has the shape that the network's graph tells."""
     sizes = zip(given, shape, strict=True) if len(given) == len(shape) else ((0, 1),)
     return given[:1] == (1,) and all(isinstance(size, str) or n == size for n, size in sizes)
 
 
-def _text(shape: Shape) -> str:
+def shown(shape: Shape) -> str:
+    """Return a shape as a text, open sizes as `any`."""
     return f"({', '.join(str(n) if isinstance(n, int) else 'any' for n in shape)}{',' if len(shape) == 1 else ''})"
