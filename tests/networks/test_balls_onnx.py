@@ -7,7 +7,7 @@ from test_network_onnx import function, saved
 
 from opnorm.networks.lipschitz import lipschitz_bound
 
-pytest.importorskip("onnx")  # an extra of opnorm's
+onnx = pytest.importorskip("onnx")  # an extra of opnorm's
 
 RNG = np.random.default_rng(3)
 IMAGE = (4, 3, 4)
@@ -49,6 +49,23 @@ CASES = {
     "largest pixel": reduced("GlobalMaxPool"),
     "mean pixel": reduced("GlobalAveragePool"),
     "a mean that is repeated": ([call("GlobalAveragePool", "x", "m"), call("Sub", "x m", "h")], {}),
+    "a vector behind which an axis is gone": (
+        [call("MatMul", "x v", "m"), call("Softmax", "m", "s", axis=-1), call("Mul", "s ten", "h")],
+        {"v": RNG.standard_normal(4), "ten": np.array(10.0)},
+    ),
+    "several images of one example": (
+        [call("Reshape", "x images", "i"), call("Conv", "i K", "c", pads=[1, 0, 1, 0]), call("Reshape", "c one", "h")],
+        {"images": np.array([2, 2, 3, 4]), "one": np.array([1, -1]), "K": RNG.standard_normal((3, 2, 3, 3))},
+    ),
+    "a bias that is computed": (
+        [call("Reshape", "x flat", "f"), call("Neg", "b", "minus"), call("Gemm", "f W minus", "h")],
+        {"flat": np.array([1, 48]), "b": 2 * RNG.standard_normal(3), "W": RNG.standard_normal((48, 3)) / 7},
+    ),
+    "a mean with a number": (
+        [call("Relu", "x", "r"), call("Mean", "x r c", "h")],
+        {"c": np.full((1, 4, 3, 4), 5.0)},
+    ),
+    "no zero in a shape": ([call("Reshape", "x flat", "h", allowzero=1)], {"flat": np.array([-1, 48])}),
     "slopes of channels": ([call("PRelu", "x slopes", "h")], {"slopes": RNG.standard_normal((4, 1, 1))}),
     "instances": (
         [call("InstanceNormalization", "x scale shift", "h", epsilon=0.1)],
@@ -132,3 +149,55 @@ def test_images_beyond_the_tangents_limit_have_bounds_on_balls(tmp_path):
     moves *= 0.1 / np.linalg.norm(moves, axis=1, keepdims=True)
     quotients = [np.linalg.norm(f(x.ravel() + move, shape) - f(x.ravel(), shape)) / 0.1 for move in moves]
     assert max(quotients) <= bound.upper < np.inf
+
+
+def test_an_axis_that_is_named_twice_counts_once(tmp_path):
+    nodes = [call("ReduceMean", "x", "y", axes=[1, -1])]
+    assert lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {}, (9,))).upper >= 1 / 3
+
+
+def test_what_computes_with_integers_has_no_constant(tmp_path):
+    """A mean of whole numbers is rounded: from 15 to 16 it may move by one, whatever their count."""
+    make, whole = onnx.helper, onnx.TensorProto.INT32
+    for node in (call("ReduceMean", "x", "y", axes=[1]), call("Sub", "x x", "y")):
+        ends = [make.make_tensor_value_info("x", whole, [1, 16])], [make.make_tensor_value_info("y", whole, None)]
+        model = make.make_model(make.make_graph([node], "g", *ends), opset_imports=[make.make_opsetid("", 17)])
+        onnx.save(model, tmp_path / "model.onnx")
+        bound = lipschitz_bound(tmp_path / "model.onnx")
+        assert bound.upper is None
+        assert "integers" in bound.unknown[0].rule
+
+
+@pytest.mark.parametrize("size", ["axis 0 of y", "ceil(n/2)", "n + 1"])
+def test_a_size_that_is_called_like_one_of_ours_is_another(tmp_path, size):
+    """`y`, of any length, may repeat what is added to it."""
+    make, double = onnx.helper, onnx.TensorProto.DOUBLE
+    given = [call("AveragePool", "x", "p", kernel_shape=[1], strides=[2]), call("Add", "p z", "s")]
+    shapes = {"x": [1, 1, "n"], "z": [1, 1, size]}
+    ends = [make.make_tensor_value_info(name, double, shape) for name, shape in shapes.items()]
+    graph = make.make_graph(given, "g", ends, [make.make_tensor_value_info("s", double, None)])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    assert lipschitz_bound(tmp_path / "model.onnx").upper is None
+
+
+def test_a_window_longer_than_the_image_has_no_constant(tmp_path):
+    """Some runtimes take the mean of the pixels that are there, of norm 1 / sqrt(2) for two."""
+    nodes = [call("AveragePool", "x", "y", kernel_shape=[5], strides=[5])]
+    assert lipschitz_bound(saved(tmp_path / "model.onnx", nodes, {}, (1, 2))).upper is None
+
+
+def test_an_input_that_only_its_shape_is_read_of_may_have_its_batch_axis(tmp_path):
+    nodes = [
+        call("Shape", "x", "s"),
+        call("Gather", "s one", "n"),
+        call("Cast", "n", "f", to=onnx.TensorProto.DOUBLE),
+        call("Sub", "f z", "d"),
+        call("Relu", "d", "y"),
+    ]
+    make, double = onnx.helper, onnx.TensorProto.DOUBLE
+    ends = [make.make_tensor_value_info("x", double, [1, 3, 3]), make.make_tensor_value_info("z", double, [1, 4])]
+    constant = [onnx.numpy_helper.from_array(np.array(1), "one")]
+    graph = make.make_graph(nodes, "g", ends, [make.make_tensor_value_info("y", double, None)], constant)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    for centre in ([np.zeros((3, 3)), np.full(4, 2.0)], [np.zeros((1, 3, 3)), np.full((1, 4), 2.0)]):
+        assert lipschitz_bound(tmp_path / "model.onnx", around=centre, radius=0.1).lower == pytest.approx(1)

@@ -11,7 +11,7 @@ from opnorm.networks.sector_bounds import bound_chain
 onnx = pytest.importorskip("onnx")  # an extra of opnorm's
 PROOF = 1e-5  # of the proofs, and of matrices by differences
 NAMED = "the upper end holds for inputs of the size that the model names or was traced with: at others it may be larger"
-EVERY = "the upper end holds for inputs of every size"
+EVERY = "the upper end holds for inputs of every size that its kernels and windows fit into"
 OLD_REFERENCE = pytest.mark.skipif(
     onnx.__version__.startswith("1.19."), reason="the reference of ONNX 1.19 computes something else"
 )

@@ -22,6 +22,11 @@ from opnorm.checkpoints.onnx_uses import Met, Uses
 from opnorm.checkpoints.onnx_wire import skeleton
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph, Node, Weight, of_file
 
+_ARITHMETIC = {
+    "Abs", "Add", "CumSum", "Div", "Gemm", "MatMul", "Mean", "Mul", "Neg", "Pow", "ReduceL1", "ReduceL2", "ReduceMean",
+    "ReduceSum", "Sub", "Sum",
+}  # fmt: skip
+
 
 def read_onnx(path: Path) -> Checkpoint:
     """Return the checkpoint of an ONNX model; external data is read on demand, from the model's folder only."""
@@ -34,9 +39,9 @@ def read_onnx(path: Path) -> Checkpoint:
     called = [f for f in model.functions if function_key(f, f.name) in unfolded.called]
     del model.functions[:]
     model.functions.extend(called)
-    told, numbers = value_shapes(model)
-    shapes = {name: shape for name, shape in told.items() if name in unfolded.own}
-    steering = {place: found for place, found in numbers.items() if place[0] in unfolded.own}
+    known = value_shapes(model)
+    shapes = {name: shape for name, shape in known.shapes.items() if name in unfolded.own}
+    steering = {place: found for place, found in known.steering.items() if place[0] in unfolded.own}
     shapes = with_open_sizes(unfolded.ops, shapes, definitions.tensors)
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, _steered(op, uses.meet(op), steering)) for op in unfolded.ops]
@@ -46,7 +51,7 @@ def read_onnx(path: Path) -> Checkpoint:
         uses.compute(part)
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
     fixed = {name for name, value in uses.values.items() if not value.moving}
-    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed))
+    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed, known.whole & unfolded.own))
 
 
 def _parsed(path: Path) -> Any:
@@ -66,7 +71,9 @@ def _trained(weight: Weight, definitions: Definitions) -> Weight:
     return weight._replace(geometry=g.nothing("training", g.STATE)) if is_state else weight
 
 
-def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str, Shape], fixed: Set[str]) -> Graph:
+def _graph(
+    unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str, Shape], fixed: Set[str], whole: Set[str]
+) -> Graph:
     """Return the outermost graph; operators on constants alone are no nodes, their results are weights."""
     makers = {value: value for value in unfolded.inputs}
     names = Names()
@@ -84,7 +91,18 @@ def _graph(unfolded: Unfolded, calls: list[tuple[Op, Met]], shapes: Mapping[str,
                 makers[value] = nodes[-1].name
     outputs = tuple(makers.get(value, value) for value in unfolded.outputs if value not in fixed)
     constants = fixed - {node.name for node in nodes} - set(unfolded.inputs)
-    return Graph(tuple(without_shape_arithmetic(nodes, unfolded.inputs, outputs, constants)), unfolded.inputs, outputs)
+    kept = without_shape_arithmetic(nodes, unfolded.inputs, outputs, constants)
+    integers = {makers[value] for value in whole if value in makers}
+    return Graph(tuple(_without_rounding(node, integers) for node in kept), unfolded.inputs, outputs)
+
+
+def _without_rounding(node: Node, integers: Set[str]) -> Node:
+    """Return the node; one that computes with integers is not read: it rounds, or wraps around."""
+    if node.kind not in _ARITHMETIC or integers.isdisjoint(node.inputs):
+        return node
+    return Node(
+        node.name, "Unread", node.inputs, {"reason": "it computes with integers: it rounds, or wraps around"}, {}
+    )
 
 
 def _steered(op: Op, met: Met | None, steering: Mapping[Place, Numbers]) -> Met | None:

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from opnorm.checkpoints.files import extra
 from opnorm.checkpoints.onnx_numbers import Numbers, Place, settled_numbers
@@ -12,11 +12,20 @@ Shape = tuple[int | str, ...]
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")  # of an Einsum's equation
 _COUNTING = ("Einsum", "Scan", "Split")  # operators whose inference counts on an attribute
 _ROUNDS, _MOST = 8, 96  # of inference: operators Slice one after another; more where the graph is small
+_WHOLE = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22, 25, 26)  # ONNX's types of integers, of 2 to 64 bits
 _NODES = 2**16  # that are inferred in all rounds: a second or two
 
 
-def value_shapes(model: Any) -> tuple[Mapping[str, Shape], Mapping[Place, Numbers]]:
-    """Return the shape of each value whose number of axes is known, and the integers that steer, where those tell them.
+class Told(NamedTuple):
+    """What is known of a graph's values without running it."""
+
+    shapes: Mapping[str, Shape]
+    steering: Mapping[Place, Numbers]  # integers that steer, where shapes tell them
+    whole: frozenset[str] = frozenset()  # values that are integers
+
+
+def value_shapes(model: Any) -> Told:
+    """Return the shape of each value whose number of axes is known, and what else shapes and types tell.
 
     Of what the file says only the shapes of its inputs count, which are what may be fed: what it says of other values
     is nothing that a runtime would hold it to, and is forgotten. A size that the file leaves open is its name there, or
@@ -31,15 +40,36 @@ def value_shapes(model: Any) -> tuple[Mapping[str, Shape], Mapping[Place, Number
         _forget_negative(value.type.tensor_type)
     for value in model.graph.output:
         value.ClearField("type")
+    _set_apart(graphs)
     try:
         if not _is_sound(graphs):
-            return dict(_known(model.graph)), {}
+            return Told(dict(_known(model.graph)), {}, frozenset(_whole(model.graph)))
         unknown = max((f.name for f in model.functions), key=len, default="") + "Later"  # no function has that name
         for node in (node for graph in graphs for node in graph.node if not _ends(node)):
             node.op_type = unknown
         return _inferred(model, graphs, unknown)
     except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
-        return dict(_known(model.graph)), {}
+        return Told(dict(_known(model.graph)), {}, frozenset(_whole(model.graph)))
+
+
+def _set_apart(graphs: Sequence[Any]) -> None:
+    """Give sizes that a file names like nothing in a program other names: those that are made here look like that.
+
+    And forget the shapes of what graphs of control flow give, which are no inputs.
+    """
+    for graph in (graph for graph in graphs if hasattr(graph, "initializer")):
+        for value in graph.output:
+            value.type.tensor_type.ClearField("shape")
+        for size in (size for value in graph.input for size in value.type.tensor_type.shape.dim):
+            if size.dim_param and not size.dim_param.isidentifier():
+                size.dim_param = repr(size.dim_param)
+
+
+def _whole(graph: Any) -> Iterator[str]:
+    """Yield the names of values whose type is one of integers."""
+    for value in (*graph.input, *graph.value_info):
+        if value.type.tensor_type.elem_type in _WHOLE:
+            yield value.name
 
 
 def _ends(node: Any) -> bool:
@@ -68,7 +98,7 @@ def is_equation(text: str, count: int) -> bool:
     return len(set(letters)) == len(letters) and set(letters) <= set(terms) and ("..." in terms or "..." not in result)
 
 
-def _inferred(model: Any, graphs: list[Any], unknown: str) -> tuple[Mapping[str, Shape], Mapping[Place, Numbers]]:
+def _inferred(model: Any, graphs: list[Any], unknown: str) -> Told:
     """Return what onnx infers; it ends the process where Slice cuts a negative size, so that is met last.
 
     A Slice takes part once the shape of its input is known to have no negative size, and will have none: where sizes
@@ -83,9 +113,11 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> tuple[Mapping[str,
     own, named = _Upstream(model.graph), {size for shape in dict(_known(model.graph)).values() for size in shape}
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
     numbers: dict[Place, Numbers] = {}
+    whole = set(_whole(model.graph))
     while rounds < most:
         inferred = infer(model).graph
         shapes |= dict(_known(inferred))
+        whole.update(_whole(inferred))
         safe = set(shapes) - _negative(inferred)
         left = [node for node in own.slices(hidden) if node.op_type != "Slice" and node.input and node.input[0] in safe]
         settled = settled_numbers(model.graph, shapes, own.kept)
@@ -96,7 +128,7 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> tuple[Mapping[str,
         for node in shown:
             node.op_type = "Slice"
         rounds = rounds + 1 if shown or settled else most
-    return shapes, numbers
+    return Told(shapes, numbers, frozenset(whole))
 
 
 class _Upstream:

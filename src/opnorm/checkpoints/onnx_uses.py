@@ -23,6 +23,7 @@ from opnorm.checkpoints.records import CheckpointError, Geometry, Weight
 from opnorm.checks import Array, real_array
 
 _LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_BIAS = 2  # the place of their bias
 _HANDED = {  # operators whose first input, when a constant, is what comes out, though not before the network runs
     "Identity", "Cast", "DequantizeLinear", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile",
     "Slice", "Split", "Gather", "QuantizeLinear", "Dropout", "Pad",
@@ -188,7 +189,7 @@ class Uses:
             name = self.names.fresh(f"{value.tensor} (in {op.name})") if further else value.tensor
             known[key] = Weight(name, *self.tensors[value.tensor][1:], geometry)
         row = known[key]
-        if not value.ways or op.kind in _LINEAR:
+        if not value.ways or (op.kind in _LINEAR and position < _BIAS):
             return row
         values = row.geometry._replace(operator=None)  # which is an operator of the stored numbers
         return Weight(row.name, value.shape, value.dtype, self.reader(value), values)

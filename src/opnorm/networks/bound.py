@@ -182,7 +182,11 @@ def _sizes(effects: Iterable[Effect | Unbounded]) -> tuple[str, ...]:
     if True in sized:
         named = "the upper end holds for inputs of the size that the model names or was traced with"
         return (f"{named}: at others it may be larger",)
-    return ("the upper end holds for inputs of every size",) if False in sized else ()
+    return (
+        ("the upper end holds for inputs of every size that its kernels and windows fit into",)
+        if False in sized
+        else ()
+    )
 
 
 def _readers(graph: Graph) -> Readers:

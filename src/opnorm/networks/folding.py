@@ -200,6 +200,8 @@ def _places(node: Node) -> set[str]:
         return _scale_places(node)
     if node.kind in KERNELS and not any(role.endswith("kernel") for role in node.weights):
         return set()  # ONNX's MatMul with its matrix on the left
+    if node.kind == "MatMul" and any(len(weight.shape) != 2 for weight in node.weights.values()):
+        return set()  # an axis less behind it, or more
     if node.kind in ("Conv", "ConvTranspose"):
         return {"first"}
     if node.kind == "Gemm":  # always two axes; transposed, its rows are multiplied

@@ -87,7 +87,15 @@ def _by_rows(graph: Graph, classes: int, bounds: BoundWeight) -> Array:
         return np.full((classes, classes), inf)
     rows = form_of(last).values.T
     rounding = 2 * float(last.options.get("rounding", 0.0))
-    return (cdist(rows, rows) * (1 + gamma(2 * rows.shape[1] + 16)) + rounding) * up(upper)
+    return (_distances(rows) + rounding) * up(upper)
+
+
+def _distances(rows: Array) -> Array:
+    """Return upper bounds of the distances of rows."""
+    peak = float(np.max(np.abs(rows), initial=0.0)) or 1.0
+    scaled = rows / peak
+    apart = cdist(scaled, scaled) * (1 + gamma(2 * rows.shape[1] + 20))
+    return np.asarray((apart + 1e-140 * (cdist(scaled, scaled, "chebyshev") > 0)) * peak)  # for squares that underflow
 
 
 def _last(graph: Graph) -> Node | None:

@@ -57,7 +57,7 @@ def reduced_count(node: Node) -> int | None:
     shape = shapes[0] if shapes and len(shapes) == len(node.inputs) == 1 else None
     if shape is None or not axes:
         return None
-    sizes = [shape[axis] for axis in axes]
+    sizes = [shape[axis] for axis in {axis % len(shape) for axis in axes}]  # which may be named twice
     return prod(sizes) if all(type(size) is int and size > 0 for size in sizes) else None
 
 

@@ -91,10 +91,20 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     if "pool_size" in node.options:  # Keras; its PyTorch backend repeats the border where padding is uneven
         constant = max(average_pooling(windows, sizes, counts=counts) for counts in ("pixels", "replicate"))
     else:
+        _require_windows(node, windows)
         counted = "window" if node.options.get("count_include_pad", 0) else "pixels"
         constant = average_pooling(windows, sizes, counts=counted)
     text = "norm of its matrix" if sizes else "largest row sum of A A^T over every image size"
     return Effect(constant, f"average pooling{_at(sizes)}: {text}", sized=bool(sizes))
+
+
+def _require_windows(node: Node, windows: list[Window]) -> None:
+    """Raise where an image holds no window: some runtimes give a result there, others none."""
+    sizes = image_size(node)
+    if sizes and any(
+        not isinstance(w.pads, str) and n + sum(w.pads) < w.extent for w, n in zip(windows, sizes, strict=False)
+    ):
+        raise Unbounded("a window is longer than the image")
 
 
 def _pooled_size(node: Node) -> tuple[int, ...] | None:

@@ -23,9 +23,19 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         if a.centre.shape != b.centre.shape:
             raise not_followed("one value is repeated to fit the other")
         if pair not in space.apart:
-            difference = space.value("", summed(values, [1.0, -1.0], space, []))
-            space.apart[pair] = space.value("", entrywise(known_function("Abs", {}), difference, space))
-        found = scaled_found(summed([a, b, space.apart[pair]], [1.0, 1.0, sign], space, []), 0.5)
-        return found._replace(effect=None, most=np.maximum(a.moved, b.moved) * SPARE)
+            space.apart[pair] = apart(a, b, space)
+        return of_pair(a, b, space.apart[pair], sign, space)
 
     return extreme
+
+
+def apart(a: Value, b: Value, space: Space) -> Value:
+    """Return the magnitudes of the difference of two values."""
+    difference = space.value("", summed([a, b], [1.0, -1.0], space, []))
+    return space.value("", entrywise(known_function("Abs", {}), difference, space))
+
+
+def of_pair(a: Value, b: Value, magnitudes: Value, sign: float, space: Space) -> Found:
+    """Return the larger of two values, entry by entry; the smaller one where the sign is -1."""
+    found = scaled_found(summed([a, b, magnitudes], [1.0, 1.0, sign], space, []), 0.5)
+    return found._replace(effect=None, most=np.maximum(a.moved, b.moved) * SPARE)

@@ -31,6 +31,7 @@ class Known(NamedTuple):
 
 _ULPS = 64 * UNIT  # of an elementary function: 32 ulps
 _NARROW = 2.0**-8  # of a slope: intervals that are narrower are no open neurons, and count with what is left out
+_FAINT = 1e-9  # of the longest row: what moves less is no open neuron either
 _WIDER = 2.0**-40  # by which slopes are rounded outwards: a dozen elementary operations on numbers near one
 
 
@@ -73,7 +74,7 @@ def smooth(function: Function, derivative: Function, *extremes: tuple[float, flo
     Args:
         function: Right to 32 ulps.
         derivative: Its derivative, right to 2^-41.
-        extremes: Where the derivative has its extremes, to a thousandth, and at least how far it gets there.
+        extremes: Where the derivative has its extremes, whole numbers or to a thousandth, and at least how far it gets.
         rising: Whether the function never falls.
     """
 
@@ -82,7 +83,8 @@ def smooth(function: Function, derivative: Function, *extremes: tuple[float, flo
         wider = _WIDER * (1 + np.maximum(*np.abs(ends)))
         least, most = np.minimum(*ends) - wider, np.maximum(*ends) + wider
         for place, value in extremes:
-            inside = (low <= place + 1e-3) & (high >= place - 1e-3)
+            near = 0.0 if float(place).is_integer() else 1e-3
+            inside = (low <= place + near) & (high >= place - near)
             least = np.where(inside, np.minimum(least, value), least)
             most = np.where(inside, np.maximum(most, value), most)
         return np.maximum(least, 0.0) if rising else least, most
@@ -310,7 +312,8 @@ def entrywise(known: Known, value: Value, space: Space) -> Found:
     steep = np.maximum(np.abs(low), np.abs(high))
     centre = known.function(value.centre)
     error = (steep * value.error + _ULPS * np.abs(centre) + known.inexact) * SPARE + TINY
-    chosen = space.open.chosen(np.where(half > _NARROW * steep, half * value.rows, 0.0))
+    worth = (half > _NARROW * steep) & (value.rows > _FAINT * np.max(value.rows, initial=0.0))
+    chosen = space.open.chosen(np.where(worth, half * value.rows, 0.0))
     flat = flat_of(value.tangents)
     if len(chosen):
         space.open.add(flat[:, chosen], value.rest.ravel()[chosen], value.rows.ravel()[chosen])

@@ -88,6 +88,11 @@ def dense(node: Node, bounds: BoundWeight) -> Rule:
     kernel, bias = form_of(node).values, _bias(node)
     if "kernel" not in node.weights or node.options.get("transA"):
         raise not_followed("a matrix on the left, or of what is transposed")
+    rank = len(node.weights["kernel"].shape)
+    if rank == 1:
+        return _vector(kernel, norm_of(node, bounds))
+    if rank > 2:
+        raise not_followed(f"a matrix with {rank} axes")
     size, norm = np.abs(kernel), norm_of(node, bounds)
     rows = np.linalg.norm(kernel, axis=0) * SPARE
     linear = Linear(lambda v: v @ kernel, lambda v: v @ size, len(kernel) + 4, norm)
@@ -98,6 +103,13 @@ def dense(node: Node, bounds: BoundWeight) -> Rule:
         return through(linear._replace(rows=rows if flat else None), value, bias)
 
     return multiplied
+
+
+def _vector(kernel: Array, norm: float) -> Rule:
+    """Return the rule of a MatMul by a vector, which leaves no axis behind."""
+    column, size = kernel[:, 0], np.abs(kernel[:, 0])
+    linear = Linear(lambda v: v @ column, lambda v: v @ size, len(column) + 4, norm)
+    return lambda values, space: through(linear, values[0])
 
 
 @rule("EinsumDense")
@@ -154,17 +166,17 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
 
 def _sliding(operator: Convolution, sizes: tuple[int, ...], first: bool, norm: float) -> Linear:
-    """Return a convolution on images of one size, with a batch of one."""
+    """Return a convolution on images of one size."""
 
     def of(kernel: Array) -> Map:
         made = alike(operator, kernel, sizes)
 
         def applied(v: Array) -> Array:
-            images = np.moveaxis(v[:, 0], 1, -1) if first else v[:, 0]
-            shape = (len(v), *made.output_shape, kernel.shape[-1])
-            flat = images.reshape(len(v), prod(images.shape[1:]))
-            found = made.matmat(flat.T).T.reshape(shape) if len(v) else np.zeros(shape)
-            return np.ascontiguousarray(np.moveaxis(found, -1, 1) if first else found)[:, None]
+            images = np.moveaxis(v, 2, -1) if first else v  # (stack, images, *sizes, channels)
+            shape = (*v.shape[:2], *made.output_shape, kernel.shape[-1])
+            flat = images.reshape(prod(v.shape[:2]), prod(images.shape[2:]))
+            found = made.matmat(flat.T).T.reshape(shape) if len(flat) else np.zeros(shape)
+            return np.ascontiguousarray(np.moveaxis(found, -1, 2) if first else found)
 
         return applied
 
@@ -222,7 +234,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
             shift = sum(stored) if stored else np.zeros(1)
             return shifted(values[0], -1.0 if flipped else 1.0, shift * (-1.0 if negative and not flipped else 1.0))
         total = summed(values, signs, space, stored)
-        count = len(values)
+        count = len(values) + len(stored)
         return scaled_found(total, 1.0 / count) if node.kind in ("Average", "Mean") else total
 
     return added

@@ -55,9 +55,9 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         if "target" in node.options:
             return _shaped(lambda shape: shape)  # the walk computes it
         raise not_followed("what it gives has a shape that is computed")
-    if node.options.get("allowzero"):
-        raise not_followed("zeros in a shape")
     sizes = [int(n) for n in stored]
+    if node.options.get("allowzero") and 0 in sizes:
+        raise not_followed("zeros in a shape")
     return _shaped(lambda shape: [shape[i] if n == 0 else n for i, n in enumerate(sizes)])
 
 

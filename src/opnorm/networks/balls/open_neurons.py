@@ -115,5 +115,7 @@ class OpenNeurons:
 
 
 def norm_above(matrix: Array) -> float:
-    """Return a proved upper bound of a matrix's norm, a thousandth above it."""
+    """Return a proved upper bound of a matrix's norm, a thousandth above it; inf where it has numbers that are none."""
+    if not np.all(np.isfinite(matrix)):
+        return np.inf
     return bracket_matrix(matrix, 1e-3)[1] if matrix.size else 0.0

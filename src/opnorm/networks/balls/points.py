@@ -41,11 +41,13 @@ def input_shape(graph: Graph, name: str) -> Shape | None:
 
 
 def _batched(point: Array, shape: Shape | None) -> Array:
-    candidates = (point[None], point) if shape is None or point.ndim != len(shape) else (point,)
+    if shape is None:  # as a module's: with an axis of one entry in front it is a batch already
+        return np.ascontiguousarray(point if point.ndim > 1 and len(point) == 1 else point[None])
+    candidates = (point[None], point) if point.ndim != len(shape) else (point,)
     for candidate in candidates:
-        if shape is None or fits_input(candidate.shape, shape):
+        if fits_input(candidate.shape, shape):
             return np.ascontiguousarray(candidate)
-    told = f"of shape {shown((shape or ())[1:])}"
+    told = f"of shape {shown(shape[1:])}"
     raise ValueError(f"Argument `around` must be one example {told}. Received: shape={point.shape}")
 
 

@@ -22,7 +22,7 @@ from opnorm.networks.balls.open_neurons import OpenNeurons
 from opnorm.networks.effects import Effect
 
 SPARE = 1 + 2.0**-28  # pays for the roundings of sums of up to 2^24 numbers that are not negative
-TINY = 1e-290  # pays for underflow
+TINY = 1e-125  # pays for underflow, that of squares too
 
 
 class Found(NamedTuple):

@@ -24,7 +24,7 @@ from opnorm.networks.balls.moves import constant, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
 from opnorm.networks.balls.values import Found, Space, Value
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, is_for_each, is_training
+from opnorm.networks.effects import BoundWeight, Effect, Unbounded, input_shapes, is_for_each, is_training
 from opnorm.networks.shape_rules import MEETINGS, SAME
 
 _SEVERAL = (
@@ -98,6 +98,7 @@ class Network:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 read = [values[name] for name in node.inputs]
+                _require_told(node, read)
                 found = _steered(node, read[0], values) if "target" in node.options else rule(read, space)
         except Unbounded:
             raise
@@ -105,9 +106,18 @@ class Network:
             raise not_followed(f"{type(error).__name__}: {error}") from error
         if found.tangents.size > _ENTRIES:
             raise not_followed("its Jacobian does not fit")
-        if not (np.all(np.isfinite(found.centre)) and np.all(np.isfinite(found.error))):
+        if not all(np.all(np.isfinite(part)) for part in (found.centre, found.error, found.tangents)):
             raise not_followed("its numbers leave the range of float64")
         return found
+
+
+def _require_told(node: Node, values: Sequence[Value]) -> None:
+    """Raise where values have other shapes than the file, or the model, tells: then something before was misread."""
+    for value, told in zip(values, input_shapes(node) or (), strict=False):
+        shape = value.centre.shape
+        sizes = zip(shape, told, strict=True) if len(shape) == len(told) else ((0, 1),)
+        if any(type(size) is int and n != size for n, size in sizes):
+            raise not_followed(f"its input has the shape {shape} there, not {told}")
 
 
 def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
@@ -115,9 +125,9 @@ def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
     told = [steady_value(name, node.options["steady"], values) for name in node.options["target"]]
     if node.kind == "Slice":
         return sliced(node, value, told)
-    if node.options.get("allowzero") or len(told) != 1:
-        raise not_followed("zeros in a shape")
     sizes = [int(n) for n in told[0].ravel()]
+    if len(told) != 1 or (node.options.get("allowzero") and 0 in sizes):
+        raise not_followed("zeros in a shape")
     return reshaped(value, [value.centre.shape[i] if n == 0 else n for i, n in enumerate(sizes)])
 
 
