@@ -109,7 +109,13 @@ def test_a_module_leaves_attention_s_fast_way_as_it_was():
 
 @pytest.mark.parametrize(
     ("around", "match"),
-    [(np.ones(5), "torch.onnx.export|around"), ([1.0], "around"), (np.ones(4, dtype=int), "around")],
+    [
+        (np.ones(5), "`around` must be what the module takes"),
+        ([1.0], "`around` must be what the module takes"),
+        ("text", "finite floating-point numbers"),
+        (np.full(4, np.nan), "finite floating-point numbers"),
+        (np.ones(4, dtype=int), "finite floating-point numbers"),
+    ],
 )
 def test_a_centre_that_is_no_example_is_refused(around, match):
     with pytest.raises(ValueError, match=match):
@@ -132,6 +138,48 @@ def test_an_example_has_its_batch_axis_or_not():
     batch = opnorm.lipschitz_bound(nn.Conv2d(1, 2, 3), around=np.ones((1, 1, 4, 4), np.float32), radius=0.1)
     assert image.lower is not None
     assert batch.lower is not None
+
+
+class Two(nn.Module):
+    def forward(self, a, b):
+        return a + b
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (Two(), "`data` must be what the module takes, which has one input"),
+        (torch.jit.script(nn.Linear(4, 2)), r"`model` must be a module that can be copied.*torch.jit.script"),
+    ],
+)
+def test_a_module_that_cannot_be_traced_is_refused_by_name(module, match):
+    with pytest.raises(ValueError, match=match):
+        opnorm.lipschitz_bound(module, np.ones((1, 4), np.float32))
+
+
+def test_points_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="`data` must hold at least one point of finite"):
+        opnorm.lipschitz_bound(nn.Linear(4, 2), np.full((1, 4), np.inf, np.float32))
+
+
+def test_a_compiled_module_has_the_bound_of_what_was_compiled():
+    module = nn.Linear(4, 2)
+    bound, compiled = (opnorm.lipschitz_bound(m, np.ones((1, 4), np.float32)) for m in (module, torch.compile(module)))
+    assert compiled.upper == bound.upper
+
+
+def test_a_layer_of_a_transformer_is_followed_by_its_program(capfd):
+    """Its trace is one that PyTorch does not write; with `onnxscript` there is its program."""
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    at, near = (opnorm.lipschitz_bound(module, around=x, radius=r) for r in (0.0, 1e-3))
+    exact = jacobian(module, x)
+    assert at.lower <= exact * (1 + 1e-6)
+    assert exact * (1 - 1e-6) <= at.upper <= exact * (1 + 1e-3)
+    assert steepest(module, x, 1e-3) <= near.upper <= 2 * exact
+    assert capfd.readouterr() == ("", "")
 
 
 def test_data_and_a_ball_are_not_given_together():

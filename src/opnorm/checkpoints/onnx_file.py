@@ -22,6 +22,7 @@ from opnorm.checkpoints.onnx_uses import Met, Uses
 from opnorm.checkpoints.onnx_wire import skeleton
 from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph, Node, Weight, of_file
 
+_WHOLE = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22, 25, 26)  # ONNX's types of integers, of 2 to 64 bits
 _ARITHMETIC = {
     "Abs", "Add", "CumSum", "Div", "Gemm", "MatMul", "Mean", "Mul", "Neg", "Pow", "ReduceL1", "ReduceL2", "ReduceMean",
     "ReduceSum", "Sub", "Sum",
@@ -42,6 +43,8 @@ def read_onnx(path: Path) -> Checkpoint:
     known = value_shapes(model)
     shapes = {name: shape for name, shape in known.shapes.items() if name in unfolded.own}
     steering = {place: found for place, found in known.steering.items() if place[0] in unfolded.own}
+    unfolded.ops = [_with_type(op, known.types) for op in unfolded.ops]
+    whole = {name for name, kind in known.types.items() if kind in _WHOLE}
     shapes = with_open_sizes(unfolded.ops, shapes, definitions.tensors)
     uses = Uses(path, definitions.tensors, shapes)
     met = [(op, _steered(op, uses.meet(op), steering)) for op in unfolded.ops]
@@ -51,7 +54,13 @@ def read_onnx(path: Path) -> Checkpoint:
         uses.compute(part)
     weights = tuple(_trained(weight, definitions) for weight in uses.rows())
     fixed = {name for name, value in uses.values.items() if not value.moving}
-    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed, known.whole & unfolded.own))
+    return Checkpoint("onnx", weights, _graph(unfolded, calls, shapes, fixed, whole & unfolded.own))
+
+
+def _with_type(op: Op, types: Mapping[str, int]) -> Op:
+    """Return a cast to another value's type as one to that type, where it is known."""
+    kind = types.get(op.inputs[1]) if op.kind == "CastLike" and len(op.inputs) > 1 else None
+    return op if kind is None else op._replace(kind="Cast", inputs=op.inputs[:1], options={"to": kind})
 
 
 def _parsed(path: Path) -> Any:

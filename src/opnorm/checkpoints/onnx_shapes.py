@@ -12,7 +12,6 @@ Shape = tuple[int | str, ...]
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")  # of an Einsum's equation
 _COUNTING = ("Einsum", "Scan", "Split")  # operators whose inference counts on an attribute
 _ROUNDS, _MOST = 8, 96  # of inference: operators Slice one after another; more where the graph is small
-_WHOLE = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22, 25, 26)  # ONNX's types of integers, of 2 to 64 bits
 _NODES = 2**16  # that are inferred in all rounds: a second or two
 
 
@@ -21,7 +20,7 @@ class Told(NamedTuple):
 
     shapes: Mapping[str, Shape]
     steering: Mapping[Place, Numbers]  # integers that steer, where shapes tell them
-    whole: frozenset[str] = frozenset()  # values that are integers
+    types: Mapping[str, int]  # ONNX's numbers of them
 
 
 def value_shapes(model: Any) -> Told:
@@ -43,13 +42,13 @@ def value_shapes(model: Any) -> Told:
     _set_apart(graphs)
     try:
         if not _is_sound(graphs):
-            return Told(dict(_known(model.graph)), {}, frozenset(_whole(model.graph)))
+            return Told(dict(_known(model.graph)), {}, dict(_types(model.graph)))
         unknown = max((f.name for f in model.functions), key=len, default="") + "Later"  # no function has that name
         for node in (node for graph in graphs for node in graph.node if not _ends(node)):
             node.op_type = unknown
         return _inferred(model, graphs, unknown)
     except Exception:  # the inference is C++ that raises what it likes; without it, there are the inputs' shapes
-        return Told(dict(_known(model.graph)), {}, frozenset(_whole(model.graph)))
+        return Told(dict(_known(model.graph)), {}, dict(_types(model.graph)))
 
 
 def _set_apart(graphs: Sequence[Any]) -> None:
@@ -65,11 +64,12 @@ def _set_apart(graphs: Sequence[Any]) -> None:
                 size.dim_param = repr(size.dim_param)
 
 
-def _whole(graph: Any) -> Iterator[str]:
-    """Yield the names of values whose type is one of integers."""
-    for value in (*graph.input, *graph.value_info):
-        if value.type.tensor_type.elem_type in _WHOLE:
-            yield value.name
+def _types(graph: Any) -> Iterator[tuple[str, int]]:
+    """Yield the types of values."""
+    for value in (*graph.input, *graph.value_info, *graph.initializer):
+        kind = value.data_type if hasattr(value, "data_type") else value.type.tensor_type.elem_type
+        if kind:
+            yield value.name, int(kind)
 
 
 def _ends(node: Any) -> bool:
@@ -113,11 +113,11 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> Told:
     own, named = _Upstream(model.graph), {size for shape in dict(_known(model.graph)).values() for size in shape}
     shapes = dict(_known(model.graph)) | _sizes_of(model.graph)
     numbers: dict[Place, Numbers] = {}
-    whole = set(_whole(model.graph))
+    types = dict(_types(model.graph))
     while rounds < most:
         inferred = infer(model).graph
         shapes |= dict(_known(inferred))
-        whole.update(_whole(inferred))
+        types |= dict(_types(inferred))
         safe = set(shapes) - _negative(inferred)
         left = [node for node in own.slices(hidden) if node.op_type != "Slice" and node.input and node.input[0] in safe]
         settled = settled_numbers(model.graph, shapes, own.kept)
@@ -128,7 +128,7 @@ def _inferred(model: Any, graphs: list[Any], unknown: str) -> Told:
         for node in shown:
             node.op_type = "Slice"
         rounds = rounds + 1 if shown or settled else most
-    return Told(shapes, numbers, frozenset(whole))
+    return Told(shapes, numbers, types)
 
 
 class _Upstream:

@@ -75,12 +75,14 @@ def _opened(model: Any) -> Checkpoint:
 
 def _on_ball(model: Any, data: Any, centre: Any, radius: float | None, time_limit: float | None) -> NetworkBound:
     both = centre is not None and radius is not None
-    require(both, "around", "and `radius` must be given together", f"around={centre!r:.60}, radius={radius!r}")
+    if not both:
+        given = f"around={centre!r:.60}, radius={radius!r}"
+        raise ValueError(f"Arguments `around` and `radius` must be given together. Received: {given}")
     require(data is None, "data", "must not be given with `around`: the lower end is that of the ball's centre", data)
     size = to_not_negative("radius", radius)
     if hasattr(model, "named_modules") and not hasattr(model, "built"):
         graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
-        with graphs.traced(model, graphs.point_of(model, centre), fixed=True) as checkpoint:
+        with graphs.traced(model, graphs.point_of(model, centre), "around", fixed=True) as checkpoint:
             return _ball(checkpoint, centre, size, time_limit)
     return _ball(_opened(model), centre, size, time_limit)
 

@@ -43,7 +43,7 @@ def subject_of(model: Any, x: Any) -> Iterator[Subject]:
     """
     if hasattr(model, "named_modules") and not hasattr(model, "built"):
         graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
-        with graphs.traced(model, graphs.points_of(model, x, "x"), fixed=True) as checkpoint:
+        with graphs.traced(model, graphs.points_of(model, x, "x"), "x", fixed=True) as checkpoint:
             graph = _required(checkpoint, model)
             yield Subject(graph, _fitting(graph, graphs.in_double(x)), False, None)
     elif isinstance(model, str | PathLike):

@@ -3,12 +3,12 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import BytesIO, StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -17,19 +17,19 @@ from opnorm.checkpoints.files import extra
 from opnorm.checkpoints.onnx_file import read_onnx
 from opnorm.checkpoints.records import Checkpoint
 from opnorm.checks import Array
-from opnorm.torch.traced_sizes import sizes_are_known
+from opnorm.torch.exports import exported
 
-_SEVERAL = 7  # examples of a batch
 _STEPS = 12  # power iterations at each point, as of a Keras model
 
 
 @contextmanager
-def traced(module: nn.Module, data: Tensor, *, fixed: bool = False) -> Iterator[Checkpoint]:
+def traced(module: nn.Module, data: Tensor, name: str = "data", *, fixed: bool = False) -> Iterator[Checkpoint]:
     """Give the graph that a module makes of one example, at inference, as its ONNX export has it.
 
     Args:
         module: The module.
         data: Points, of which the first is the example.
+        name: Of the argument they came as.
         fixed: Whether the graph is for a batch of one alone: no shape is computed then.
 
     Raises:
@@ -38,14 +38,29 @@ def traced(module: nn.Module, data: Tensor, *, fixed: bool = False) -> Iterator[
     with TemporaryDirectory() as folder:
         path = Path(folder) / "module.onnx"
         extra("onnx")  # or its lack would be told as the exporter's
+        whole = plain(module)
+        _require_taken(whole, data[:1], name)
         try:
-            _export(plain(module), data[:1], path, fixed)
+            exported(whole, data[:1], path, fixed)
         except Exception as error:  # whatever the exporter meets
             raise ValueError(
                 "Argument `model` must be a module that `torch.onnx.export(..., dynamo=False)` exports; it says: "
                 f"{str(_cause(error)).strip().partition(chr(10))[0]}. Received: {type(module).__name__}"
             ) from error
         yield read_onnx(path)
+
+
+def _require_taken(module: nn.Module, example: Tensor, name: str) -> None:
+    """Raise where the module itself does not take the example."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(example)
+    except Exception as error:
+        raise ValueError(
+            f"Argument `{name}` must be what the module takes, which has one input; it says: "
+            f"{str(error).strip().partition(chr(10))[0]}. Received: {name} of shape {tuple(example.shape[1:])} each"
+        ) from error
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -64,14 +79,24 @@ def points_of(module: nn.Module, data: Any, name: str = "data") -> Tensor:
     Raises:
         ValueError: When they are no batch of floating-point numbers.
     """
-    given = data if isinstance(data, Tensor) else torch.as_tensor(data) if hasattr(data, "shape") else None
-    if given is None or given.ndim < 2 or not given.numel() or not given.is_floating_point():
+    given = _floats(data)
+    if given is None or given.ndim < 2:
         raise ValueError(
-            f"Argument `{name}` must hold at least one point of floating-point numbers, batch first: the graph of a "
-            f"PyTorch module is traced with the first of them. Received: {name}={data!r:.100}"
+            f"Argument `{name}` must hold at least one point of finite floating-point numbers, batch first: the graph "
+            f"of a PyTorch module is traced with the first of them. Received: {name}={data!r:.100}"
         )
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
     return given.detach().to(like.device, like.dtype)
+
+
+def _floats(given: Any) -> Tensor | None:
+    """Return an array or numbers as a tensor; None where they are not finite floating-point numbers, or none."""
+    try:
+        found = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    fits = found.numel() and found.is_floating_point() and bool(torch.isfinite(found).all())
+    return found if fits else None
 
 
 def in_double(data: Any) -> Array:
@@ -88,10 +113,10 @@ def point_of(module: nn.Module, centre: Any) -> Tensor:
     Raises:
         ValueError: When it holds no floating-point numbers.
     """
-    given = torch.as_tensor(centre) if hasattr(centre, "shape") else None
-    if given is None or not given.numel() or not given.is_floating_point():
+    given = _floats(centre)
+    if given is None:
         raise ValueError(
-            "Argument `around` must be one example, or a batch of one, as an array of floating-point numbers. "
+            "Argument `around` must be one example, or a batch of one, as an array of finite floating-point numbers. "
             f"Received: around={centre!r:.100}"
         )
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), given)
@@ -119,7 +144,13 @@ def largest_jacobian(module: nn.Module, points: Tensor) -> float:
 
 def plain(module: nn.Module) -> nn.Module:
     """Return a copy of a module, in evaluation, whose parametrized kernels are plain parameters."""
-    made = copy.deepcopy(module).eval().requires_grad_(False)
+    module = getattr(module, "_orig_mod", module)  # of one that `torch.compile` returned
+    try:
+        made = copy.deepcopy(module).eval().requires_grad_(False)
+    except RuntimeError as error:
+        must = "must be a module that can be copied: before `torch.jit.script`, without hooks that compute weights"
+        said = str(error).strip().partition(chr(10))[0]
+        raise ValueError(f"Argument `model` {must}; PyTorch says: {said}. Received: {type(module).__name__}") from error
     for part in list(made.modules()):
         if parametrize.is_parametrized(part):
             _unparametrize(part)
@@ -168,35 +199,3 @@ def _at(module: nn.Module, point: Tensor) -> float:
         except NotImplementedError:  # recurrent layers: what one random u has shown is a lower bound as well
             return largest
     return largest
-
-
-def _export(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None:
-    # The exporter prints graphs that it cannot translate.
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's newer exporter needs packages of its own
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")  # its checks of shapes
-        open_axes = {} if fixed else {"dynamic_axes": {"input": {0: "batch"}}}
-        # The module is in evaluation. Asked for evaluation, the exporter multiplies BatchNorm into kernels in float32.
-        warnings.filterwarnings("ignore", message="It is recommended that constant folding be turned off")
-        warnings.filterwarnings("ignore", message="Constant folding")  # of padded images it leaves something to opnorm
-        as_it_is = torch.onnx.TrainingMode.PRESERVE
-        options = {"input_names": ["input"], "output_names": ["output"], "training": as_it_is, **open_axes}
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator that the exporter does not know
-        try:
-            with sizes_are_known() as taken:
-                torch.onnx.export(module, (example,), str(path), dynamo=False, **options)
-            if taken and not fixed:
-                _require_the_same(taken, module, example, options)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _require_the_same(taken: list[Any], module: nn.Module, example: Tensor, options: dict[str, Any]) -> None:
-    """Raise unless the sizes that decided which way the module's code goes are those of a larger batch too."""
-    several = example.expand(_SEVERAL, *example.shape[1:]).clone()
-    with sizes_are_known() as others:
-        torch.onnx.export(module, (several,), BytesIO(), dynamo=False, **options)
-    if others != taken:
-        raise ValueError("the size of the batch decides which way its code goes")

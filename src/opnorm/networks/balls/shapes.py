@@ -109,4 +109,6 @@ _RULES: dict[str, Callable[..., Array]] = {
     "Neg": lambda options, a: -a,
     "Identity": _exact,
     "Unsqueeze": _exact,
+    "Squeeze": _exact,
+    "Reshape": _exact,
 }
