@@ -236,10 +236,13 @@ def test_logits_in_float64_are_keras_s():
     assert 0 < errors.max() < 1e-12 * np.abs(values).max()
 
 
-def test_progress_counts_the_pairs():
+def test_progress_counts_the_pairs_and_then_the_examples():
     model, done = keras.Sequential([keras.Input((3,)), L.Dense(3)]), []
-    opnorm.certify(model, np.eye(3), progress=lambda *numbers: done.append(numbers))
-    assert done[-1] == (len(done), len(done))
+    opnorm.certify(model, np.ones((5, 3)), progress=lambda *numbers: done.append(numbers))
+    pairs = done[0][1]
+    assert done == [*((k + 1, pairs) for k in range(pairs)), *((k + 1, 5) for k in range(5))]
+    opnorm.certify(model, np.ones((5, 3)), time_limit=0, progress=lambda *numbers: done.append(numbers))
+    assert len(done) <= 2 * pairs + 5
 
 
 def test_without_time_the_bounds_are_looser_and_as_true(trained, digits, certificate):

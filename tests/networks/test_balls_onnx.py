@@ -5,6 +5,10 @@ import pytest
 from onnx_calls import call
 from test_network_onnx import function, saved
 
+from opnorm.checkpoints.onnx_file import read_onnx
+from opnorm.networks.balls.walk import Network
+from opnorm.networks.folding import split
+from opnorm.networks.linear_rules import bound_weight
 from opnorm.networks.lipschitz import lipschitz_bound
 
 onnx = pytest.importorskip("onnx")  # an extra of opnorm's
@@ -91,9 +95,28 @@ CASES = {
 }  # fmt: skip
 
 
+ROUNDED = {"HardSwish": 1e-7}  # its sixth, which ONNX's reference implementation has in float32
+
+
 def jacobian(f, x, step=1e-6):
     moves = step * np.eye(x.size)
     return np.array([(f(x + move, IMAGE) - f(x - move, IMAGE)) / (2 * step) for move in moves]).T
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tangents", [0, 48])
+def test_an_operator_is_evaluated_to_its_rounding(tmp_path, case, tangents):
+    """With the tangents of an example, or without."""
+    nodes, stored = CASES[case]
+    path, x = saved(tmp_path / "model.onnx", [*nodes, *AFTER], stored, IMAGE), RNG.standard_normal(48)
+    network = Network(split(read_onnx(path).graph, gates=False), bound_weight, tangents, 0)
+    met = network.meet([x.reshape(1, *IMAGE)], 0.0)
+    assert network.ended(met) == ""
+    value, truth = met.values[network.graph.outputs[0]], function(path)(x, IMAGE)
+    assert np.all(
+        np.abs(value.centre.ravel() - truth) <= value.error.ravel() + ROUNDED.get(case, 1e-15) * np.abs(truth)
+    )
+    assert value.error.max() < 1e-12
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,3 +224,12 @@ def test_an_input_that_only_its_shape_is_read_of_may_have_its_batch_axis(tmp_pat
     onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)]), tmp_path / "model.onnx")
     for centre in ([np.zeros((3, 3)), np.full(4, 2.0)], [np.zeros((1, 3, 3)), np.full((1, 4), 2.0)]):
         assert lipschitz_bound(tmp_path / "model.onnx", around=centre, radius=0.1).lower == pytest.approx(1)
+
+
+def test_the_node_at_which_a_ball_ends_is_named(tmp_path):
+    nodes = [call("CumSum", "x axis", "c"), call("Relu", "c", "r"), call("Mul", "r r", "y")]
+    bound = lipschitz_bound(
+        saved(tmp_path / "model.onnx", nodes, {"axis": np.array(1)}, (6,)), around=np.ones(6), radius=0.1
+    )
+    assert bound.upper is None
+    assert any(note.startswith("not followed on the ball: c (CumSum): ") for note in bound.notes)

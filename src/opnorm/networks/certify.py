@@ -49,8 +49,8 @@ def certify(
         labels: The right classes, (examples,), integers: the radius is 0 where the prediction is another one.
         time_limit: Seconds for the pairs of classes, each bounded by itself up to 20 classes, and again so many, but
             half a second an example at most, for the balls around them; what is left then has smaller radii, and as
-            true. 0: no balls.
-        progress: Called with the number of pairs of classes done and of all, after each.
+            true: how far they get depends on the machine. 0: no balls.
+        progress: Called with the number of pairs of classes done and of all, after each; then with that of examples.
 
     Raises:
         ValueError: When the model has several inputs or outputs, or a node without a finite Lipschitz constant on any
@@ -79,8 +79,9 @@ def _certified(
     joined = fold(graph)
     bound = bound_joined(joined, bounds)
     network = Network(written, bounds, _INPUTS, _OPEN)
-    if bound.upper is None and (seconds == 0 or not _is_followed(network, points)):
-        raise ValueError(f"Argument `model` must have a finite Lipschitz constant. Received: {bound!r}")
+    if bound.upper is None and (why := _unfollowed(network, points, seconds)):
+        must = "must have a finite Lipschitz constant, for all inputs or on balls"
+        raise ValueError(f"Argument `model` {must}. Received: {bound!r}; on a ball: {why}")
     logits, notes = logits_of(subject, graph, written, bounds, graph is not whole)
     predictions = _predictions(logits.values)
     classes = logits.values.shape[1]
@@ -93,13 +94,16 @@ def _certified(
     if seconds != 0:
         ending = Deadline.after(min(_EACH * len(points), inf if seconds is None else seconds))
         balls = np.where(right[:, None], margins, 0.0)
-        radius = radii_on_balls(network, points, balls, predictions, constants, radius, ending)
+        radius = radii_on_balls(network, points, balls, predictions, constants, radius, ending, progress)
     return Certificate(radius, predictions, constants, upper, labels is not None, notes)
 
 
-def _is_followed(network: Network, points: Array) -> bool:
-    """Return whether the Jacobian of the logits is known on balls."""
-    return outputs(network, network.meet([points[:1]], 0.0)) is not None
+def _unfollowed(network: Network, points: Array, seconds: float | None) -> str:
+    """Return why the Jacobian of the logits is not known on balls; nothing where it is."""
+    if seconds == 0:
+        return "with `time_limit=0` there are none"
+    met = network.meet([points[:1]], 0.0)
+    return "" if outputs(network, met) is not None else network.ended(met)
 
 
 def _predictions(logits: Array) -> NDArray[np.int64]:

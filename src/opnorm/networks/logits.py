@@ -143,8 +143,7 @@ def _one_by_one(network: Network, points: Array, deadline: Deadline) -> Value:
         met = network.meet([point[None]], 0.0)
         (name,) = network.graph.outputs
         if name not in met.values:
-            reasons = [f"{node}: {why}" for node, why in met.effects.items() if isinstance(why, Unbounded)]
-            raise Unbounded("; ".join(reasons[:1]) or "its output is not reached")
+            raise Unbounded(network.ended(met) or "its output is not reached")
         found.append(Value(met.values[name].centre, met.values[name].error))
     return _together(found)
 

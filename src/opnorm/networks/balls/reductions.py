@@ -70,8 +70,9 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 def _entries(v: Array, axes: Sequence[int], kept: bool) -> list[Array]:
     """Return the values that each place along the axes has, of a stack of values."""
     places = [axis + 1 for axis in axes]
+    count = prod(v.shape[place] for place in places)
     rows = np.moveaxis(v, places, range(len(places)))
-    rows = rows.reshape(-1, *rows.shape[len(places) :])
+    rows = rows.reshape(count, *rows.shape[len(places) :])
     return [np.expand_dims(row, places) if kept else row for row in rows]
 
 

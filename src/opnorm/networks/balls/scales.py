@@ -93,12 +93,12 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         order = first.reshape(1, count, -1)
 
         def grouped(v: Array) -> Array:
-            return np.asarray(v.reshape(len(v), -1)[:, order.ravel()].reshape(len(v), *order.shape))
+            return np.asarray(v.reshape(len(v), order.size)[:, order.ravel()].reshape(len(v), *order.shape))
 
         back = np.argsort(order.ravel())
 
         def ungrouped(v: Array) -> Array:
-            return np.asarray(v.reshape(len(v), -1)[:, back].reshape(len(v), *value.centre.shape))
+            return np.asarray(v.reshape(len(v), order.size)[:, back].reshape(len(v), *value.centre.shape))
 
         within = space.value("", through(moving(grouped), value))
         found = normalize(within, space, (2,), epsilon, centred=True)

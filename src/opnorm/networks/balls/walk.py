@@ -87,6 +87,14 @@ class Network:
                 effects.update({node.name: found.effect} if found.effect else {})
         return Met(space, values, effects)
 
+    def ended(self, met: Met) -> str:
+        """Return the first node that was not followed, and why; nothing where all were."""
+        for node in self.graph.nodes:
+            reason = met.effects.get(node.name)
+            if node.name not in met.values and isinstance(reason, Unbounded):
+                return f"{node.name} ({node.kind}): {reason}"
+        return ""
+
     def _after(self, node: Node, values: Mapping[str, Value], space: Space) -> Found | None:
         if node.kind == STEADY:
             return constant(steady_value(node.name, node.options["steady"], values).astype(float), space)
