@@ -16,14 +16,31 @@ from opnorm.torch.traced_sizes import sizes_are_known
 _SEVERAL = 7  # examples of a batch
 
 
+class BatchDecidesError(ValueError):
+    """A module that does something else with a batch of another size."""
+
+
 def exported(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None:
     """Write a module as an ONNX file: by its trace, or where PyTorch has none of it by its program."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), _slow_attention():
         try:
             _trace(module, example, path, fixed)
-        except Exception:
-            if find_spec("onnxscript") is None or not _write_program(module, example, path, fixed):
+        except Exception as error:
+            asks = _asks(error) or find_spec("onnxscript") is None
+            if asks or not _write_program(module, example, path, fixed):
                 raise
+
+
+def _asks(error: BaseException | None) -> bool:
+    """Return whether a module was not traced since numbers, or the batch's size, decide which way its code goes.
+
+    Of these ways a program has one, too: that of examples it knows nothing of.
+    """
+    while error is not None:
+        if isinstance(error, torch.jit.TracerWarning | BatchDecidesError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
@@ -72,4 +89,4 @@ def _require_the_same(taken: list[Any], module: nn.Module, example: Tensor, opti
     with sizes_are_known() as others:
         torch.onnx.export(module, (several,), BytesIO(), dynamo=False, **options)
     if others != taken:
-        raise ValueError("the size of the batch decides which way its code goes")
+        raise BatchDecidesError("the size of the batch decides which way its code goes")
