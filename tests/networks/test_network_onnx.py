@@ -126,3 +126,17 @@ def test_large_convolutions_of_a_file_are_bounded_on_a_torus(tmp_path, rng, monk
     bound, _ = check(saved(tmp_path / "model.onnx", nodes, constants))
     assert bound.steps[-1].name == "a ... y"
     assert bound.steps[-1].constant == pytest.approx(bound.upper, rel=1e-9)
+
+
+def test_a_choice_by_a_constant_keeps_entries(tmp_path):
+    chosen = np.arange(72).reshape(IMAGE) % 3 > 0
+    for nodes, constants in (
+        ([call("Where", "mask x zero", "y")], {"mask": chosen, "zero": np.array(0.5)}),
+        ([call("Where", "mask other x", "y")], {"mask": chosen, "other": np.ones(IMAGE)}),
+    ):
+        assert check(saved(tmp_path / "model.onnx", nodes, constants))[0].upper == pytest.approx(1)
+    repeated = [call("ReduceSum", "x axes", "s"), call("Where", "mask s zero", "y")]
+    constants = {"mask": chosen, "zero": np.array(0.5), "axes": np.array([1, 2, 3])}
+    assert lipschitz_bound(saved(tmp_path / "model.onnx", repeated, constants)).upper is None
+    both = [call("Neg", "x", "n"), call("Where", "mask x n", "y")]
+    assert lipschitz_bound(saved(tmp_path / "model.onnx", both, {"mask": chosen})).upper is None

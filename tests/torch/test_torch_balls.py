@@ -201,3 +201,49 @@ def test_batch_normalization_is_the_module_s_own_and_not_rounded_into_its_kernel
     assert bound.lower <= truth * (1 + 1e-13)
     assert truth <= bound.upper * (1 + 1e-13)
     assert bound.upper <= bound.lower * (1 + 2e-8)
+
+
+class Causal(nn.Module):
+    """Attention to what came before, as people write it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.inner = how, nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.inner(x).chunk(3, -1)
+        if self.how == "scaled_dot_product":
+            return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = q @ k.transpose(-1, -2) / 8**0.5
+        if self.how == "filled":
+            scores = scores.masked_fill(torch.ones(4, 4, dtype=torch.bool).triu(1), float("-inf"))
+        if self.how == "added":
+            scores = scores + torch.full((4, 4), float("-inf"), dtype=x.dtype).triu(1)
+        return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("how", ["scaled_dot_product", "filled", "added"])
+@pytest.mark.parametrize("radius", [1e-3, 0.1])
+def test_what_a_mask_leaves_out_has_no_part_in_a_bound_on_a_ball(how, radius):
+    torch.manual_seed(0)
+    module = Causal(how).double().eval()
+    x = torch.randn(4, 8, dtype=torch.float64)
+    at, near = (opnorm.lipschitz_bound(module, around=x, radius=r) for r in (0.0, radius))
+    exact = jacobian(module, x)
+    assert at.lower <= exact * (1 + 1e-6)
+    assert exact * (1 - 1e-6) <= at.upper <= exact * (1 + 1e-6)
+    assert steepest(module, x, radius) <= near.upper
+
+
+def test_minus_infinity_is_read_by_a_softmax_alone():
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+        def forward(self, x):
+            return torch.relu(x + self.mask)
+
+    bound = opnorm.lipschitz_bound(Read(), around=np.ones(2, np.float32), radius=0.1)
+    assert bound.lower is None
+    assert any("it reads minus infinity" in note for note in bound.notes)

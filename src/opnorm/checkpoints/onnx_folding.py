@@ -94,6 +94,12 @@ def _expand(given: Given) -> list[Result]:
     return moved(given, shape, lambda array: np.broadcast_to(array, shape))
 
 
+def _triangle(given: Given) -> list[Result]:
+    (first,) = listed(given, 1, "k", [0])
+    cut = np.triu if given.options.get("upper", 1) else np.tril
+    return moved(given, given.shapes[0], lambda array: cut(array, first))
+
+
 def _slice(given: Given) -> list[Result]:
     shape = given.shapes[0]
     starts, ends = listed(given, 1, "starts"), listed(given, 2, "ends")
@@ -144,6 +150,8 @@ def _concat(given: Given) -> list[Result]:
 
 def _cast(given: Given) -> list[Result]:
     dtype = dtype_name(int(given.options["to"]))
+    if dtype == "bool":
+        return [Result(given.shapes[0], dtype, lambda arrays: (arrays[0] != 0).astype(float))]
     if dtype not in FLOATS and not dtype.startswith(("int", "uint")):
         raise ValueError(f"a cast to {dtype}")
     return [Result(given.shapes[0], dtype, lambda arrays: as_type(arrays[0], dtype))]
@@ -211,6 +219,7 @@ _PLANS: dict[str, Callable[[Given], list[Result]]] = {
     "Unsqueeze": _unsqueeze,
     "Transpose": _transpose,
     "Expand": _expand,
+    "Trilu": _triangle,
     "Slice": _slice,
     "Split": _split,
     "Concat": _concat,

@@ -52,7 +52,8 @@ def without_shape_arithmetic(
 
 def _is_steady(node: Node, steady: Set[str]) -> bool:
     kind = node.kind.removesuffix(" of a constant")
-    return kind in _SOURCES or (kind in _COMPUTED and bool(node.inputs) and set(node.inputs) <= steady)
+    reads = bool(node.inputs) or kind != node.kind
+    return kind in _SOURCES or (kind in _COMPUTED and reads and set(node.inputs) <= steady)
 
 
 def _unsteered(node: Node, steady: Mapping[str, Node], fixed: Set[str]) -> Node:

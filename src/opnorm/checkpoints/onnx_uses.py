@@ -84,9 +84,13 @@ class Uses:
         if made:
             self.values.update((name, value) for name, value in zip(op.outputs, made, strict=False) if name)
             self.part(op, made[0].tensor, held.values())
-            return Met({}, hands_on=True) if made[0].moving else None
+            return Met({i: self.handed(op, value) for i, value in held.items()}, True) if made[0].moving else None
         weights = {i: self.used(op, i, held) for i in held}
         return Met({i: weight for i, weight in weights.items() if not held[i].moving})
+
+    def handed(self, op: Op, value: Value) -> Weight:
+        """Return a constant that an operator hands on, which is no weight of it."""
+        return Weight(value.tensor, value.shape, value.dtype, self.reader(value), g.nothing(op.kind, "it is handed on"))
 
     def part(self, op: Op, tensor: str, held: Iterable[Value]) -> None:
         """Note of the constants that are no main source of a computed one that they went into it."""
@@ -158,7 +162,8 @@ class Uses:
         """Return a constant's values in float64."""
         if value.make is None:
             raise CheckpointError(_not_worked_out(value))
-        return value.make(real_array(self.tensors[value.tensor].read(), value.tensor))
+        stored = self.tensors[value.tensor].read()
+        return value.make(real_array(stored.astype(np.uint8) if stored.dtype == bool else stored, value.tensor))
 
     def steering(self, value: Value | None) -> list[int] | None:
         """Return a constant's few integers, read at once."""

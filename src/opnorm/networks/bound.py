@@ -23,7 +23,15 @@ from opnorm.networks.runs import find_runs
 from opnorm.networks.shape_rules import MEETINGS
 from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
-_EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm")  # whose first input may be the constant one
+_EITHER_WAY = (
+    *MEETINGS,
+    "Mul",
+    "Multiply",
+    "Div",
+    "MatMul",
+    "Gemm",
+    "Where",
+)  # whose first input may be the constant one
 _NAMED = 4  # steps without a constant that a prompt names
 _CHAIN = "chain"  # the kind of a step for a run that was bounded as a whole
 _COLUMNS = ("name", "kind", "constant", "share", "rule")

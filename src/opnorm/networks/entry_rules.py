@@ -9,7 +9,7 @@ from opnorm.bounds.certificates import up
 from opnorm.checkpoints.keras_results import key_of
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
-from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, find, input_shapes, rule
+from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, find, fits, input_shapes, rule
 
 
 def picked(node: Node) -> Effect:
@@ -54,6 +54,16 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     if not key_of(node):
         raise Unbounded("what it picks is neither numbers nor slices")
     return Effect(1.0, "drops entries")
+
+
+@rule("Where")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    shapes, roles = input_shapes(node), set(node.weights)
+    if "0" not in roles or len(roles) != 2 or roles - {"0", "1", "2"} or shapes is None:
+        raise Unbounded("it chooses by something computed, or between two values")
+    if not all(fits(tuple(weight.shape), shapes[0]) for weight in node.weights.values()):
+        raise Unbounded("its input may be repeated to fit")
+    return Effect(1.0, "keeps entries, or has constants in their place")
 
 
 @rule("TopK", "Trilu", "keras.ops.Sort")

@@ -232,4 +232,5 @@ def constant(numbers: Array, space: Space) -> Found:
     """Return numbers that do not depend on the input, right to a dozen roundings where they were computed."""
     tangents = space.open.padded(np.zeros((space.open.inputs, *numbers.shape)))
     zeros = np.zeros_like(numbers)
-    return Found(numbers, np.abs(numbers) * 2.0**-48, tangents, zeros, 0.0)
+    error = np.where(np.isfinite(numbers), np.abs(numbers) * 2.0**-48, 0.0)
+    return Found(numbers, error, tangents, zeros, 0.0)

@@ -19,6 +19,7 @@ from opnorm.networks.balls.values import SPARE, TINY, Found, Space, Value, lengt
 from opnorm.networks.effects import BoundWeight, Effect
 
 _ULPS = 64 * UNIT
+_GONE = 800.0  # below every other score: exp(-800) is 0
 
 
 def product_of_entries(values: list[Value], space: Space) -> Found:
@@ -148,6 +149,7 @@ def softmax(value: Value, space: Space, axis: int = -1) -> Found:
     """
     if axis % value.centre.ndim != value.centre.ndim - 1:
         return _along_last(value, space, axis)
+    value = _with_low_ends(value)
     z = value.centre
     p = np.exp(z - z.max(axis=-1, keepdims=True))
     p = p / p.sum(axis=-1, keepdims=True)
@@ -171,6 +173,17 @@ def softmax(value: Value, space: Space, axis: int = -1) -> Found:
     whole = min(steep * value.whole + change * straight, length(rest)) + length(lost)
     effect = Effect(up(steep), f"softmax: {steep:.3g} on the ball")
     return Found(p, error, p * differences, (rest + lost) * SPARE, whole * SPARE, effect, moves)
+
+
+def _with_low_ends(value: Value) -> Value:
+    """Return scores with others for minus infinity, so low that their exponentials are zeros beside the largest one."""
+    gone = np.isneginf(value.centre)
+    if not np.any(gone):
+        return value
+    if np.any(np.all(gone, axis=-1)):
+        raise not_followed("a softmax of nothing")
+    least = np.min(np.where(gone, np.inf, value.centre - value.reach), axis=-1, keepdims=True)
+    return value._replace(centre=np.where(gone, least - _GONE, value.centre))
 
 
 def _probabilities(value: Value) -> tuple[Array, Array]:

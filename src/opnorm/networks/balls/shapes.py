@@ -9,10 +9,10 @@ from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
 from opnorm.networks.balls.rules import not_followed
 from opnorm.networks.balls.values import Value
-from opnorm.networks.effects import find, integers
+from opnorm.networks.effects import integers
 
 _DEEP = 64  # operators behind each other
-_SMALL = 64  # numbers of a result
+_SMALL = 2**20  # numbers of a result: a mask
 
 
 def steady_value(name: str, steady: Mapping[str, Node], values: Mapping[str, Value], deep: int = 0) -> Array:
@@ -35,19 +35,23 @@ def steady_value(name: str, steady: Mapping[str, Node], values: Mapping[str, Val
     inputs = iter([steady_value(one, steady, values, deep + 1) for one in node.inputs])
     count = len(node.inputs) + sum(role.isdigit() for role in node.weights)
     given = [next(inputs) if (own := _stored(node, str(i))) is None else own for i in range(count)]
-    if node.kind not in _RULES:
-        raise not_followed(f"{node.kind} of a shape")
-    found = np.asarray(_RULES[node.kind](node.options, *given))
+    kind = node.kind.removesuffix(" of a constant")
+    if kind not in _RULES:
+        raise not_followed(f"{kind} of a shape")
+    found = np.asarray(_RULES[kind](node.options, *given))
     if found.size > _SMALL:
         raise not_followed("large numbers of shapes")
     return found
 
 
 def _stored(node: Node, role: str) -> Array | None:
-    """Return a constant, integers as such; the limits of slices may be the largest there are."""
-    found = integers(node.weights, role) if role in node.weights else None
-    whole = found is not None and np.asarray(node.weights[role].read()).dtype.kind in "iu"
-    return np.asarray(found, dtype=np.int64) if whole else find(node.weights, role)
+    """Return a constant, integers as such; the limits of slices may be the largest there are, numbers no end."""
+    if role not in node.weights:
+        return None
+    values = np.asarray(node.weights[role].read())
+    return (
+        np.asarray(integers(node.weights, role), dtype=np.int64) if values.dtype.kind in "iu" else values.astype(float)
+    )
 
 
 def _shape(node: Node, values: Mapping[str, Value]) -> Array:
@@ -95,6 +99,27 @@ def _exact(options: Mapping[str, Any], data: Array, *axes: Array) -> Array:
     return np.atleast_1d(data)
 
 
+def _unsqueezed(options: Mapping[str, Any], data: Array, *axes: Array) -> Array:
+    places = axes[0].astype(int) if axes else np.asarray(options["axes"])
+    return np.expand_dims(data, tuple(places.ravel())) if data.ndim > 1 else np.atleast_1d(data)
+
+
+def _expanded(options: Mapping[str, Any], data: Array, shape: Array) -> Array:
+    sizes = np.broadcast_shapes(data.shape, tuple(int(n) for n in shape.ravel()))
+    if np.prod(sizes, dtype=float) > _SMALL:
+        raise not_followed("large numbers of shapes")
+    return np.broadcast_to(data, sizes)
+
+
+def _chosen(options: Mapping[str, Any], by: Array, a: Array, b: Array) -> Array:
+    return np.asarray(np.where(by != 0, a, b))
+
+
+def _triangle(options: Mapping[str, Any], data: Array, *first: Array) -> Array:
+    cut = np.triu if options.get("upper", 1) else np.tril
+    return np.asarray(cut(data, int(first[0].item()) if first else 0))
+
+
 _RULES: dict[str, Callable[..., Array]] = {
     "Slice": _slice,
     "Gather": _gather,
@@ -108,7 +133,11 @@ _RULES: dict[str, Callable[..., Array]] = {
     "Reciprocal": lambda options, a: 1 / a.astype(float),
     "Neg": lambda options, a: -a,
     "Identity": _exact,
-    "Unsqueeze": _exact,
+    "Unsqueeze": _unsqueezed,
+    "Expand": _expanded,
+    "Equal": lambda options, a, b: (a == b).astype(float),
+    "Trilu": _triangle,
+    "Where": _chosen,
     "Squeeze": _exact,
     "Reshape": _exact,
 }

@@ -1,6 +1,7 @@
 """A network's nodes one after another on a ball around one input, and what of it holds for the network as a whole."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from opnorm.checkpoints.records import Graph, Node
 from opnorm.checks import Array
 from opnorm.networks.activations import SIMPLEX, is_activation, parse
 from opnorm.networks.balls.functions import of_function
+from opnorm.networks.balls.masks import MADE, is_endless, through_rule
 from opnorm.networks.balls.moves import constant, reshaped, sliced
 from opnorm.networks.balls.rules import MAKERS, Rule, not_followed
 from opnorm.networks.balls.shapes import steady_value
@@ -107,14 +109,16 @@ class Network:
             with np.errstate(over="ignore", invalid="ignore"):
                 read = [values[name] for name in node.inputs]
                 _require_told(node, read)
-                found = _steered(node, read[0], values) if "target" in node.options else rule(read, space)
+                follow = partial(_steered, node, known=values) if "target" in node.options else rule
+                found = through_rule(node, follow, read, space)
         except Unbounded:
             raise
         except Exception as error:  # settings come from files, and rules trust them
             raise not_followed(f"{type(error).__name__}: {error}") from error
         if found.tangents.size > _ENTRIES:
             raise not_followed("its Jacobian does not fit")
-        if not all(np.all(np.isfinite(part)) for part in (found.centre, found.error, found.tangents)):
+        numbers = found.centre[~is_endless(found.centre)] if node.kind in MADE else found.centre
+        if not all(np.all(np.isfinite(part)) for part in (numbers, found.error, found.tangents)):
             raise not_followed("its numbers leave the range of float64")
         return found
 
@@ -128,9 +132,10 @@ def _require_told(node: Node, values: Sequence[Value]) -> None:
             raise not_followed(f"its input has the shape {shape} there, not {told}")
 
 
-def _steered(node: Node, value: Value, values: Mapping[str, Value]) -> Found:
+def _steered(node: Node, values: list[Value], space: Space, known: Mapping[str, Value]) -> Found:
     """Return a value in a shape, or cut at limits, that the network computes of shapes."""
-    told = [steady_value(name, node.options["steady"], values) for name in node.options["target"]]
+    value = values[0]
+    told = [steady_value(name, node.options["steady"], known) for name in node.options["target"]]
     if node.kind == "Slice":
         return sliced(node, value, told)
     sizes = [int(n) for n in told[0].ravel()]
