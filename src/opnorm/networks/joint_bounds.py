@@ -39,7 +39,7 @@ class Quick(NamedTuple):
 
     bound: float | None  # a proved Lipschitz constant (2-norm); None: not proved
     multipliers: list[Array]
-    seconds: float  # that they and the proof took
+    seconds: float  # that the proof took
 
 
 def quick_bound(run: Run, deadline: Deadline = NEVER) -> Quick | None:
@@ -51,13 +51,12 @@ def quick_bound(run: Run, deadline: Deadline = NEVER) -> Quick | None:
     """
     if not deadline.affords(run.work):
         return None
-    begin = monotonic()
     try:
         with one_blas_thread(), np.errstate(all="ignore"):
             program = compiled(run, *half(run.size))
             if not deadline.affords(_PROOF * _work(program)):
                 return None
-            multipliers = quick_multipliers(program)
+            multipliers, begin = quick_multipliers(program), monotonic()
             return Quick(_proved(program, multipliers), multipliers, monotonic() - begin)
     except (np.linalg.LinAlgError, NotStationaryError):
         return None
