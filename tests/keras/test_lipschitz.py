@@ -445,3 +445,12 @@ def test_further_results_of_a_layer_are_not_taken_for_the_first():
     bound = lipschitz_bound(keras.Model(x, L.Dense(2)(state)))
     assert bound.upper is None
     assert "result 2 of LSTM" in [step.kind for step in bound.unknown]
+
+
+@pytest.mark.parametrize("ball", [{}, {"around": np.ones(5, "float32"), "radius": 0.1}])
+def test_progress_is_told_of_every_node(ball):
+    model = model_of([L.Dense(4, activation="relu"), L.Dense(3), L.Softmax()], (5,))
+    told = []
+    bound = lipschitz_bound(model, progress=lambda done, count: told.append((done, count)), **ball)
+    assert told == [(k, 4) for k in range(1, 5)]  # two kernels, two functions
+    assert bound.upper == pytest.approx(lipschitz_bound(model, **ball).upper, rel=1e-9)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_MEASURED = 3  # products
+
 
 class OutOfTimeError(Exception):
     """The deadline has passed; whoever catches it gives the wider bracket."""
@@ -37,6 +39,10 @@ class Deadline(NamedTuple):
         if self.passed:
             raise OutOfTimeError
 
+    def share(self, count: int) -> "Deadline":
+        """Return the deadline of one of `count` tasks that share the time until this one."""
+        return self if self.at == inf else Deadline(monotonic() + self.left / count)
+
     def affords(self, multiplications: float) -> bool:
         """Return whether matrix products of that many multiplications should end in time; one cannot be stopped."""
         return self.at == inf or monotonic() + multiplications / _speed() <= self.at
@@ -50,6 +56,9 @@ def _speed() -> float:
     """Return the multiplications a second of a matrix product, measured once in a few milliseconds."""
     matrix = np.ones((384, 384))
     matrix @ matrix  # the first product wakes the threads
-    begin = perf_counter()
-    matrix @ matrix
-    return float(matrix.size * len(matrix) / (perf_counter() - begin))
+    times = []
+    for _ in range(_MEASURED):  # the best: others may have had the processor meanwhile
+        begin = perf_counter()
+        matrix @ matrix
+        times.append(perf_counter() - begin)
+    return float(matrix.size * len(matrix) / min(times))

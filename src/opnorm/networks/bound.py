@@ -116,6 +116,7 @@ class NetworkBound(NamedTuple):
 
 
 TIGHTENING = 10.0  # seconds for one chain or run, which all but long and wide ones do not need
+_TOGETHER = 2  # times as many for all of a network
 Readers = Mapping[str, Set[str]]  # by name of a value: the kinds of nodes that read it
 _INPUTS = 2**27  # numbers in all quadratic forms of the inputs: 1 GiB
 Apply = Callable[[Callable[[Node], Effect | Unbounded], Sequence[Node]], Iterable[Effect | Unbounded]]
@@ -139,7 +140,8 @@ def network_bound(
             weights.
         apply: Bounds the nodes, most of the work: `map`, or something that does it in parallel.
         deadline: After it no more nodes are joined, nor bounded together: the bound is larger, and as true.
-        tightening: Seconds for the multipliers of each chain or run; with less the bound is larger, and as true.
+        tightening: Seconds for each chain or run, and twice as many for all together; with less the bound is larger,
+            and as true.
 
     Returns:
         A `NetworkBound` without a lower end. `upper` is None when a node on the way has no finite constant.
@@ -171,8 +173,9 @@ def bound_joined(
     if len(graph.inputs) ** 2 * len(effects) > _INPUTS:
         note = f"{len(graph.inputs)} inputs are too many for a bound"
         return NetworkBound(None, None, "none", tuple(_step(node, effects[node.name]) for node in graph.nodes), (note,))
-    chains = find_chains(graph, effects, deadline, tightening)
-    chains += find_runs(graph, effects, deadline, tightening)
+    soon = min(deadline, Deadline.after(None if tightening is None else _TOGETHER * tightening))
+    chains = find_chains(graph, effects, soon, tightening)
+    chains += find_runs(graph, effects, soon, tightening)
     reaches = propagate(graph, effects, chains)
     reached = [reaches[name] for name in graph.outputs if name in reaches]
     upper = side_by_side(reached).norm if reached and len(reached) == len(graph.outputs) else None

@@ -19,6 +19,7 @@ from opnorm.networks.reaches import Chain, Effects
 from opnorm.networks.run_steps import IN_ORDER
 from opnorm.networks.sector_bounds import bound_chain
 from opnorm.networks.sizes import matrix_of, small_at_size
+from opnorm.networks.turns import in_turn
 from opnorm.operators.convolution import Convolution
 
 _ENTRIES = 2**27  # of the matrices of one run: 1 GiB
@@ -38,8 +39,8 @@ def find_chains(
     Args:
         graph: The network, folded.
         effects: Of its nodes.
-        deadline: After it no run is bounded as a whole any more.
-        tightening: Seconds for the multipliers of each run; what is found by then is proved. None: no limit.
+        deadline: Of all runs together, which share the time: what is found by then is proved.
+        tightening: Seconds for each run at most. None: no limit.
     """
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     runs: dict[str, list[_Link]] = {}  # by the name of the last node so far
@@ -59,7 +60,13 @@ def find_chains(
             runs[node.name] = before
     trimmed = [_until_matrix(run) for run in runs.values()]
     several = [run for run in trimmed if sum(link.shape is not None for link in run) > 1]
-    return [_bounded(run, deadline, tightening) for run in several]
+    turns = in_turn(sorted(several, key=_work, reverse=True), deadline)
+    return [_bounded(run, min(soon, Deadline.after(tightening))) for run, soon in turns]
+
+
+def _work(run: list[_Link]) -> float:
+    """Return the multiplications of a factorization of each matrix, times three: a product takes as many."""
+    return sum(float(sum(link.shape)) ** 3 for link in run if link.shape)
 
 
 def _outputs(run: list[_Link]) -> int:
@@ -86,7 +93,7 @@ def _until_matrix(run: list[_Link]) -> list[_Link]:
     return run[: max(i for i, link in enumerate(run) if link.shape) + 1]
 
 
-def _bounded(run: list[_Link], deadline: Deadline, tightening: float | None) -> Chain:
+def _bounded(run: list[_Link], deadline: Deadline) -> Chain:
     slopes: list[Slopes] = []
     rows = 0
     for link in run:
@@ -95,12 +102,12 @@ def _bounded(run: list[_Link], deadline: Deadline, tightening: float | None) -> 
             slopes.append((1.0, 1.0))  # of what follows: so far nothing
         else:
             slopes[-1] = _composed(slopes[-1], _fitted(_slopes(link) or (-inf, inf), rows))
-    whole = _whole(run, slopes[:-1], deadline, tightening)
+    whole = _whole(run, slopes[:-1], deadline)
     names = run[0].node.name, run[-1].node.name, run[0].node.inputs[0]
     return Chain(*names, _with_rounding(whole, run), up(prod(link.effect.constant for link in run)))
 
 
-def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightening: float | None) -> float | None:
+def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline) -> float | None:
     """Return the proved bound of the run as one, None where it has none, or needs too much memory or time."""
     matrices: list[Array] = []
     for link in run:
@@ -111,10 +118,9 @@ def _whole(run: list[_Link], slopes: list[Slopes], deadline: Deadline, tightenin
             matrices.append(matrix_of(link.node, linear) if isinstance(linear, Convolution) else linear)
     if any(b.shape[1] != a.shape[0] for a, b in pairwise(matrices)):  # no network that could run
         return None
-    # A factorization is a third of a product's multiplications, and each matrix of the chain takes a few of them.
-    if not deadline.affords(sum(2.0 * sum(W.shape) ** 3 for W in matrices)):
+    if not deadline.affords(2.0 * _work(run)):  # each matrix takes a few factorizations
         return None
-    return bound_chain(matrices, slopes, min(deadline, Deadline.after(tightening)))
+    return bound_chain(matrices, slopes, deadline)
 
 
 def _composed(first: Slopes, second: Slopes) -> Slopes:

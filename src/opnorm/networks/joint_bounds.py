@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 from time import monotonic
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,28 +31,55 @@ _ROOMS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)  # by which multipliers 
 _COARSE = 6  # pixels of the small torus on which multipliers are sought first
 _SMALLER = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)  # by which they shrink to be small enough
 _LESS = 4  # times fewer pixels make it worth while
-_PROOF = 6.0  # times the multiplications of the recursion
+_PROOF = 3.0  # times the multiplications of the recursion, with the quick multipliers
 
 
-def bound_run(run: Run, deadline: Deadline = NEVER) -> float | None:
-    """Return a proved Lipschitz constant of a run (2-norm), None where this method has no proof, or no time for one.
+class Quick(NamedTuple):
+    """What a run's first proof gave."""
+
+    bound: float | None  # a proved Lipschitz constant (2-norm); None: not proved
+    multipliers: list[Array]
+    seconds: float  # that the proof took
+
+
+def quick_bound(run: Run, deadline: Deadline = NEVER) -> Quick | None:
+    """Return a proved Lipschitz constant with one multiplier a step, None for runs that have none, or no time for one.
 
     Args:
         run: A part of a network.
-        deadline: After it the multipliers that were found by then are proved.
+        deadline: Runs that would take longer have none.
     """
-    if not deadline.affords(_PROOF * run.work):
+    if not deadline.affords(run.work):
         return None
     try:
         with one_blas_thread(), np.errstate(all="ignore"):
             program = compiled(run, *half(run.size))
-            quick, begin = quick_multipliers(program), monotonic()
-            found = [_proved(program, quick)]
-            soon = Deadline(deadline.at - 1.5 * (monotonic() - begin))  # another proof takes as long
-            found.append(_proved(program, _improved(run, program, quick, soon)))
+            if not deadline.affords(_PROOF * _work(program)):
+                return None
+            multipliers, begin = quick_multipliers(program), monotonic()
+            return Quick(_proved(program, multipliers), multipliers, monotonic() - begin)
     except (np.linalg.LinAlgError, NotStationaryError):
         return None
-    return min((bound for bound in found if bound is not None), default=None)
+
+
+def better_bound(run: Run, quick: Quick, deadline: Deadline = NEVER) -> float | None:
+    """Return the proved Lipschitz constant with the best multipliers that are found, None where there are none.
+
+    Args:
+        run: That of `quick`.
+        quick: Where to begin.
+        deadline: After it the multipliers that were found by then are proved.
+    """
+    soon = Deadline(deadline.at - 1.5 * quick.seconds)  # another proof takes no longer
+    if soon.passed:
+        return None
+    try:
+        with one_blas_thread(), np.errstate(all="ignore"):
+            program = compiled(run, *half(run.size))
+            better = _improved(run, program, quick.multipliers, soon)
+            return None if better is quick.multipliers else _proved(program, better)
+    except (np.linalg.LinAlgError, NotStationaryError):
+        return None
 
 
 def _work(program: Program) -> float:

@@ -18,6 +18,7 @@ DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
 TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "ConvTranspose")
 KERNELS = (*MATRICES, *CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, "EinsumDense")
 _CHANGED = ("lora", "scale", "zero_point", "zero")  # roles of weights that change what a kernel means
+_TIGHT = 1e-5  # of a bracket at a size: the bound of all sizes is above its lower end
 _PAIRS = 2048  # rows of an embedding whose distances are all computed: 4 million
 _WORK = 2**29  # numbers in all these differences: a second
 
@@ -55,13 +56,19 @@ def _require_plain(node: Node) -> None:
 def _(node: Node, bounds: BoundWeight) -> Effect:
     weight = kernel_of(node)
     sized = at_size(node, weight)
-    upper = min(bounds(each).upper for each in ((weight,) if sized is None else (sized, weight)))
+    upper = bounds(weight).upper if sized is None else _at_size(sized, weight, bounds)
     if not np.isfinite(upper):
         raise Unbounded("its kernel is too large, or of a kind that opnorm cannot bound")
     rounding = float(node.options.get("rounding", 0.0))  # of a product of kernels
     text = f"largest singular value: {(sized or weight).geometry.text}"
     slides = node.kind not in (*MATRICES, "EinsumDense")
     return Effect(up(upper + rounding), text, sized=sized is not None if slides else None)
+
+
+def _at_size(sized: Weight, weight: Weight, bounds: BoundWeight) -> float:
+    """Return the norm on images of one size; the bound of all sizes is asked for where it may be smaller."""
+    lower, upper = bounds(sized)
+    return upper if upper <= lower * (1 + _TIGHT) else min(upper, bounds(weight).upper)
 
 
 def channel_factors(node: Node) -> Array:

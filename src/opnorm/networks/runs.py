@@ -6,9 +6,9 @@ convolutions are bounded both ways, for here there are fewer multipliers, and an
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from opnorm.bounds.certificates import up
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.records import Graph, Node
 from opnorm.networks.effects import Effect, Unbounded
-from opnorm.networks.joint_bounds import bound_run
+from opnorm.networks.joint_bounds import Quick, better_bound, quick_bound
 from opnorm.networks.linear_rules import MATRICES
 from opnorm.networks.programs import Function, Map, Run, compiled
 from opnorm.networks.reaches import Chain, Effects, propagate
 from opnorm.networks.run_steps import IN_ORDER, Builder
 from opnorm.networks.run_tensors import SLIDING, entry_of
 from opnorm.networks.torus import half
+from opnorm.networks.turns import in_turn
 
 _NODES = 2000  # of one run
 _ENTRIES = 2**24  # of its matrices at half the pixels' frequencies, complex: 128 MiB, and some copies of them
@@ -41,28 +42,65 @@ class Segment(NamedTuple):
         return self.nodes[-1].name
 
 
+class _Place(NamedTuple):
+    """Where a run is among the segments."""
+
+    begin: int
+    end: int
+    work: float
+
+
 def find_runs(
     graph: Graph, effects: Effects, deadline: Deadline = NEVER, tightening: float | None = None
 ) -> list[Chain]:
     """Return every longest run with two kernels and a function between them that is no chain of matrices.
 
+    All have the quick bound before the multipliers of any are improved: that is worth most.
+
     Args:
         graph: The network, folded.
         effects: Of its nodes.
-        deadline: After it no run is bounded any more.
-        tightening: Seconds for each run. None: no limit.
+        deadline: Of all runs together, which share the time: what is found by then is proved.
+        tightening: Seconds for each run at most. None: no limit.
     """
-    found, parts, begin = [], list(segments(graph)), 0
+    parts = list(segments(graph))
+    found: dict[_Place, Quick] = {}
+    for place in sorted(_places(parts, effects, deadline), key=lambda place: place.work):
+        quick = _tried(quick_bound, parts, place, effects, min(deadline, Deadline.after(tightening)))
+        found.update({} if quick is None else {place: quick})
+    wholes = {place: quick.bound for place, quick in found.items()}
+    for place, soon in in_turn(list(found)[::-1], deadline):
+        left = None if tightening is None else tightening - found[place].seconds
+        better = _tried(better_bound, parts, place, effects, found[place], min(soon, Deadline.after(left)))
+        wholes[place] = min((bound for bound in (wholes[place], better) if bound is not None), default=None)
+    return [
+        _chain(parts[place.begin : place.end], effects, whole)
+        for place, whole in sorted(wholes.items())
+        if whole is not None
+    ]
+
+
+def _tried(
+    bound: Callable[..., Any], parts: Sequence[Segment], place: _Place, effects: Effects, *arguments: Any
+) -> Any:
+    """Return `bound` of a run and other arguments, None where it fails: without a run its nodes have their bounds."""
+    try:
+        run = _longest(parts, place.begin, effects)[1]  # anew: all runs may be larger than memory
+        return None if run is None else bound(run, *arguments)
+    except Exception:  # settings and weights come from files
+        return None
+
+
+def _places(parts: Sequence[Segment], effects: Effects, deadline: Deadline) -> Iterator[_Place]:
+    begin = 0
     while begin < len(parts) and not deadline.passed:
         try:
             taken, run = _longest(parts, begin, effects)
-            whole = None if run is None else bound_run(run, min(deadline, Deadline.after(tightening)))
-        except Exception:  # settings and weights come from files; without a run its nodes still have their bounds
-            taken, whole = 1, None
-        if whole is not None:
-            found.append(_chain(parts[begin : begin + taken], effects, whole))
+        except Exception:  # settings and weights come from files
+            taken, run = 1, None
+        if run is not None:
+            yield _Place(begin, begin + taken, run.work)
         begin += max(taken, 1)
-    return found
 
 
 def segments(graph: Graph) -> Iterator[Segment]:

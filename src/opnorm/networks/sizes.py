@@ -16,6 +16,8 @@ _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: chan
 _SHORT = 8  # kernels on an axis beyond which the borders no longer show: about a percent of the norm
 _WRITTEN = 1536  # numbers of an image, before and after a convolution, up to which its matrix joins a chain
 _SIDE = 1536  # of the matrix of one size: a quarter of a second for its proof
+_WIDE = 2048  # likewise, of kernels with so many channels that the bound of all sizes takes longer
+_CHANNELS = 256  # from here on
 
 
 def is_first(node: Node) -> bool:
@@ -89,7 +91,8 @@ def _sized(operator: LinearOperator, sizes: tuple[int, ...]) -> Convolution | No
 def _is_worth(operator: Convolution) -> bool:
     spans = zip(operator.input_shape, operator.extents, strict=True)
     near = any(size <= _SHORT * extent for size, extent in spans)
-    return near and min(operator.shape) <= _SIDE and is_written_out(operator, Memory())
+    side = _WIDE if min(operator.blocks.shape[-2:]) >= _CHANNELS else _SIDE
+    return near and min(operator.shape) <= side and is_written_out(operator, Memory())
 
 
 def _text(value: Any) -> str:

@@ -158,7 +158,24 @@ class Convolution(SizedOperator):
             position, reads, goes = zip(*parts, strict=True)
             yield (*every, *reads), (*every, *goes), blocks[(slice(None), *position)]
 
+    @property
+    def _is_by_channel(self) -> bool:
+        return self.kernel.shape[-2] == 1 and self.groups == self.channels[1] > 1
+
+    def _by_channel(self, X: Array, *, adjoint: bool) -> Array:
+        """Return what each channel's own taps make of it: factors of whole images, in the order in which they lie."""
+        sizes, others = self.input_shape, self.output_shape
+        sizes, others = (others, sizes) if adjoint else (sizes, others)
+        given = X.T.reshape(X.shape[1], *sizes, self.groups)
+        result = np.zeros((X.shape[1], *others, self.groups))
+        for reads, goes, matrices in self._taps():
+            source, target = (goes, reads) if adjoint else (reads, goes)
+            result[target[1:]] += given[source[1:]] * matrices[:, 0, 0]
+        return result.reshape(len(result), -1).T
+
     def _matmat(self, X: Array) -> Array:
+        if self._is_by_channel:
+            return self._by_channel(X, adjoint=False)
         given = self._split(X, self.input_shape)
         result = np.zeros((self.groups, X.shape[1], *self.output_shape, self.channels[1] // self.groups))
         for reads, goes, matrices in self._taps():
@@ -168,6 +185,8 @@ class Convolution(SizedOperator):
         return self._join(result)
 
     def _rmatmat(self, X: Array) -> Array:
+        if self._is_by_channel:
+            return self._by_channel(X, adjoint=True)
         given = self._split(X, self.output_shape)
         result = np.zeros((self.groups, X.shape[1], *self.input_shape, self.kernel.shape[-2]))
         for reads, goes, matrices in self._taps():

@@ -6,7 +6,7 @@ from math import inf
 import numpy as np
 
 from opnorm.bounds.certificates import down
-from opnorm.bounds.deadlines import Deadline
+from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.bounds.matrices import bracket_matrix
 from opnorm.checkpoints.records import Graph
 from opnorm.checks import Array
@@ -14,7 +14,7 @@ from opnorm.networks.balls.open_neurons import flat_of
 from opnorm.networks.balls.values import SPARE
 from opnorm.networks.balls.walk import Met, Network
 from opnorm.networks.balls.whole import best_norm
-from opnorm.networks.bound import TIGHTENING, NetworkBound, bound_joined
+from opnorm.networks.bound import TIGHTENING, Apply, NetworkBound, bound_joined
 from opnorm.networks.effects import BoundWeight, Effect, Unbounded
 from opnorm.networks.folding import fold, split
 from opnorm.networks.linear_rules import bound_weight
@@ -22,6 +22,7 @@ from opnorm.networks.linear_rules import bound_weight
 MOST = 4096  # tangents along the input; networks with larger ones have none
 OPEN = 512  # open neurons
 _SHELLS = (0.25, 0.5, 0.75, 1.0)  # of the radius: what an inner ball tells is better than what the whole does
+_WALKS = 10.0  # seconds after which no inner ball is begun any more
 _ON_BALL = "the Jacobian on the ball"
 
 
@@ -32,6 +33,7 @@ def ball_bound(
     bounds: BoundWeight = bound_weight,
     deadline: Deadline | None = None,
     tightening: float = TIGHTENING,
+    apply: Apply = map,
 ) -> NetworkBound:
     """Return a proved bound of `||f(y) - f(z)|| / ||y - z||` for all y, z no further than `radius` from a point.
 
@@ -40,19 +42,23 @@ def ball_bound(
         points: The point: for each input of the network a batch of one.
         radius: In the 2-norm, all inputs as one vector.
         bounds: As in `network_bound`.
-        deadline: As in `network_bound`.
-        tightening: Seconds for the multipliers of open neurons, and of each dense chain.
+        deadline: As in `network_bound`; after it, and after some seconds, no inner ball is begun either.
+        tightening: Seconds for the multipliers of open neurons, and of each chain or run half as many.
+        apply: As in `network_bound`.
 
     Returns:
         A `NetworkBound` whose `lower`, where it is not None, is proved too: the norm of the Jacobian at the point.
     """
-    deadline = deadline or Deadline.after(None)
+    deadline = deadline or NEVER
     network = Network(split(graph, gates=False), bounds, MOST, OPEN)
+    soon = min(deadline, Deadline.after(_WALKS))
     centre = network.meet(points, 0.0)
-    met = around(network, points, radius)
+    met = around(network, points, radius, soon)
     joined = fold(split(graph), deadline)
-    everywhere = bound_joined(joined, bounds, map, deadline, tightening)
-    local = bound_joined(joined, bounds, map, deadline, tightening, known=_known(network, joined, met))
+    half = tightening / 2  # twice the same chains and runs
+    everywhere = bound_joined(joined, bounds, apply, deadline, half)
+    known = _known(network, joined, met)
+    local = bound_joined(joined, bounds, map, deadline, half, known) if known else everywhere
     on_ball = jacobian_norm(network, met, Deadline.after(tightening))
     ends = ((on_ball, _ON_BALL), (local.upper, local.method), (everywhere.upper, everywhere.method))
     finite = [(upper, method) for upper, method in ends if upper is not None]
@@ -63,10 +69,12 @@ def ball_bound(
     return NetworkBound(_lower(network, centre), least, method, local.steps, notes)
 
 
-def around(network: Network, points: Sequence[Array], radius: float) -> Met:
-    """Return what is found on a ball, by way of smaller ones."""
+def around(network: Network, points: Sequence[Array], radius: float, deadline: Deadline = NEVER) -> Met:
+    """Return what is found on a ball, by way of smaller ones while there is time."""
     met: Met | None = None
     for share in _SHELLS if radius > 0 else ():
+        if share < 1 and deadline.passed:
+            continue
         met = network.meet(points, radius * share, met)
     return met or network.meet(points, radius)
 
