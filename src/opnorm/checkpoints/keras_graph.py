@@ -127,8 +127,9 @@ class _Builder:
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
         shapes = [self.shapes.get(feed) for feed in feeds]
         options["input_shapes"] = tuple(shapes)
-        weights = self.roles(inner)
-        node = Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)
+        weights, is_clear = self.roles(inner)
+        kind = _understood(one.layer, weights) if is_clear else f"{one.layer.kind} beside another of its name"
+        node = Node(name, kind, tuple(feeds), options, weights)
         nodes = [result_node(node, result) for result in (0, *further)]
         self.shapes.update({found.name: picked_shape(found) or output_shape(one.layer, shapes) for found in nodes[:1]})
         self.shapes.update({found.name: picked_shape(found) for found in nodes[1:]})
@@ -139,13 +140,16 @@ class _Builder:
         self.shapes[name] = shape
         return [name]
 
-    def roles(self, path: tuple[str, ...]) -> dict[str, Weight]:
-        """Return the weights of a layer and of the layers inside it, by role."""
-        found = {}
-        for place, by_role in self.weights:
-            if place[: len(path)] == path:
-                found.update({"/".join((*place[len(path) :], role)): weight for role, weight in by_role.items()})
-        return found
+    def roles(self, path: tuple[str, ...]) -> tuple[dict[str, Weight], bool]:
+        """Return the weights of a layer and of the layers inside it, by role, and whether no two have the same."""
+        pairs = [
+            ("/".join((*place[len(path) :], role)), weight)
+            for place, by_role in self.weights
+            if place[: len(path)] == path
+            for role, weight in by_role.items()
+        ]
+        found = dict(pairs)
+        return found, all(found[role].name == weight.name for role, weight in pairs)
 
 
 def _told(node: Node, arguments: Mapping[str, Any]) -> Node:

@@ -40,7 +40,7 @@ def read_model(model: Any) -> Checkpoint:
     """
     with border(Path(str(getattr(model, "name", "model")))):
         require(bool(getattr(model, "built", False)), "the model is not built: call it, or `model.build(input_shape)`")
-        found = keras_checkpoint("model", _group(model, set()), _config(model))
+        found = keras_checkpoint("model", _group(model, set(), {}), _config(model))
         if any(_has_own_order(struct) for struct in _structures(model)):
             note = "how its layers are joined is not known: a table of values has another order than its keys"
             found = found._replace(graph=None, notes=(*found.notes, note))
@@ -126,9 +126,12 @@ def _entry(layer: Any) -> Mapping[str, Any]:
 
 def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the layers that a layer keeps, with the path of its group in Keras's files."""
+    seen: set[int] = set()
+    if _joins_layers(layer):
+        yield from ((("layers", str(i)), part) for i, part in enumerate(layer.layers))
+        seen.update(map(id, layer.layers))
     found = {name: getattr(layer, name, None) or getattr(layer, f"_{name}", None) for name in _PARTS}
     own = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "optimizer"}
-    seen: set[int] = set()
     for name, part in {**found, **own}.items():
         if hasattr(part, "variables") and hasattr(part, "built") and hasattr(part, "name") and id(part) not in seen:
             seen.add(id(part))
@@ -138,19 +141,33 @@ def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield from (((name, str(i)), part) for i, part in enumerate(parts))
 
 
-def _group(layer: Any, seen: set[int]) -> Group:
-    """Return a layer's group: its own variables under `vars`, and the groups of the layers it keeps."""
+def _joins_layers(layer: Any) -> bool:
+    """Return whether a model joins its `layers` as its config says, whatever else is an attribute of it."""
+    return hasattr(layer, "_functional") or hasattr(type(layer), "operations")
+
+
+def _group(layer: Any, seen: set[int], tensors: dict[int, Tensor]) -> Group:
+    """Return a layer's group: its own variables under `vars`, and the groups of the layers it keeps.
+
+    Args:
+        layer: A layer or model.
+        seen: What has a group already: no attribute has another, the layers of each model that joins them have.
+        tensors: The variables that were met, by their identity.
+    """
     seen.add(id(layer))
     groups: dict[str, Group] = {}
     lists: dict[str, dict[str, Group]] = {}
     taken: set[int] = set()
+    joins = _joins_layers(layer)
     for (name, *rest), part in _parts(layer):
         taken |= {id(variable) for variable in part.variables}
-        if id(part) not in seen:
-            (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
+        if id(part) not in seen or (joins and rest):
+            (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen, tensors)
     hidden = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
     names: set[str] = set()
-    own = {unique(str(variable.name), names): _tensor(variable) for variable in hidden}
+    own = {
+        unique(str(variable.name), names): tensors.setdefault(id(variable), _tensor(variable)) for variable in hidden
+    }
     members = {name: Group("", {}, inner) for name, inner in lists.items()}
     return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
 

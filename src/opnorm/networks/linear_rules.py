@@ -37,6 +37,8 @@ def kernel_of(node: Node) -> Weight:
         Unbounded: When there is none, several, or something else in the node changes it.
     """
     found = [weight for _, weight in kernels(node)]
+    if not found and len(node.inputs) == 1:
+        raise Unbounded("its kernel is not there, or no linear map")
     if len(found) != 1 or len(node.inputs) != 1:
         raise Unbounded(f"{len(node.inputs)} inputs and {len(found)} kernels: not one linear map")
     _require_plain(node)
