@@ -1,4 +1,4 @@
-"""Layers that share a name, and layers that stand in several models: each is bounded with the weights it computes with."""
+"""Layers that share a name or stand in several models: each is bounded with the weights that it computes with."""
 
 import keras
 import numpy as np

@@ -5,16 +5,8 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from opnorm.checkpoints.files import require
-from opnorm.checkpoints.keras_calls import (
-    FUNCTIONAL,
-    Call,
-    NoGraphError,
-    Reference,
-    fitting,
-    model_calls,
-    model_ends,
-    references,
-)
+from opnorm.checkpoints.keras_arguments import NoGraphError, Reference
+from opnorm.checkpoints.keras_calls import FUNCTIONAL, Call, fitting, model_calls, model_ends, references
 from opnorm.checkpoints.keras_layers import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, Layer, sublayers
 from opnorm.checkpoints.keras_results import picked_shape, result_node
 from opnorm.checkpoints.keras_shapes import Shape, input_shape, output_shape
