@@ -1,11 +1,9 @@
 """A live Keras model as a checkpoint: the same tree of variables that Keras would write, read from memory."""
 
 import json
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from opnorm.checkpoints.keras_versions import of_version, version_of
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
 from opnorm.keras.geometry import kernels
+from opnorm.keras.replaced import told
 from opnorm.operators.linear import linear_operator, linear_operators
 
 _PARTS = (  # under which Keras's layers keep others, some of them with an underscore, in the order of its files
@@ -71,40 +70,23 @@ def _config(model: Any) -> Layer | None:
     import keras
 
     entry = json.loads(json.dumps(_entry(model), default=str))
-    entry = _with_functions(entry, dict(_foreign_functions(model)))
+    entry = told(entry, _all_layers(model))
     return serialized_layer(of_version(entry, version_of(keras.__version__)))
 
 
-def _foreign_functions(layer: Any) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the activations that are no functions of Keras's or TensorFlow's: by layer and name, their modules.
-
-    Keras writes a function by its bare name wherever it has one of that name itself.
-    """
-    for function in vars(layer).values():
-        if isinstance(function, FunctionType) and not _is_known(function):
-            yield (str(layer.name), function.__name__), function.__module__
-    for _, part in _parts(layer):
-        yield from _foreign_functions(part)
-
-
-def _is_known(function: FunctionType) -> bool:
-    home = sys.modules.get(function.__module__)
-    known = function.__module__.split(".")[0] in ("keras", "tensorflow")
-    return known and getattr(home, function.__name__, None) is function
-
-
-def _with_functions(entry: Any, foreign: Mapping[tuple[str, str], str]) -> Any:
-    """Return a config in which the functions of a layer that are none of Keras's have their modules."""
-    if isinstance(entry, list):
-        return [_with_functions(one, foreign) for one in entry]
-    if not isinstance(entry, dict):
-        return entry
-    keys = {key: (str(entry.get("name")), value) for key, value in entry.items() if isinstance(value, str)}
-    named = {key: foreign[at] for key, at in keys.items() if key.endswith("activation") and at in foreign}
-    functions = {
-        key: {"class_name": "function", "module": module, "config": entry[key]} for key, module in named.items()
-    }
-    return {**{key: _with_functions(value, foreign) for key, value in entry.items()}, **functions}
+def _all_layers(model: Any) -> Iterator[Any]:
+    """Yield a model, the layers in it, also those that are no part of its files, and the operations between them."""
+    found: dict[int, Any] = {}
+    todo = [model]
+    while todo:
+        layer = todo.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            modules = layer.children() if hasattr(layer, "children") else ()  # where PyTorch keeps a layer's layers
+            todo += [part for part in (*vars(layer).values(), *modules) if hasattr(part, "built")]
+            todo += [part for _, part in _parts(layer)] if hasattr(layer, "built") else []
+            todo += getattr(layer, "operations", ())
+    yield from found.values()
 
 
 def _entry(layer: Any) -> Mapping[str, Any]:
