@@ -445,3 +445,20 @@ def test_further_results_of_a_layer_are_not_taken_for_the_first():
     bound = lipschitz_bound(keras.Model(x, L.Dense(2)(state)))
     assert bound.upper is None
     assert "result 2 of LSTM" in [step.kind for step in bound.unknown]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_points_that_are_no_numbers_are_refused(value):
+    points = np.zeros((2, 5), "float32")
+    points[1, 3] = value
+    with pytest.raises(ValueError, match="Argument `data` must hold finite numbers"):
+        lipschitz_bound(model_of([L.Dense(4)], (5,)), points)
+
+
+def test_a_chain_of_no_layers_is_the_identity():
+    model = keras.Sequential([keras.Input((3,))])
+    point = np.ones(3, "float32")
+    assert lipschitz_bound(model).upper == pytest.approx(1)
+    assert lipschitz_bound(model, around=point, radius=0.1).upper == pytest.approx(1)
+    with pytest.raises(ValueError, match="not built"):
+        lipschitz_bound(keras.Sequential())

@@ -38,13 +38,23 @@ def read_model(model: Any) -> Checkpoint:
         CheckpointError: When the model is not built.
     """
     with border(Path(str(getattr(model, "name", "model")))):
-        require(bool(getattr(model, "built", False)), "the model is not built: call it, or `model.build(input_shape)`")
+        require(
+            bool(getattr(model, "built", False)) or _is_empty(model),
+            "the model is not built: call it, or `model.build(input_shape)`",
+        )
         found = keras_checkpoint("model", _group(model, set(), {}), _config(model))
         if any(_has_own_order(struct) for struct in _structures(model)):
             note = "how its layers are joined is not known: a table of values has another order than its keys"
             found = found._replace(graph=None, notes=(*found.notes, note))
         own = dict(_registered(model, ()))
         return found._replace(weights=tuple(_with_own(weight, own) for weight in found.weights))
+
+
+def _is_empty(model: Any) -> bool:
+    """Return whether a model is a chain of nothing but an input, which Keras never calls built."""
+    import keras
+
+    return isinstance(model, keras.Sequential) and not model.layers and bool(model.get_config().get("layers"))
 
 
 def _structures(model: Any) -> Iterator[Any]:
