@@ -65,7 +65,7 @@ def _apart(node: Node, nodes: Mapping[str, Node], taken: set[str]) -> tuple[list
 
     The new ones are named after the node: where a name is taken, the node has another one for as long as it is read.
     """
-    own, tried = node.name, set(taken)
+    own, tried = node.name, set[str]()
     while True:
         parts, within = _read(node, nodes)
         made = {part.name for part in parts} - {node.name}
@@ -73,6 +73,7 @@ def _apart(node: Node, nodes: Mapping[str, Node], taken: set[str]) -> tuple[list
             taken |= made
             back = {node.name: own}
             return [_renamed(part, back) for part in parts], within
+        tried = tried or set(taken)
         node = node._replace(name=unique(own, tried))
 
 
