@@ -29,7 +29,7 @@ _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
-    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
+    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims", "LogSoftmax")},
     "Quotient": "Div", "Mean": "ReduceMean", "Sum": "ReduceSum", "Max": "ReduceMax", "Min": "ReduceMin",
 }  # fmt: skip
 

@@ -8,7 +8,18 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with, find, fits, input_shapes, kernels, rule
+from opnorm.networks.effects import (
+    RULES,
+    BoundWeight,
+    Effect,
+    Unbounded,
+    called_with,
+    find,
+    fits,
+    input_shapes,
+    kernels,
+    rule,
+)
 from opnorm.networks.entry_rules import picked
 from opnorm.networks.sizes import at_size
 
@@ -132,7 +143,10 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Activation")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return activation(*parse(node.options.get("activation")))
+    name, options = parse(node.options.get("activation"))
+    if name == "log_softmax":
+        return RULES["LogSoftmax"](node._replace(options={**node.options, "axis": -1}), bounds)
+    return activation(name, options)
 
 
 @rule("Unread")
