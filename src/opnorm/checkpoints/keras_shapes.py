@@ -27,7 +27,8 @@ _SAME = {
     "keras.ops.Relu", "keras.ops.Sigmoid", "keras.ops.Tanh", "keras.ops.Silu", "keras.ops.Gelu", "keras.ops.Elu",
     "keras.ops.Selu", "keras.ops.Softplus", "keras.ops.Softsign", "keras.ops.LeakyRelu", "keras.ops.Negative",
     "keras.ops.Relu6", "keras.ops.Softmax", "keras.ops.Clip", "keras.ops.HardSigmoid", "keras.ops.HardSilu",
-    "keras.ops.LogSigmoid", "keras.ops.LogSoftmax", "keras.ops.Flip", "keras.ops.Roll", "keras.ops.Celu", "keras.ops.Erf", "keras.ops.Quotient", "keras.ops.Absolute",
+    "keras.ops.LogSigmoid", "keras.ops.Celu", "keras.ops.Erf", "keras.ops.Quotient", "keras.ops.Absolute",
+    "keras.ops.LogSoftmax", "keras.ops.Flip", "keras.ops.Roll",
     "keras.applications.LayerScale", "keras.applications.StochasticDepth",
 }  # fmt: skip
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
