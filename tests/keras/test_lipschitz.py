@@ -454,3 +454,20 @@ def test_progress_is_told_of_every_node(ball):
     bound = lipschitz_bound(model, progress=lambda done, count: told.append((done, count)), **ball)
     assert told == [(k, 4) for k in range(1, 5)]  # two kernels, two functions
     assert bound.upper == pytest.approx(lipschitz_bound(model, **ball).upper, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_points_that_are_no_numbers_are_refused(value):
+    points = np.zeros((2, 5), "float32")
+    points[1, 3] = value
+    with pytest.raises(ValueError, match="Argument `data` must hold finite numbers"):
+        lipschitz_bound(model_of([L.Dense(4)], (5,)), points)
+
+
+def test_a_chain_of_no_layers_is_the_identity():
+    model = keras.Sequential([keras.Input((3,))])
+    point = np.ones(3, "float32")
+    assert lipschitz_bound(model).upper == pytest.approx(1)
+    assert lipschitz_bound(model, around=point, radius=0.1).upper == pytest.approx(1)
+    with pytest.raises(ValueError, match="not built"):
+        lipschitz_bound(keras.Sequential())

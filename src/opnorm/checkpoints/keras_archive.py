@@ -15,7 +15,7 @@ from opnorm.checkpoints.keras_layers import Layer, serialized_layer, sublayers
 from opnorm.checkpoints.keras_maps import KNOWN
 from opnorm.checkpoints.keras_tree import Place, place_weights, places
 from opnorm.checkpoints.keras_versions import UNKNOWN, Version, of_version, version_of
-from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph
+from opnorm.checkpoints.records import Checkpoint, CheckpointError, Graph, Weight
 
 
 def read_keras(path: Path) -> Checkpoint:
@@ -71,10 +71,13 @@ def keras_checkpoint(form: str, tree: Group, model: Layer | None) -> Checkpoint:
 def model_checkpoint(form: str, model: Layer | None, found: Sequence[Place]) -> Checkpoint:
     """Return the checkpoint of places that hold weights; without a config what a weight does is assumed."""
     taken: set[str] = set()
-    weights = [(place.path, place_weights(place, taken)) for place in found]
-    graph, notes = graph_of(model, weights) if model else (None, ())
-    every = tuple(weight for _, by_role in weights for weight in by_role.values())
-    return Checkpoint(form, every, graph, (*(notes_of(model) if model else ()), *notes))
+    weights = [(place, place_weights(place, taken)) for place in found]
+    used = [(place.path, by_role) for place, by_role in weights if not place.beside]
+    graph, notes = graph_of(model, used) if model else (None, ())
+    every: dict[int, Weight] = {}  # a live layer may stand in several models
+    for weight in (weight for _, by_role in weights for weight in by_role.values()):
+        every.setdefault(id(weight.read), weight)
+    return Checkpoint(form, tuple(every.values()), graph, (*(notes_of(model) if model else ()), *notes))
 
 
 def graph_of(model: Layer, weights: Weights) -> tuple[Graph | None, tuple[str, ...]]:

@@ -5,16 +5,9 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from opnorm.checkpoints.files import require
-from opnorm.checkpoints.keras_calls import (
-    FUNCTIONAL,
-    Call,
-    NoGraphError,
-    Reference,
-    fitting,
-    model_calls,
-    model_ends,
-    references,
-)
+from opnorm.checkpoints.guesses import unique
+from opnorm.checkpoints.keras_arguments import NoGraphError, Reference
+from opnorm.checkpoints.keras_calls import FUNCTIONAL, Call, fitting, model_calls, model_ends, references
 from opnorm.checkpoints.keras_layers import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, Layer, sublayers
 from opnorm.checkpoints.keras_results import picked_shape, result_node
 from opnorm.checkpoints.keras_shapes import Shape, input_shape, output_shape
@@ -41,7 +34,7 @@ def keras_graph(model: Layer, weights: Weights) -> Graph | None:
         CheckpointError: When the layers are joined in a circle.
     """
     try:
-        nodes, inputs, outputs = _Builder(weights).model(model, (), None)
+        nodes, inputs, outputs = _Builder(weights, _paths(model, ())).model(model, (), None)
         ordered = _ordered(nodes)
     except NoGraphError:
         return None
@@ -52,7 +45,6 @@ def keras_graph(model: Layer, weights: Weights) -> Graph | None:
 
 def _ordered(nodes: Sequence[Node]) -> list[Node]:
     by_name = {node.name: node for node in nodes}
-    require(len(by_name) == len(nodes), "two of its layers share a name")
     order = TopologicalSorter({node.name: [n for n in node.inputs if n in by_name] for node in nodes}).static_order()
     return [by_name[name] for name in order]
 
@@ -61,11 +53,26 @@ Results = Mapping[int, str]  # the name of each result that is read
 Part = tuple[list[Node], list[str], Results]  # nodes, names of inputs
 
 
-class _Builder:
-    """Collects nodes; a nested model is entered once for each call."""
+def _paths(model: Layer, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the names of a model's layers, also of those in models inside it, as its nodes have them."""
+    for layer in sublayers({"layers": model.config.get("layers")}):
+        yield "/".join((*path, layer.name))
+        if layer.kind in ("Sequential", *FUNCTIONAL):
+            yield from _paths(layer, (*path, layer.name))
 
-    def __init__(self, weights: Weights):
+
+class _Builder:
+    """Collects nodes; a nested model is entered once for each call.
+
+    Args:
+        weights: Of all layers.
+        names: Of all layers: what a node is called that has not its layer's own name is none of them.
+    """
+
+    def __init__(self, weights: Weights, names: Iterator[str]):
         self.weights = weights
+        self.taken = set(names)
+        self.free = set(self.taken)  # of no node yet
         self.shapes: dict[str, Shape | None] = {}  # of values, by the name of the node or input
 
     def model(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str = "") -> Part:
@@ -81,8 +88,8 @@ class _Builder:
         fed = input_shape(layers[0]) if layers else None
         if layers and layers[0].kind == "InputLayer":
             first, *layers = layers
-            given = self.fed("/".join((*path, first.name)), fed) if given is None else given
-        inputs = list(given) if given is not None else self.fed("input", fed)
+            given = self.fed(self.named("/".join((*path, first.name))), fed) if given is None else given
+        inputs = list(given) if given is not None else self.fed(unique("input", self.taken), fed)
         nodes: list[Node] = []
         results: Results = dict(enumerate(inputs))
         for layer in layers:
@@ -94,7 +101,7 @@ class _Builder:
         calls = list(model_calls(model.config))
         require(len({(one.layer.name, one.number) for one in calls}) == len(calls), "two of its layers share a name")
         entries = references(model.config["input_layers"])
-        names = ["/".join((*path, name)) for name, *_ in entries] if given is None else list(given)
+        names = [self.named("/".join((*path, name))) for name, *_ in entries] if given is None else list(given)
         if given is None:
             fed = {layer.name: input_shape(layer) for layer in sublayers({"layers": model.config.get("layers")})}
             self.shapes.update(zip(names, (fed.get(name) for name, *_ in entries), strict=True))
@@ -123,29 +130,43 @@ class _Builder:
         if one.layer.kind in ("Sequential", *FUNCTIONAL):
             nodes, _, results = self.model(one.layer, inner, fitting(one, feeds), mark)
             return [_told(node, one.arguments) for node in nodes], results
-        name = "/".join(inner) + mark
+        name = self.named("/".join(inner), mark)
         options = {**one.layer.config, **({"arguments": one.arguments} if one.arguments else {})}
         shapes = [self.shapes.get(feed) for feed in feeds]
         options["input_shapes"] = tuple(shapes)
-        weights = self.roles(inner)
-        node = Node(name, _understood(one.layer, weights), tuple(feeds), options, weights)
-        nodes = [result_node(node, result) for result in (0, *further)]
+        weights, is_clear = self.roles(inner)
+        kind = _understood(one.layer, weights) if is_clear else f"{one.layer.kind} beside another of its name"
+        node = Node(name, kind, tuple(feeds), options, weights)
+        nodes = [result_node(node, 0), *(self.apart(result_node(node, result)) for result in further)]
         self.shapes.update({found.name: picked_shape(found) or output_shape(one.layer, shapes) for found in nodes[:1]})
         self.shapes.update({found.name: picked_shape(found) for found in nodes[1:]})
         return nodes, {result: found.name for result, found in zip((0, *further), nodes, strict=True)}
+
+    def named(self, own: str, mark: str = "") -> str:
+        """Return the name of a node: its layer's own, or that with the mark of a later call."""
+        if mark or own not in self.free:
+            return unique(own + mark, self.taken)
+        self.free.remove(own)
+        return own
+
+    def apart(self, node: Node) -> Node:
+        return node._replace(name=unique(node.name, self.taken))
 
     def fed(self, name: str, shape: Shape | None) -> list[str]:
         """Return the name of the one input of a model, whose shape is noted."""
         self.shapes[name] = shape
         return [name]
 
-    def roles(self, path: tuple[str, ...]) -> dict[str, Weight]:
-        """Return the weights of a layer and of the layers inside it, by role."""
-        found = {}
-        for place, by_role in self.weights:
-            if place[: len(path)] == path:
-                found.update({"/".join((*place[len(path) :], role)): weight for role, weight in by_role.items()})
-        return found
+    def roles(self, path: tuple[str, ...]) -> tuple[dict[str, Weight], bool]:
+        """Return the weights of a layer and of the layers inside it, by role, and whether no two have the same."""
+        pairs = [
+            ("/".join((*place[len(path) :], role)), weight)
+            for place, by_role in self.weights
+            if place[: len(path)] == path
+            for role, weight in by_role.items()
+        ]
+        found = dict(pairs)
+        return found, all(found[role].name == weight.name for role, weight in pairs)
 
 
 def _told(node: Node, arguments: Mapping[str, Any]) -> Node:

@@ -28,6 +28,7 @@ _SAME = {
     "keras.ops.Selu", "keras.ops.Softplus", "keras.ops.Softsign", "keras.ops.LeakyRelu", "keras.ops.Negative",
     "keras.ops.Relu6", "keras.ops.Softmax", "keras.ops.Clip", "keras.ops.HardSigmoid", "keras.ops.HardSilu",
     "keras.ops.LogSigmoid", "keras.ops.Celu", "keras.ops.Erf", "keras.ops.Quotient", "keras.ops.Absolute",
+    "keras.ops.LogSoftmax", "keras.ops.Flip", "keras.ops.Roll",
     "keras.applications.LayerScale", "keras.applications.StochasticDepth",
 }  # fmt: skip
 _MERGED = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}

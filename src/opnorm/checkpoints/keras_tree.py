@@ -10,6 +10,7 @@ from opnorm.checkpoints.guesses import Named, guess, unique
 from opnorm.checkpoints.hdf5 import Group, Tensor
 from opnorm.checkpoints.hdf5_guesses import CODES, as_kernel, beside_codes, careful, plain_guess
 from opnorm.checkpoints.keras_layers import (
+    MODELS,
     Layer,
     declared_constraint,
     guessed_layer,
@@ -34,6 +35,7 @@ class Place(NamedTuple):
     reason: str = ""  # why nothing here is a map, when that is known for the whole place
     plain: bool = False  # nothing tells that Keras wrote them
     names: Mapping[str, str] = MappingProxyType({})  # in the file, of roles that have another name there
+    beside: bool = False  # an attribute of a layer or model of Keras's, which itself does not use it, whatever its name
 
 
 def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Iterator[Place]:
@@ -49,12 +51,30 @@ def places(group: Group, layer: Layer | None, path: tuple[str, ...] = ()) -> Ite
         if key in _CONTAINERS and "vars" not in child.groups:
             yield from _own_places(child, None, (*path, key))
             for name, found in _members(child, layer):
-                yield from places(child.groups[name], found, (*path, _label(child.groups[name], found, name)))
+                inner = places(child.groups[name], found, (*path, _label(child.groups[name], found, name)))
+                yield from _marked(inner, key == "cells" and _is_model(layer))
         elif key in _TRAINING and not path:
             yield from training_places(child, (key,), _TRAINING[key])
         elif key != "vars":
             found = _child(child, layer, key)
-            yield from places(child, found, (*path, _label(child, found, key)))
+            yield from _marked(places(child, found, (*path, _label(child, found, key))), _is_beside(layer, key))
+
+
+def _marked(found: Iterator[Place], beside: bool) -> Iterator[Place]:
+    return (place._replace(beside=place.beside or beside) for place in found)
+
+
+def _is_model(layer: Layer | None) -> bool:
+    return layer is not None and layer.kind in MODELS
+
+
+def _is_beside(layer: Layer | None, key: str) -> bool:
+    """Return whether a layer of Keras's has nothing under that attribute: its user put something there.
+
+    A model's layers stand in a container, from which alone Keras loads them.
+    """
+    known = layer is not None and layer.kind in KNOWN and not layer.assumed
+    return known and layer is not None and (_is_model(layer) or sublayer(layer, key) is None)
 
 
 def _own_places(group: Group, layer: Layer | None, path: tuple[str, ...]) -> Iterator[Place]:

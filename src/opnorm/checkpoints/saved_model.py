@@ -3,6 +3,7 @@
 Nothing is run: of `saved_model.pb` the graphs of objects and of operations are read as tables.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from opnorm.checkpoints.files import require
 from opnorm.checkpoints.hdf5 import Tensor
 from opnorm.checkpoints.keras_archive import graph_of, notes_of
-from opnorm.checkpoints.keras_layers import VARIABLES, Layer, normalization
+from opnorm.checkpoints.keras_layers import MODELS, VARIABLES, Layer, normalization
 from opnorm.checkpoints.keras_tree import Place, place_weights
 from opnorm.checkpoints.records import Checkpoint, Weight
 from opnorm.checkpoints.saved_constants import constant_weights
@@ -21,6 +22,7 @@ from opnorm.checkpoints.tf_checkpoint import apply_uses, joined_uses, variables
 from opnorm.checkpoints.tf_objects import Node, objects
 from opnorm.checkpoints.tf_uses import uses
 
+_LAYER = re.compile(r"layer(_with_weights)?-\d+$")  # as Keras calls the layers of a model in a checkpoint
 _NOTE = "its graph of operations was not run"
 
 
@@ -30,6 +32,7 @@ class _Met(NamedTuple):
     names: tuple[str, ...]  # of the layers from the model downwards
     layer: Layer
     keys: Mapping[str, str]  # of its variables, by their roles
+    joined: bool  # no model above it merely has it, or what it stands in, as an attribute
 
 
 def read_saved_model(path: Path) -> Checkpoint:
@@ -47,7 +50,7 @@ def read_saved_model(path: Path) -> Checkpoint:
     met = list(_met(noted, nodes, weights))
     _place(met, weights)
     model = noted.get(())
-    by_layer = [(one.names, {role: weights[key] for role, key in one.keys.items()}) for one in met]
+    by_layer = [(one.names, {role: weights[key] for role, key in one.keys.items()}) for one in met if one.joined]
     graph, notes = graph_of(model, by_layer) if model else (None, ())
     notes = (*(notes_of(model) if model else ()), *notes)
     names = [weight.name for weight in weights.values()]
@@ -77,7 +80,18 @@ def _met(noted: Mapping[Attributes, Layer], nodes: Sequence[Node], weights: Mapp
             changes = [change for one in above if (change := normalization(one)) is not None]
             inner = layer._replace(config={**layer.config, "normalized": changes[-1]}) if changes else layer
             names = (*(one.name for one in above), layer.name) if path else ()
-            yield _Met(names, inner, keys)
+            yield _Met(names, inner, keys, _is_joined(path, noted, nodes))
+
+
+def _is_joined(path: Attributes, noted: Mapping[Attributes, Layer], nodes: Sequence[Node]) -> bool:
+    """Return whether each model on the way to a layer counts what leads on to it among its layers."""
+    for i in range(len(path)):
+        model, part = _node(path[:i], nodes), _node(path[: i + 1], nodes)
+        if path[:i] in noted and noted[path[:i]].kind in MODELS and model and part:
+            layers = [at for name, at in model.children.items() if _LAYER.match(name)]
+            if not any(nodes[at] is part for at in layers if 0 <= at < len(nodes)):
+                return False
+    return True
 
 
 def _node(path: Attributes, nodes: Sequence[Node]) -> Node | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from opnorm.checks import Array, numbers
+from opnorm.checks import Array, numbers, require
 
 _SMALL = 1e-2  # step of a difference quotient that only chooses directions, for v of norm one
 _STEPS = 12  # Golub-Kahan steps: within a percent of the largest singular value on the networks of the tests
@@ -41,6 +41,7 @@ def largest_jacobian(model: keras.Model, data: Any, steps: int = _STEPS, batch_s
             f"{getattr(model, 'input_shape', 'that the model takes')}. "
             f"Received: data of shape={points.shape}, dtype={points.dtype}"
         )
+    require(bool(np.all(np.isfinite(points))), "data", "must hold finite numbers", data)
     starts = range(0, len(points), batch_size)
     return max(_largest(model, points[start : start + batch_size], steps) for start in starts)
 

@@ -1,11 +1,9 @@
 """A live Keras model as a checkpoint: the same tree of variables that Keras would write, read from memory."""
 
 import json
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from opnorm.checkpoints.keras_versions import of_version, version_of
 from opnorm.checkpoints.records import Checkpoint, Geometry, Weight
 from opnorm.keras.composites import own_maps
 from opnorm.keras.geometry import kernels
+from opnorm.keras.replaced import told
 from opnorm.operators.linear import linear_operator, linear_operators
 
 _PARTS = (  # under which Keras's layers keep others, some of them with an underscore, in the order of its files
@@ -39,13 +38,23 @@ def read_model(model: Any) -> Checkpoint:
         CheckpointError: When the model is not built.
     """
     with border(Path(str(getattr(model, "name", "model")))):
-        require(bool(getattr(model, "built", False)), "the model is not built: call it, or `model.build(input_shape)`")
-        found = keras_checkpoint("model", _group(model, set()), _config(model))
+        require(
+            bool(getattr(model, "built", False)) or _is_empty(model),
+            "the model is not built: call it, or `model.build(input_shape)`",
+        )
+        found = keras_checkpoint("model", _group(model, set(), {}), _config(model))
         if any(_has_own_order(struct) for struct in _structures(model)):
             note = "how its layers are joined is not known: a table of values has another order than its keys"
             found = found._replace(graph=None, notes=(*found.notes, note))
         own = dict(_registered(model, ()))
         return found._replace(weights=tuple(_with_own(weight, own) for weight in found.weights))
+
+
+def _is_empty(model: Any) -> bool:
+    """Return whether a model is a chain of nothing but an input, which Keras never calls built."""
+    import keras
+
+    return isinstance(model, keras.Sequential) and not model.layers and bool(model.get_config().get("layers"))
 
 
 def _structures(model: Any) -> Iterator[Any]:
@@ -71,40 +80,23 @@ def _config(model: Any) -> Layer | None:
     import keras
 
     entry = json.loads(json.dumps(_entry(model), default=str))
-    entry = _with_functions(entry, dict(_foreign_functions(model)))
+    entry = told(entry, _all_layers(model))
     return serialized_layer(of_version(entry, version_of(keras.__version__)))
 
 
-def _foreign_functions(layer: Any) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the activations that are no functions of Keras's or TensorFlow's: by layer and name, their modules.
-
-    Keras writes a function by its bare name wherever it has one of that name itself.
-    """
-    for function in vars(layer).values():
-        if isinstance(function, FunctionType) and not _is_known(function):
-            yield (str(layer.name), function.__name__), function.__module__
-    for _, part in _parts(layer):
-        yield from _foreign_functions(part)
-
-
-def _is_known(function: FunctionType) -> bool:
-    home = sys.modules.get(function.__module__)
-    known = function.__module__.split(".")[0] in ("keras", "tensorflow")
-    return known and getattr(home, function.__name__, None) is function
-
-
-def _with_functions(entry: Any, foreign: Mapping[tuple[str, str], str]) -> Any:
-    """Return a config in which the functions of a layer that are none of Keras's have their modules."""
-    if isinstance(entry, list):
-        return [_with_functions(one, foreign) for one in entry]
-    if not isinstance(entry, dict):
-        return entry
-    keys = {key: (str(entry.get("name")), value) for key, value in entry.items() if isinstance(value, str)}
-    named = {key: foreign[at] for key, at in keys.items() if key.endswith("activation") and at in foreign}
-    functions = {
-        key: {"class_name": "function", "module": module, "config": entry[key]} for key, module in named.items()
-    }
-    return {**{key: _with_functions(value, foreign) for key, value in entry.items()}, **functions}
+def _all_layers(model: Any) -> Iterator[Any]:
+    """Yield a model, the layers in it, also those that are no part of its files, and the operations between them."""
+    found: dict[int, Any] = {}
+    todo = [model]
+    while todo:
+        layer = todo.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            modules = layer.children() if hasattr(layer, "children") else ()  # where PyTorch keeps a layer's layers
+            todo += [part for part in (*vars(layer).values(), *modules) if hasattr(part, "built")]
+            todo += [part for _, part in _parts(layer)] if hasattr(layer, "built") else []
+            todo += getattr(layer, "operations", ())
+    yield from found.values()
 
 
 def _entry(layer: Any) -> Mapping[str, Any]:
@@ -126,9 +118,12 @@ def _entry(layer: Any) -> Mapping[str, Any]:
 
 def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the layers that a layer keeps, with the path of its group in Keras's files."""
+    seen: set[int] = set()
+    if _joins_layers(layer):
+        yield from ((("layers", str(i)), part) for i, part in enumerate(layer.layers))
+        seen.update(map(id, layer.layers))
     found = {name: getattr(layer, name, None) or getattr(layer, f"_{name}", None) for name in _PARTS}
     own = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "optimizer"}
-    seen: set[int] = set()
     for name, part in {**found, **own}.items():
         if hasattr(part, "variables") and hasattr(part, "built") and hasattr(part, "name") and id(part) not in seen:
             seen.add(id(part))
@@ -138,19 +133,33 @@ def _parts(layer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield from (((name, str(i)), part) for i, part in enumerate(parts))
 
 
-def _group(layer: Any, seen: set[int]) -> Group:
-    """Return a layer's group: its own variables under `vars`, and the groups of the layers it keeps."""
+def _joins_layers(layer: Any) -> bool:
+    """Return whether a model joins its `layers` as its config says, whatever else is an attribute of it."""
+    return hasattr(layer, "_functional") or hasattr(type(layer), "operations")
+
+
+def _group(layer: Any, seen: set[int], tensors: dict[int, Tensor]) -> Group:
+    """Return a layer's group: its own variables under `vars`, and the groups of the layers it keeps.
+
+    Args:
+        layer: A layer or model.
+        seen: What has a group already: no attribute has another, the layers of each model that joins them have.
+        tensors: The variables that were met, by their identity.
+    """
     seen.add(id(layer))
     groups: dict[str, Group] = {}
     lists: dict[str, dict[str, Group]] = {}
     taken: set[int] = set()
+    joins = _joins_layers(layer)
     for (name, *rest), part in _parts(layer):
         taken |= {id(variable) for variable in part.variables}
-        if id(part) not in seen:
-            (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen)
+        if id(part) not in seen or (joins and rest):
+            (lists.setdefault(name, {}) if rest else groups)[rest[0] if rest else name] = _group(part, seen, tensors)
     hidden = [variable for variable in layer.variables if id(variable) not in taken]  # of layers it hides, too
     names: set[str] = set()
-    own = {unique(str(variable.name), names): _tensor(variable) for variable in hidden}
+    own = {
+        unique(str(variable.name), names): tensors.setdefault(id(variable), _tensor(variable)) for variable in hidden
+    }
     members = {name: Group("", {}, inner) for name, inner in lists.items()}
     return Group("", {}, {"vars": Group(str(layer.name), own, {}), **groups, **members})
 

@@ -140,7 +140,9 @@ def parse(specification: Any) -> tuple[str, Options]:
         return "linear", {}
     if isinstance(specification, Mapping):
         inner = specification.get("config")
-        if specification.get("class_name") == "function" or not isinstance(inner, Mapping):
+        if specification.get("class_name", "function") == "function":
             return function_of(specification), {}
+        if not isinstance(inner, Mapping):  # a method, or an object of any class, called as a function is
+            return f"{specification['class_name']}>{inner}", {}
         return class_of({"class_name": None, **specification}), inner
     return str(getattr(specification, "__name__", specification)), {}

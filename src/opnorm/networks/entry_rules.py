@@ -9,7 +9,7 @@ from opnorm.bounds.certificates import up
 from opnorm.checkpoints.keras_results import key_of
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
-from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, find, fits, input_shapes, rule
+from opnorm.networks.effects import BoundWeight, Effect, Shape, Unbounded, called_with, find, fits, input_shapes, rule
 
 
 def picked(node: Node) -> Effect:
@@ -95,3 +95,32 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
         raise Unbounded(f"no bound is known for alpha {alpha:g}, beta {beta:g}, bias {bias:g} and {size} channels")
     own, others = bias**-beta, 2 * sqrt(size) * (1 + 1 / beta) ** -(beta + 1)
     return Effect(up(own * (1 + others)), f"divides by what {size} neighbouring channels hold")
+
+
+@rule("keras.ops.Flip", "keras.ops.Roll", "keras.ops.Swapaxes", "keras.ops.Moveaxis")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    if called_with(node):
+        raise Unbounded("it was called with arguments that opnorm does not read")
+    return Effect(1.0, "moves entries")
+
+
+@rule("keras.ops.Repeat", "keras.ops.Tile")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    repeats = node.options["repeats"]
+    counts = repeats if isinstance(repeats, list | tuple) and node.kind == "keras.ops.Tile" else [repeats]
+    if called_with(node) or not all(type(count) is int and count > 0 for count in counts):
+        raise Unbounded("repeats its input as often as something else than numbers says")
+    return Effect(up(sqrt(prod(counts))), f"repeats its input {prod(counts)} times")
+
+
+@rule("keras.ops.Take")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    given, axis, shapes = called_with(node), node.options.get("axis"), input_shapes(node)
+    places = np.asarray(given["args"][0]) if set(given) == {"args"} and len(given["args"]) == 1 else np.zeros(0)
+    size = shapes[0][axis] if shapes and isinstance(axis, int) else None
+    if places.size == 0 or places.dtype.kind != "i" or not isinstance(size, int):
+        raise Unbounded("which places of how many it reads is not known")
+    if places.min() < -size or places.max() >= size:
+        raise Unbounded("it reads places beyond its input's, each backend others")
+    most = _most(places % size)
+    return Effect(up(sqrt(most)), f"picks an entry at most {most} times")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from opnorm.bounds.deadlines import NEVER, Deadline
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.keras_layers import class_of
 from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
@@ -28,7 +29,7 @@ _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _WRAPPERS = ("TimeDistributed", "SpectralNormalization")  # Keras's own: at inference it is the layer inside
 _OPERATIONS = {  # Keras's functions, by the kind whose rule holds for them; activations keep their names
     **{name: name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate")},
-    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims")},
+    **{name: name for name in ("Reshape", "Transpose", "Squeeze", "ExpandDims", "LogSoftmax")},
     "Quotient": "Div", "Mean": "ReduceMean", "Sum": "ReduceSum", "Max": "ReduceMax", "Min": "ReduceMin",
 }  # fmt: skip
 
@@ -43,14 +44,42 @@ def split(graph: Graph, *, gates: bool = True) -> Graph:
     renamed: dict[str, str] = {}
     nodes: dict[str, Node] = {}
     replaced: set[str] = set()  # by a gate that was written out
+    taken = names(graph)
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        parts, within = _read(node._replace(inputs=inputs), nodes if gates else {})
+        parts, within = _apart(node._replace(inputs=inputs), nodes if gates else {}, taken)
         replaced.update(within)
         nodes |= {part.name: part for part in parts}
         renamed[node.name] = parts[-1].name
     outputs = tuple(renamed.get(name, name) for name in graph.outputs)
     return Graph(tuple(_without_unread(nodes, replaced, outputs)), graph.inputs, outputs)
+
+
+def names(graph: Graph) -> set[str]:
+    """Return the names of a network's values: what is made of its nodes must have others."""
+    return {*graph.inputs, *(node.name for node in graph.nodes)}
+
+
+def _apart(node: Node, nodes: Mapping[str, Node], taken: set[str]) -> tuple[list[Node], tuple[str, ...]]:
+    """Return what `_read` does, no new node of which has a name that is taken; their names are added to these.
+
+    The new ones are named after the node: where a name is taken, the node has another one for as long as it is read.
+    """
+    own, tried = node.name, set[str]()
+    while True:
+        parts, within = _read(node, nodes)
+        made = {part.name for part in parts} - {node.name}
+        if not made & taken:
+            taken |= made
+            back = {node.name: own}
+            return [_renamed(part, back) for part in parts], within
+        tried = tried or set(taken)
+        node = node._replace(name=unique(own, tried))
+
+
+def _renamed(node: Node, new: Mapping[str, str]) -> Node:
+    inputs = tuple(new.get(name, name) for name in node.inputs)
+    return node._replace(name=new.get(node.name, node.name), inputs=inputs)
 
 
 def _read(node: Node, nodes: Mapping[str, Node]) -> tuple[list[Node], tuple[str, ...]]:
@@ -145,6 +174,7 @@ def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
     readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     folded: dict[str, Node] = {}
     current: dict[str, str] = {}  # of a node that was joined, the name of what now computes it
+    taken = names(graph)
     for node in graph.nodes:
         only = node.inputs[0] if len(node.inputs) == 1 else ""
         node = node._replace(inputs=tuple(current.get(name, name) for name in node.inputs))
@@ -153,6 +183,7 @@ def fold(graph: Graph, deadline: Deadline = NEVER) -> Graph:
         joined = join(before, node, deadline) if before is not None and alone else None
         if joined is not None and before is not None:
             del folded[before.name]
+            joined = joined._replace(name=unique(joined.name, taken))
         after = joined or node
         folded[after.name] = after
         current[node.name] = after.name

@@ -8,7 +8,18 @@ from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
 from opnorm.networks.activations import activation, is_activation, parse
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, called_with, find, fits, input_shapes, kernels, rule
+from opnorm.networks.effects import (
+    RULES,
+    BoundWeight,
+    Effect,
+    Unbounded,
+    called_with,
+    find,
+    fits,
+    input_shapes,
+    kernels,
+    rule,
+)
 from opnorm.networks.entry_rules import picked
 from opnorm.networks.sizes import at_size
 
@@ -38,6 +49,8 @@ def kernel_of(node: Node) -> Weight:
         Unbounded: When there is none, several, or something else in the node changes it.
     """
     found = [weight for _, weight in kernels(node)]
+    if not found and len(node.inputs) == 1:
+        raise Unbounded("its kernel is not there, or no linear map")
     if len(found) != 1 or len(node.inputs) != 1:
         raise Unbounded(f"{len(node.inputs)} inputs and {len(found)} kernels: not one linear map")
     _require_plain(node)
@@ -137,7 +150,10 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Activation")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    return activation(*parse(node.options.get("activation")))
+    name, options = parse(node.options.get("activation"))
+    if name == "log_softmax":
+        return RULES["LogSoftmax"](node._replace(options={**node.options, "axis": -1}), bounds)
+    return activation(name, options)
 
 
 @rule("Unread")

@@ -16,11 +16,12 @@ from opnorm.bounds.brackets import Bounds
 from opnorm.bounds.certificates import gamma, up
 from opnorm.bounds.deadlines import Deadline
 from opnorm.bounds.threads import one_blas_thread
+from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.records import Geometry, Graph, Node, Weight
 from opnorm.checks import Array
 from opnorm.networks.bound import TIGHTENING, bound_joined
 from opnorm.networks.effects import BoundWeight
-from opnorm.networks.folding import join, places
+from opnorm.networks.folding import join, names, places
 from opnorm.networks.kernel_products import form_of
 from opnorm.networks.linear_rules import MATRICES, bound_weight
 
@@ -30,13 +31,13 @@ Progress = Callable[[int, int], None]
 
 def remembered(bound: BoundWeight = bound_weight) -> BoundWeight:
     """Return a function that bounds weights with a memory: a kernel is met more than once."""
-    known: dict[tuple[str, int], Bounds] = {}
+    known: dict[tuple[str, int], tuple[Weight, Bounds]] = {}  # a weight that is kept shares its identity with no other
 
     def bounds(weight: Weight) -> Bounds:
         key = weight.name, id(weight.geometry.operator)
         if key not in known:
-            known[key] = bound(weight)
-        return known[key]
+            known[key] = weight, bound(weight)
+        return known[key][1]
 
     return bounds
 
@@ -109,11 +110,15 @@ def _difference(graph: Graph, i: int, j: int, classes: int) -> Graph:
     """Return the network whose output is the difference of logits i and j."""
     column = np.zeros((classes, 1))
     column[i], column[j] = 1.0, -1.0
-    name = f"logit {i} - logit {j}"
+    taken = names(graph)
+    name = unique(f"logit {i} - logit {j}", taken)
     geometry = Geometry("Dense", "matrix (in, out)", lambda values: aslinearoperator(values.T))
     kernel = Weight(name, column.shape, "float64", lambda: column, geometry)
     node = Node(name, "Dense", graph.outputs, {}, {"kernel": kernel})
     last = _last(graph)
     joined = None if last is None else join(last, node)
-    nodes = (*graph.nodes, node) if joined is None else (*(n for n in graph.nodes if n is not last), joined)
+    if joined is None:
+        return Graph((*graph.nodes, node), graph.inputs, (name,))
+    joined = joined._replace(name=unique(joined.name, taken))
+    nodes = (*(n for n in graph.nodes if n is not last), joined)
     return Graph(nodes, graph.inputs, (nodes[-1].name,))

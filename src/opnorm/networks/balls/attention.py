@@ -15,6 +15,7 @@ from opnorm.networks.balls.values import Found, Space, Value
 from opnorm.networks.effects import BoundWeight, Effect, find
 
 _PARTS = ("query", "key", "value", "output")
+_ROLES = ("kernel", "bias", "seed_generator_state")  # the last of its dropout, which does nothing at inference
 
 
 @rule("MultiHeadAttention")
@@ -65,7 +66,7 @@ def _effect(norms: list[float], scale: float, constants: list[float]) -> Effect:
 def _projection(node: Node, part: str) -> tuple[Linear, Array | float]:
     names = (f"{part}_dense", "attention_output" if part == "output" else part)  # in files, and of a live layer
     kernel, bias = (find(node.weights, *(f"{name}/{role}" for name in names)) for role in ("kernel", "bias"))
-    if kernel is None or any(role.split("/")[-1] not in ("kernel", "bias") for role in node.weights):
+    if kernel is None or any(role.split("/")[-1] not in _ROLES for role in node.weights):
         raise not_followed(f"no plain kernel of its {part}")
     split = kernel.reshape(-1, kernel.shape[-1]) if part == "output" else kernel.reshape(len(kernel), -1)
     equation = "bthd,hde->bte" if part == "output" else "btc,chd->bthd"
