@@ -126,3 +126,14 @@ def test_a_clip_between_lists_which_may_repeat_its_input_has_no_constant(limits,
 def test_a_clip_between_numbers_has_the_constant_one():
     x = keras.Input((3,))
     assert opnorm.lipschitz_bound(keras.Model(x, ops.clip(x, -9, 9.0))).upper == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [-2.0, 0.0, 2.0])
+def test_a_maximum_from_an_initial_value_on_heeds_it_on_a_ball(value, tmp_path):
+    x = keras.Input((3, 2))
+    model = keras.Model(x, ops.max(x, axis=-1, initial=0.5))
+    point = np.array([[value, value - 1]] * 3, "float32")
+    for given in both(model, tmp_path):
+        assert opnorm.lipschitz_bound(given).upper == pytest.approx(1)
+        bound = opnorm.lipschitz_bound(given, around=point, radius=0.1)
+        assert (bound.lower or 0.0) <= truth(model, point) <= bound.upper * (1 + SINGLE)

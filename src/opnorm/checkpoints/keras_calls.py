@@ -47,6 +47,8 @@ def _told_apart(layer: Layer, node: Any, found: Given) -> Layer:
         return layer._replace(kind=f"{layer.kind} {found.unclear}")
     if layer.kind in _QUOTIENTS and _is_by_number(node):  # a number may also be what is divided
         return layer._replace(kind="keras.ops.Quotient")
+    if layer.kind in ("keras.ops.Max", "keras.ops.Min") and layer.config.get("initial") is not None:
+        return layer._replace(kind=f"{layer.kind} from an initial value on")
     limits = [layer.config.get(name) for name in _LIMITS] if layer.kind == "keras.ops.Clip" else []
     repeats = any(limit is not None and type(limit) not in (int, float) for limit in limits)
     return layer._replace(kind=f"{layer.kind} with limits that may repeat its input") if repeats else layer

@@ -14,6 +14,14 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "the maximum moves no more than the entry that moves most")
 
 
+@rule("keras.ops.Max from an initial value on", "keras.ops.Min from an initial value on")
+def _(node: Node, bounds: BoundWeight) -> Effect:
+    initial = node.options["initial"]
+    if type(initial) not in (int, float):
+        raise Unbounded("its initial value may repeat what it gives")
+    return Effect(1.0, "the maximum moves no more than the entry that moves most")
+
+
 @rule("GlobalAveragePooling1D")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     return Effect(1.0, "mean over an unknown number of entries, at least one", sized=False)
