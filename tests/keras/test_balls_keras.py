@@ -179,3 +179,14 @@ def test_a_mobile_network_has_a_bound_on_a_ball():
     bound = opnorm.lipschitz_bound(model, around=x, radius=1e-3, time_limit=0.01)
     assert bound.unknown == ()
     assert jacobian(model, x) <= bound.upper < np.inf
+
+
+def test_a_point_of_several_inputs_is_a_list_or_a_table_of_their_names():
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    model = keras.Model({"a": a, "b": b}, L.Dense(2)(L.Subtract()([b, a])))
+    ones = np.ones(3)
+    table = opnorm.lipschitz_bound(model, around={"b": ones, "a": 2 * ones}, radius=0.1)
+    kernel = np.asarray(model.layers[-1].get_weights()[0], float)
+    assert table.lower == pytest.approx(np.sqrt(2) * np.linalg.norm(kernel, 2), rel=1e-6)
+    with pytest.raises(ValueError, match="`around` must have the names of the inputs, 'a', 'b'"):
+        opnorm.lipschitz_bound(model, around={"a": ones}, radius=0.1)

@@ -43,9 +43,9 @@ def lipschitz_bound(
             (`.keras`, `.onnx`). A module is traced as its ONNX export, which needs the extra `audit`.
         data: Points to differentiate at, (points, ...), in floating point; only for a model with one input and one
             output. Without them `lower` is None. A PyTorch module needs at least one, to be traced with.
-        around: The centre of a ball: one example, with or without its batch axis of one; a list of them for a network
-            with several inputs. An example for a module whose own first axis has one entry is given with its batch
-            axis. Together with `radius`, without `data`.
+        around: The centre of a ball: one example, with or without its batch axis of one; for a network with several
+            inputs a list of them, or a table by the inputs' names. An example for a module whose own first axis has one
+            entry is given with its batch axis. Together with `radius`, without `data`.
         radius: Of the ball, in the 2-norm of all inputs together; 0 is the point alone.
         time_limit: Seconds for each kernel, after which its bracket is what is known by then; ten times as many for
             each part that is bounded as a whole, and twenty times for all of them. The bound is larger then, and as

@@ -1,5 +1,6 @@
 """The centre of a ball, as the inputs of a network's graph."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ def points_of(graph: Graph, centre: Any) -> list[Array]:
 
     Args:
         graph: The network.
-        centre: One example, its batch axis of one left out or not; for a network with several inputs a list of them.
+        centre: One example, its batch axis of one left out or not; for a network with several inputs a list of them, or
+            a table by the names of the inputs.
 
     Raises:
         ValueError: When they do not fit the network's inputs.
     """
+    if isinstance(centre, Mapping):
+        centre = _by_name(graph, centre)
     several = isinstance(centre, list | tuple) and len(graph.inputs) > 1
     parts = list(centre) if several else [centre]
     if len(parts) != len(graph.inputs):
@@ -29,6 +33,14 @@ def points_of(graph: Graph, centre: Any) -> list[Array]:
         _batched(real_array(part, "around"), input_shape(graph, name))
         for part, name in zip(parts, graph.inputs, strict=True)
     ]
+
+
+def _by_name(graph: Graph, centre: Mapping[str, Any]) -> list[Any]:
+    if set(centre) != set(graph.inputs):
+        named = ", ".join(map(repr, graph.inputs))
+        raise ValueError(f"Argument `around` must have the names of the inputs, {named}. Received: {sorted(centre)}")
+    parts = [centre[name] for name in graph.inputs]
+    return parts if len(parts) > 1 else parts[0]
 
 
 def input_shape(graph: Graph, name: str) -> Shape | None:
