@@ -75,6 +75,21 @@ CASES = {
         [call("InstanceNormalization", "x scale shift", "h", epsilon=0.1)],
         {"scale": RNG.standard_normal(4), "shift": RNG.standard_normal(4)},
     ),
+    "instances of several frames": (
+        [call("Reshape", "x two", "f"), call("InstanceNormalization", "f scale shift", "h", epsilon=0.1)],
+        {"two": np.array([2, 2, 3, 4]), "scale": RNG.standard_normal(2), "shift": RNG.standard_normal(2)},
+    ),
+    "a negative number of shapes": (
+        [
+            call("Shape", "x", "s"),
+            call("Gather", "s last", "n"),
+            call("Sub", "one n", "d"),
+            call("Div", "d two", "q"),
+            call("Cast", "q", "f", to=11),
+            call("Mul", "x f", "h"),
+        ],
+        {"last": np.array(3), "one": np.array(1), "two": np.array(2)},
+    ),
     "unit vectors": (
         [
             call("ReduceL2", "x", "n", axes=[1]),
@@ -231,3 +246,15 @@ def test_the_node_at_which_a_ball_ends_is_named(tmp_path):
     )
     assert bound.upper is None
     assert any(note.startswith("not followed on the ball: c (CumSum): ") for note in bound.notes)
+
+
+def test_windows_with_gaps_that_share_pixels_have_their_norm(tmp_path):
+    """Stride two, and a gap of one between two pixels: each pixel is read twice."""
+    nodes = [call("AveragePool", "x", "y", kernel_shape=[2], dilations=[2], strides=[2])]
+    model = onnx.load(saved(tmp_path / "model.onnx", nodes, {}, (1, 5000)))
+    model.opset_import[0].version = 19
+    onnx.save(model, tmp_path / "model.onnx")
+    bound = lipschitz_bound(tmp_path / "model.onnx", around=np.zeros((1, 5000)), radius=0.1)
+    moved = np.ones(2500)  # every other pixel
+    means = (moved[:-1] + moved[1:]) / 2
+    assert np.linalg.norm(means) / np.linalg.norm(moved) <= bound.upper

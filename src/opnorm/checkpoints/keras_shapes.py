@@ -272,5 +272,6 @@ _BY_KIND: dict[str, Callable[[Layer, Shape], Shape | None]] = {
     "keras.ops.Transpose": _transposed_axes,
     "keras.ops.ExpandDims": _with_axis,
     **dict.fromkeys(("keras.ops.Max", "keras.ops.Min", "keras.ops.Mean", "keras.ops.Sum"), _reduced),
+    **dict.fromkeys((f"keras.ops.{kind} from an initial value on" for kind in ("Max", "Min")), _reduced),
     "keras.ops.Sort": lambda layer, shape: shape,
 }

@@ -34,7 +34,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         def mean(v: Array) -> Array:
             return np.asarray(sum(_shifts(v, windows, first)) / count)
 
-        norm = inf if any(w.stride < w.size for w in windows) else SPARE / sqrt(count)
+        norm = inf if any(w.stride < w.extent for w in windows) else SPARE / sqrt(count)
         return through(Linear(mean, mean, count + 2, min(1.0, norm)), values[0])
 
     return pooled

@@ -90,7 +90,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         channels = value.centre.shape[place]
         count = channels if groups is None or int(groups) == -1 else int(groups)
         first = np.moveaxis(np.arange(value.centre.size).reshape(value.centre.shape), place, 1)
-        order = first.reshape(1, count, -1)
+        order = first.reshape(len(first), count, -1)
 
         def grouped(v: Array) -> Array:
             return np.asarray(v.reshape(len(v), order.size)[:, order.ravel()].reshape(len(v), *order.shape))

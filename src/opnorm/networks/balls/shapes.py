@@ -92,7 +92,11 @@ def _concat(options: Mapping[str, Any], *parts: Array) -> Array:
 def _divide(options: Mapping[str, Any], a: Array, b: Array) -> Array:
     if a.dtype.kind != b.dtype.kind:
         raise not_followed("a quotient of two types")
-    return a // b if a.dtype.kind == "i" and np.all(a >= 0) and np.all(b > 0) else a.astype(float) / b
+    if a.dtype.kind != "i":
+        return a / b
+    if not np.all(b):
+        raise not_followed("a quotient by zero")
+    return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)))  # towards zero
 
 
 def _exact(options: Mapping[str, Any], data: Array, *axes: Array) -> Array:
