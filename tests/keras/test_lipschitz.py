@@ -471,3 +471,24 @@ def test_a_chain_of_no_layers_is_the_identity():
     assert lipschitz_bound(model, around=point, radius=0.1).upper == pytest.approx(1)
     with pytest.raises(ValueError, match="not built"):
         lipschitz_bound(keras.Sequential())
+
+
+WHOLE = {  # of images of bytes: what wraps around, or not
+    "a difference": (lambda x: L.Rescaling(1 / 127)(x - 127), False),
+    "a sum of both": (lambda x: L.Add()([x, x]), False),
+    "moved, then a sum": (lambda x: L.Add()([L.Flatten()(x), L.Flatten()(x)]), False),
+    "a quotient": (lambda x: L.Flatten()(x / 255.0), True),
+    "a float": (lambda x: L.Flatten()(x * 0.5), True),
+    "cast by a layer": (lambda x: L.Rescaling(1 / 255)(x), True),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_computes_with_integers_has_no_constant(name, tmp_path):
+    make, is_known = WHOLE[name]
+    inputs = keras.Input((4,), dtype="uint8")
+    model = keras.Model(inputs, make(inputs))
+    model.save(tmp_path / "model.keras")
+    for bound in (lipschitz_bound(model), lipschitz_bound(tmp_path / "model.keras")):
+        assert (bound.upper is not None) == is_known
+        assert is_known or "integers" in bound.unknown[0].rule

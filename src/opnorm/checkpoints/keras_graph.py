@@ -8,6 +8,7 @@ from opnorm.checkpoints.files import require
 from opnorm.checkpoints.guesses import unique
 from opnorm.checkpoints.keras_arguments import NoGraphError, Reference
 from opnorm.checkpoints.keras_calls import FUNCTIONAL, Call, fitting, model_calls, model_ends, references
+from opnorm.checkpoints.keras_integers import is_whole, without_wrapping
 from opnorm.checkpoints.keras_layers import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, Layer, sublayers
 from opnorm.checkpoints.keras_results import picked_shape, result_node
 from opnorm.checkpoints.keras_shapes import Shape, input_shape, output_shape
@@ -34,8 +35,9 @@ def keras_graph(model: Layer, weights: Weights) -> Graph | None:
         CheckpointError: When the layers are joined in a circle.
     """
     try:
-        nodes, inputs, outputs = _Builder(weights, _paths(model, ())).model(model, (), None)
-        ordered = _ordered(nodes)
+        builder = _Builder(weights, _paths(model, ()))
+        nodes, inputs, outputs = builder.model(model, (), None)
+        ordered = without_wrapping(_ordered(nodes), builder.whole)
     except NoGraphError:
         return None
     except CycleError as error:
@@ -74,6 +76,7 @@ class _Builder:
         self.taken = set(names)
         self.free = set(self.taken)  # of no node yet
         self.shapes: dict[str, Shape | None] = {}  # of values, by the name of the node or input
+        self.whole: set[str] = set()  # inputs that are integers
 
     def model(self, model: Layer, path: tuple[str, ...], given: Sequence[str] | None, call: str = "") -> Part:
         """Return a model's nodes; `given` names what it is called with, None for the outermost."""
@@ -88,7 +91,9 @@ class _Builder:
         fed = input_shape(layers[0]) if layers else None
         if layers and layers[0].kind == "InputLayer":
             first, *layers = layers
-            given = self.fed(self.named("/".join((*path, first.name))), fed) if given is None else given
+            if given is None:
+                given = self.fed(self.named("/".join((*path, first.name))), fed)
+                self.whole.update(given if is_whole(first) else ())
         inputs = list(given) if given is not None else self.fed(unique("input", self.taken), fed)
         nodes: list[Node] = []
         results: Results = dict(enumerate(inputs))
@@ -103,7 +108,10 @@ class _Builder:
         entries = references(model.config["input_layers"])
         names = [self.named("/".join((*path, name))) for name, *_ in entries] if given is None else list(given)
         if given is None:
-            fed = {layer.name: input_shape(layer) for layer in sublayers({"layers": model.config.get("layers")})}
+            layers = list(sublayers({"layers": model.config.get("layers")}))
+            fed = {layer.name: input_shape(layer) for layer in layers}
+            integers = {layer.name for layer in layers if layer.kind == "InputLayer" and is_whole(layer)}
+            self.whole.update(name for name, (entry, *_) in zip(names, entries, strict=True) if entry in integers)
             self.shapes.update(zip(names, (fed.get(name) for name, *_ in entries), strict=True))
         if len(names) != len(entries):
             raise NoGraphError
