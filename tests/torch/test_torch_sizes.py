@@ -20,6 +20,13 @@ REFUSED = {
     "batch from behind": lambda x: x.size(-2) == 1,
     "batch elsewhere": lambda x: x.t().shape[1] == 1,
 }
+TAKEN = {  # numbers that are taken out of tensors, which PyTorch's tracer lets pass
+    "list": lambda x: x * max(x[0].tolist()),
+    "array": lambda x: x.clamp(max=float(np.percentile(x.detach().numpy(), 90))),
+    "data": lambda x: x * x.data,
+    "text": lambda x: x * float(f"{x[0, 0]:.3f}"),
+    "equal": lambda x: 5 * x if torch.equal(x, x.round()) else x,
+}
 POINTS = np.random.default_rng(0).standard_normal((2, 6)).astype("float32")
 
 
@@ -45,6 +52,21 @@ def test_a_module_may_ask_for_nothing_else(name):
     with pytest.raises(ValueError, match=r"Converting a tensor|the size of the batch decides"):
         lipschitz_bound(Asking(REFUSED[name]), POINTS)
     assert "__bool__" not in torch.Tensor.__dict__
+
+
+class Taking(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_numbers_that_a_module_takes_out_of_tensors_are_no_constants(name):
+    with pytest.raises(ValueError, match=r"Converting a tensor|its trace is another one for other numbers"):
+        lipschitz_bound(Taking(TAKEN[name]), POINTS)
 
 
 class Sorted(nn.Module):

@@ -133,7 +133,11 @@ def _of_torch(module: Any, data: Any, time_limit: float | None, apply: Apply) ->
     points = graphs.points_of(module, data)
     with graphs.traced(module, points) as checkpoint:
         bound = _from_above(checkpoint, type(module).__name__, time_limit, apply)
-    return bound._replace(lower=graphs.largest_jacobian(module, points))
+    try:
+        return bound._replace(lower=graphs.largest_jacobian(module, points))
+    except RuntimeError as error:  # of a module that changes its buffers, say, or leaves PyTorch on its way
+        said = str(error).strip().partition("\n")[0]
+        return bound._replace(notes=(*bound.notes, f"no lower end: PyTorch does not differentiate the module: {said}"))
 
 
 def _from_above(checkpoint: Checkpoint, name: str, time_limit: float | None, apply: Apply) -> NetworkBound:

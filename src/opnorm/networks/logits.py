@@ -76,6 +76,8 @@ def _fitting(graph: Graph, points: Array) -> Array:
     shape = input_shape(graph, graph.inputs[0])
     if points.ndim < 2 or (shape is not None and not fits_input((1, *points.shape[1:]), shape)):
         told = "" if shape is None else f" of shape {shown(shape[1:])}"
+        if shape is not None and isinstance(shape[0], int) and shape[0] != 1:
+            told = f" of a network that takes one at a time or any number, where this one takes {shape[0]} at once"
         raise ValueError(f"Argument `x` must hold examples, batch first{told}. Received: shape={points.shape}")
     return points
 

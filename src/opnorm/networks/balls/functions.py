@@ -31,6 +31,7 @@ class Known(NamedTuple):
 
 _ULPS = 64 * UNIT  # of an elementary function: 32 ulps
 _NARROW = 2.0**-8  # of a slope: intervals that are narrower are no open neurons, and count with what is left out
+_FAR = 1e-25  # where the normal distribution is less, at -10 and below, its digits are not all right
 _FAINT = 1e-9  # of the longest row: what moves less is no open neuron either
 _WIDER = 2.0**-40  # by which slopes are rounded outwards: a dozen elementary operations on numbers near one
 
@@ -166,7 +167,7 @@ _KNOWN: dict[str, Callable[[Mapping[str, Any]], Known]] = {
     "elu": lambda options: _elu(float(options.get("alpha", 1.0))),
     "gelu": lambda options: smooth(
         lambda v: v * ndtr(v), _gelu_slope, (sqrt(2), 1.128994), (-sqrt(2), -0.128994), rising=False
-    ),
+    )._replace(inexact=_FAR),
     "selu": lambda _: _elu_times(1.05070098735548, 1.67326324235437),
     "softsign": lambda _: smooth(lambda v: v / (1 + np.abs(v)), lambda v: 1 / (1 + np.abs(v)) ** 2, (0.0, 1.0)),
     "log_sigmoid": lambda _: smooth(lambda v: -np.logaddexp(0.0, -v), lambda v: expit(-v)),

@@ -19,6 +19,8 @@ from opnorm.networks.balls.whole import best_norm
 
 _SHELLS = 12
 _STEP = 0.2  # of what would be left if slopes stayed as they are
+_SMALLER = 8  # tries of a shell, each a quarter of the one before
+_ENOUGH = 0.5  # of a shell
 _TIGHTENED = 1  # pairs of a shell whose multipliers are sought
 _WORTH = 1.02  # of what is known or least: below that nothing is sought
 _SECONDS = 0.1  # for the multipliers of a pair
@@ -77,14 +79,20 @@ def _radius(
         if not 0 < ahead < np.inf or deadline.passed:
             break
         target = reached + ahead * (_STEP if shell < _SHELLS - 1 else 1.0)
-        met = network.meet([point], target, met)
-        slopes = np.minimum(_slopes(network, met, chosen), everywhere)
-        if shell >= _SHELLS // 2:
-            worth = np.where(slopes > _WORTH * flat, left, np.inf)
-            slopes = _tightened(network, met, chosen, slopes, worth, min(deadline, Deadline.after(_SECONDS)))
-        lasts = _least(left, slopes)
-        if lasts <= target - reached:
-            return (reached + lasts) * (1 - 16 * UNIT)
+        inner, best = met, 0.0
+        for _ in range(_SMALLER):  # a shell on which the slopes explode may be good for less
+            met = network.meet([point], target, inner)
+            slopes = np.minimum(_slopes(network, met, chosen), everywhere)
+            if shell >= _SHELLS // 2:
+                worth = np.where(slopes > _WORTH * flat, left, np.inf)
+                slopes = _tightened(network, met, chosen, slopes, worth, min(deadline, Deadline.after(_SECONDS)))
+            lasts = min(_least(left, slopes), target - reached)
+            best = max(best, lasts)
+            if lasts >= _ENOUGH * (target - reached) or deadline.passed:
+                break
+            target = reached + (target - reached) / 4
+        if lasts < target - reached:
+            return (reached + best) * (1 - 16 * UNIT)
         left = np.maximum((left - slopes * (target - reached) * SPARE) / SPARE, 0.0)
         reached = target
     return reached * (1 - 16 * UNIT)

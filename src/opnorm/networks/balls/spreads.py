@@ -81,6 +81,8 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         pairs = [given.get(axis, (0, 0)) for axis in range(rank)]
         if pairs[0] != (0, 0):
             raise not_followed("it pads the examples of a batch")
+        if any(n < max(-a, 0) + max(-b, 0) for n, (a, b) in zip(values[0].centre.shape, pairs, strict=True)):
+            raise not_followed("it drops more entries than there are")
         grown = [(max(a, 0), max(b, 0)) for a, b in pairs]
 
         def around(v: Array, **options: Any) -> Array:
@@ -145,7 +147,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         sizes = per_axis(node.options["size"], int(node.kind[-2]))
         first = node.options.get("data_format") == "channels_first"
         factors = [1, *([1] if first else []), *sizes, *([] if first else [1])]
-    if not factors or factors[0] != 1 or (node.kind == "Resize" and "3" in node.weights):
+    if not factors or factors[0] != 1 or "3" in node.weights or "axes" in node.options:
         raise not_followed("how often it repeats its input is not told")
 
     def larger(v: Array) -> Array:
