@@ -1,5 +1,6 @@
 """A module as an ONNX file, as PyTorch's exporters write it."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -88,11 +89,16 @@ def _write_program(module: nn.Module, example: Tensor, path: Path, fixed: bool) 
     """Write a module as its program by `torch.export`, as it is; return whether there is one."""
     shapes = {} if fixed else {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)}
     warnings.simplefilter("ignore")
+    logs = logging.getLogger("torch.onnx")  # of packages that it would know
+    level = logs.level
+    logs.setLevel(logging.ERROR)
     try:
         options = {"optimize": False, "verbose": False, "external_data": False, **shapes}  # no folding in float32
         torch.onnx.export(module, (example,), str(path), dynamo=True, **options)
     except Exception:  # whatever that exporter meets: what the first one said is told
         return False
+    finally:
+        logs.setLevel(level)
     return True
 
 
