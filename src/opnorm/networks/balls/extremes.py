@@ -3,7 +3,8 @@
 import numpy as np
 
 from opnorm.checkpoints.records import Node
-from opnorm.networks.balls.functions import entrywise, known_function
+from opnorm.networks.balls.functions import entrywise
+from opnorm.networks.balls.known_functions import known_function
 from opnorm.networks.balls.linear import scaled_found, summed
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value

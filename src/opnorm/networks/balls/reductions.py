@@ -7,7 +7,8 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
-from opnorm.networks.balls.functions import entrywise, known_function, root, squared
+from opnorm.networks.balls.functions import entrywise, root, squared
+from opnorm.networks.balls.known_functions import known_function
 from opnorm.networks.balls.linear import Linear, scaling, through
 from opnorm.networks.balls.moves import require_apart
 from opnorm.networks.balls.pooling import largest

@@ -4,7 +4,8 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
-from opnorm.networks.balls.functions import Known, entrywise
+from opnorm.networks.balls.functions import entrywise
+from opnorm.networks.balls.known_functions import Known
 from opnorm.networks.balls.linear import moving, scaling, through
 from opnorm.networks.balls.norms import normalize
 from opnorm.networks.balls.rules import Rule, not_followed, rule
