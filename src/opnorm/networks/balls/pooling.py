@@ -17,6 +17,7 @@ from opnorm.networks.effects import BoundWeight
 from opnorm.networks.pooling import Window
 from opnorm.networks.shape_rules import windows_of
 
+_NUMBERS = 2**27  # of the tangents of all entries that are compared: 1 GiB
 _MUCH = 4.0  # times what is not known of a value anyway
 _KEPT = ("centre", "error", "rest", "size", "rows", "reach", "moved")
 
@@ -58,6 +59,8 @@ def largest(value: Value, space: Space, shifts: Shifts, constant: float) -> Foun
     Where it is open which one that is, and not much else, as on a background of one color, it is worked out pair by
     pair: which of two is larger is an open neuron.
     """
+    if sum(part.size for part in shifts(value.centre[None])) * len(value.tangents) > _NUMBERS:
+        raise not_followed("the Jacobians of all that may be a maximum do not fit")
     found, beyond = _all_that_may(value, space, shifts, constant)
     if not len(value.tangents) or beyond <= _MUCH * value.whole:
         return found
