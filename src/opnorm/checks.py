@@ -64,6 +64,11 @@ def real_array(value: Any, name: str, *, copy: bool = True, exact: bool = True) 
     return result
 
 
+def is_torch_module(value: Any) -> bool:
+    """Return whether a value is a module of PyTorch that is no Keras model, which on PyTorch is one too."""
+    return hasattr(value, "named_modules") and not hasattr(value, "built")
+
+
 def numbers(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as NumPy reads it.
 

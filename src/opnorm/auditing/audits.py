@@ -20,7 +20,7 @@ from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node, Weight
 from opnorm.checkpoints.remote import shown
 from opnorm.checkpoints.tables import read_table
-from opnorm.checks import abridged, require
+from opnorm.checks import abridged, is_torch_module, require
 from opnorm.networks.effects import Unbounded
 
 
@@ -139,7 +139,7 @@ def opened(model_or_path: Any, argument: str = "model_or_path") -> tuple[str, Ch
         return shown(path), open_checkpoint(path)
     if isinstance(model_or_path, Mapping):
         return "state_dict", read_table(model_or_path)
-    if hasattr(model_or_path, "named_modules") and not hasattr(model_or_path, "built"):
+    if is_torch_module(model_or_path):
         # By name: only a module that exists has imported PyTorch.
         return type(model_or_path).__name__, import_module("opnorm.torch.live").read_module(model_or_path)
     if not hasattr(model_or_path, "built"):

@@ -21,7 +21,11 @@ _QUOTIENTS = ("Divide", "TrueDivide", "Quotient")  # of integers are floating-po
 
 def is_whole(layer: Layer) -> bool:
     """Return whether an input's numbers are integers."""
-    dtype = layer.config.get("dtype")
+    return is_integer_type(layer.config.get("dtype"))
+
+
+def is_integer_type(dtype: Any) -> bool:
+    """Return whether that is the name of a type of integers."""
     return isinstance(dtype, str) and re.fullmatch(r"bool|u?int\d+", dtype) is not None
 
 

@@ -23,15 +23,7 @@ from opnorm.networks.runs import find_runs
 from opnorm.networks.shape_rules import MEETINGS
 from opnorm.tables import aligned, frame, html_lines, html_table, number, printable
 
-_EITHER_WAY = (
-    *MEETINGS,
-    "Mul",
-    "Multiply",
-    "Div",
-    "MatMul",
-    "Gemm",
-    "Where",
-)  # whose first input may be the constant one
+_EITHER_WAY = (*MEETINGS, "Mul", "Multiply", "Div", "MatMul", "Gemm", "Where")  # their first input may be the constant
 _NAMED = 4  # steps without a constant that a prompt names
 _CHAIN = "chain"  # the kind of a step for a run that was bounded as a whole
 _COLUMNS = ("name", "kind", "constant", "share", "rule")
@@ -193,11 +185,8 @@ def _sizes(effects: Iterable[Effect | Unbounded]) -> tuple[str, ...]:
     if True in sized:
         named = "the upper end holds for inputs of the size that the model names or was traced with"
         return (f"{named}: at others it may be larger",)
-    return (
-        ("the upper end holds for inputs of every size that its kernels and windows fit into",)
-        if False in sized
-        else ()
-    )
+    every = "the upper end holds for inputs of every size that its kernels and windows fit into"
+    return (every,) if False in sized else ()
 
 
 def _readers(graph: Graph) -> Readers:

@@ -74,15 +74,15 @@ def _certified(
     subject: Subject, labels: Any, seconds: float | None, deadline: Deadline, progress: Progress | None
 ) -> Certificate:
     whole, points = split(subject.graph), subject.points
-    graph, written = without_softmax(whole), without_softmax(split(subject.graph, gates=False))
+    graph = without_softmax(whole)
     bounds = remembered()
     joined = fold(graph)
     bound = bound_joined(joined, bounds)
-    network = Network(written, bounds, _INPUTS, _OPEN)
+    network = Network(without_softmax(split(subject.graph, gates=False)), bounds, _INPUTS, _OPEN)
     if bound.upper is None and (why := _unfollowed(network, points, seconds)):
         must = "must have a finite Lipschitz constant, for all inputs or on balls"
         raise ValueError(f"Argument `model` {must}. Received: {bound!r}; on a ball: {why}")
-    logits, notes = logits_of(subject, graph, written, bounds, graph is not whole)
+    logits, notes = logits_of(subject, graph, network, graph is not whole)
     predictions = _predictions(logits.values)
     classes = logits.values.shape[1]
     right = _right(predictions, labels, classes)

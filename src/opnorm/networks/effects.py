@@ -122,6 +122,11 @@ def per_axis(value: Any, rank: int) -> tuple[int, ...]:
     return found
 
 
+def text_of(value: Any) -> str:
+    """Return a setting that is a text, which ONNX has as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def is_for_each(node: Node) -> bool:
     """Return whether a layer is applied to every position of its input: it knows one axis less, the second."""
     return bool(node.options.get("for_each"))

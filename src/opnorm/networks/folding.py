@@ -4,7 +4,6 @@
 depthwise convolution the pointwise one after it.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from math import prod
@@ -14,6 +13,7 @@ import numpy as np
 
 from opnorm.bounds.deadlines import NEVER, Deadline
 from opnorm.checkpoints.guesses import unique
+from opnorm.checkpoints.keras_integers import is_integer_type
 from opnorm.checkpoints.keras_layers import class_of
 from opnorm.checkpoints.records import Graph, Node, of_file
 from opnorm.networks.activations import is_activation, parse
@@ -103,7 +103,7 @@ def _is_whole(node: Node) -> bool:
         return False
     policy = node.options.get("dtype")
     name = (policy.get("config") or {}).get("name") if isinstance(policy, Mapping) else policy
-    return isinstance(name, str) and re.fullmatch(r"bool|u?int\d+", name) is not None
+    return is_integer_type(name)
 
 
 def _without_unread(nodes: Mapping[str, Node], replaced: Set[str], outputs: Sequence[str]) -> list[Node]:

@@ -10,7 +10,7 @@ from typing import Any
 from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Node
-from opnorm.checks import check_time_limit, require, to_not_negative
+from opnorm.checks import check_time_limit, is_torch_module, require, to_not_negative
 from opnorm.networks.balls.bound import ball_bound
 from opnorm.networks.balls.points import points_of
 from opnorm.networks.bound import TIGHTENING, Apply, NetworkBound, Step, network_bound
@@ -68,7 +68,7 @@ def lipschitz_bound(
     check_time_limit(time_limit)
     if around is not None or radius is not None:
         return _on_ball(model, data, around, radius, time_limit, _telling(progress))
-    if hasattr(model, "named_modules") and not hasattr(model, "built"):
+    if is_torch_module(model):
         return _of_torch(model, data, time_limit, _telling(progress))
     is_path = isinstance(model, str | PathLike)
     if is_path and data is not None:
@@ -110,7 +110,7 @@ def _on_ball(
         raise ValueError(f"Arguments `around` and `radius` must be given together. Received: {given}")
     require(data is None, "data", "must not be given with `around`: the lower end is that of the ball's centre", data)
     size = to_not_negative("radius", radius)
-    if hasattr(model, "named_modules") and not hasattr(model, "built"):
+    if is_torch_module(model):
         graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
         with graphs.traced(model, graphs.point_of(model, centre), "around", fixed=True) as checkpoint:
             return _ball(checkpoint, centre, size, time_limit, apply)

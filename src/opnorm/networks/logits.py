@@ -11,11 +11,11 @@ import numpy as np
 from opnorm.bounds.deadlines import Deadline
 from opnorm.checkpoints.opening import open_checkpoint
 from opnorm.checkpoints.records import Checkpoint, Graph, Node
-from opnorm.checks import Array, real_array, require
+from opnorm.checks import Array, is_torch_module, real_array, require
 from opnorm.networks.activations import parse
 from opnorm.networks.balls.points import fits_input, input_shape, shown
 from opnorm.networks.balls.walk import Network
-from opnorm.networks.effects import BoundWeight, Unbounded
+from opnorm.networks.effects import Unbounded
 from opnorm.networks.forward import NotEvaluatedError, Value, evaluate
 
 _BATCH = 256  # examples at a time
@@ -41,7 +41,7 @@ def subject_of(model: Any, x: Any) -> Iterator[Subject]:
     Raises:
         ValueError: When there is no graph of it, it has several inputs or outputs, or x does not fit.
     """
-    if hasattr(model, "named_modules") and not hasattr(model, "built"):
+    if is_torch_module(model):
         graphs = import_module("opnorm.torch.graphs")  # imports PyTorch
         with graphs.traced(model, graphs.points_of(model, x, "x"), "x", fixed=True) as checkpoint:
             graph = _required(checkpoint, model)
@@ -95,16 +95,13 @@ def _is_softmax(node: Node) -> bool:
     return name in _SOFTMAX and node.options.get("axis", -1) in (-1, 1) and not node.options.get("arguments")
 
 
-def logits_of(
-    subject: Subject, graph: Graph, network: Graph, bounds: BoundWeight, is_shortened: bool
-) -> tuple[Value, tuple[str, ...]]:
+def logits_of(subject: Subject, graph: Graph, network: Network, is_shortened: bool) -> tuple[Value, tuple[str, ...]]:
     """Return the logits and what they may be off by, and the assumptions that this takes.
 
     Args:
         subject: The network and its examples.
         graph: The network, split, a softmax taken off.
-        network: The same with gated activations as they are written out.
-        bounds: As in `network_bound`.
+        network: The same, made ready for balls.
         is_shortened: Whether a softmax was taken off.
 
     Raises:
@@ -119,7 +116,7 @@ def logits_of(
         missing = str(node)
     try:
         deadline = Deadline.after(None if subject.computed is None else _SECONDS)
-        return _one_by_one(Network(network, bounds, 0, 0), subject.points, deadline), ()
+        return _one_by_one(network.without_tangents(), subject.points, deadline), ()
     except Unbounded as reason:
         if subject.computed is None:
             must = "must be a network that opnorm evaluates"

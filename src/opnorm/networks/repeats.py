@@ -57,9 +57,9 @@ def _fitting(shapes: Sequence[Shape]) -> Shape | None:
 
 
 def _repeat(node: Node, place: int, shape: Shape, whole: Shape) -> Node | None:
-    count = prod(n for n, own in zip(whole, shape, strict=True) if n != own and isinstance(n, int))
     if shape == whole:
         return None
+    count = prod(n for n, own in zip(whole, shape, strict=True) if n != own and isinstance(n, int))
     options = {"input_shapes": [shape], "shape": whole, "count": count}
     return Node(f"{node.name}/repeated {place}", "Repeat", (node.inputs[place],), options, {})
 

@@ -9,7 +9,18 @@ import numpy as np
 from opnorm.bounds.certificates import up
 from opnorm.checkpoints.onnx_steering import STEADY
 from opnorm.checkpoints.records import Node
-from opnorm.networks.effects import BoundWeight, Effect, Unbounded, constants, find, fits, input_shapes, per_axis, rule
+from opnorm.networks.effects import (
+    BoundWeight,
+    Effect,
+    Unbounded,
+    constants,
+    find,
+    fits,
+    input_shapes,
+    per_axis,
+    rule,
+    text_of,
+)
 from opnorm.networks.pooling import Window, average_pooling, linear_upsampling, max_pooling, nearest_upsampling
 from opnorm.networks.sizes import image_size
 
@@ -151,7 +162,7 @@ def _onnx_windows(options: Any) -> list[Window]:
     strides = per_axis(options.get("strides") or 1, rank)
     dilations = per_axis(options.get("dilations") or 1, rank)
     pads = [index(p) for p in options.get("pads") or [0] * (2 * rank)]
-    automatic = _text(options.get("auto_pad", "NOTSET"))
+    automatic = text_of(options.get("auto_pad", "NOTSET"))
     if automatic == "SAME_LOWER":  # the mirror image of "same": the same norms
         automatic = "SAME_UPPER"
     _require(automatic, ("NOTSET", "SAME_UPPER", "VALID"))
@@ -175,10 +186,6 @@ def _require(value: Any, known: tuple[str, ...]) -> None:
         raise Unbounded(f"{value!r} is none of {', '.join(known)}")
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 @rule("UpSampling1D", "UpSampling2D", "UpSampling3D")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     factors = per_axis(node.options["size"], int(node.kind[-2]))
@@ -193,12 +200,12 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 @rule("Resize", "Upsample")
 def _(node: Node, bounds: BoundWeight) -> Effect:
     scales = find(node.weights, "2" if node.kind == "Resize" else "1", "scales")
-    place = _text(node.options.get("coordinate_transformation_mode", "half_pixel"))
-    rounding = _text(node.options.get("nearest_mode", "round_prefer_floor"))
+    place = text_of(node.options.get("coordinate_transformation_mode", "half_pixel"))
+    rounding = text_of(node.options.get("nearest_mode", "round_prefer_floor"))
     even = (place, rounding) == ("asymmetric", "floor") or (
         place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round_prefer")
     )
-    nearest = _text(node.options.get("mode", "nearest")) == "nearest"
+    nearest = text_of(node.options.get("mode", "nearest")) == "nearest"
     if scales is None or not nearest or not even or np.any(scales != np.round(scales)) or np.any(scales < 1):
         raise Unbounded("only repeating each pixel a whole number of times is bounded")
     return Effect(nearest_upsampling(tuple(int(s) for s in scales)), "repeats each pixel")
@@ -206,7 +213,7 @@ def _(node: Node, bounds: BoundWeight) -> Effect:
 
 @rule("Pad")
 def _(node: Node, bounds: BoundWeight) -> Effect:
-    mode = _text(node.options.get("mode", "constant"))
+    mode = text_of(node.options.get("mode", "constant"))
     if mode == "constant":
         return Effect(1.0, "adds constants around its input, or drops entries")
     pads = find(node.weights, "1", "pads")

@@ -1,7 +1,5 @@
 """The sizes of images inside a network, where the model fixes them, and its convolutions at that size."""
 
-from typing import Any
-
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
@@ -10,6 +8,7 @@ from opnorm.bounds.memory import Memory
 from opnorm.bounds.products import written_out
 from opnorm.checkpoints.records import Node, Weight
 from opnorm.checks import Array, real_array
+from opnorm.networks.effects import text_of
 from opnorm.operators.convolution import Convolution, alike
 
 _FIRST = ("Conv", "AveragePool", "MaxPool", "GlobalAveragePool")  # ONNX's: channels stand before the pixels
@@ -77,7 +76,7 @@ def matrix_of(node: Node, sized: Convolution) -> Array:
 def placed(node: Node, weight: Weight) -> Convolution | None:
     """Return the convolution on images of the model's size, None where size or padding are not known."""
     sizes = image_size(node)
-    if sizes is None or _text(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
+    if sizes is None or text_of(node.options.get("auto_pad")) == "SAME_LOWER" or weight.geometry.operator is None:
         return None
     return _sized(weight.geometry.operator(real_array(weight.read(), weight.name)), sizes)
 
@@ -93,7 +92,3 @@ def _is_worth(operator: Convolution) -> bool:
     near = any(size <= _SHORT * extent for size, extent in spans)
     side = _WIDE if min(operator.blocks.shape[-2:]) >= _CHANNELS else _SIDE
     return near and min(operator.shape) <= side and is_written_out(operator, Memory())
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

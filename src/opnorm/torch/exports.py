@@ -23,6 +23,7 @@ class AnotherTraceError(ValueError):
 
 def exported(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None:
     """Write a module as an ONNX file: by its trace, or where PyTorch has none of it by its program."""
+    # The exporters print graphs that they cannot translate.
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), _slow_attention():
         try:
             _trace(module, example, path, fixed)
@@ -56,7 +57,6 @@ def _slow_attention() -> Iterator[None]:
 
 
 def _trace(module: nn.Module, example: Tensor, path: Path, fixed: bool) -> None:
-    # The exporter prints graphs that it cannot translate.
     warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's newer exporter needs packages of its own
     warnings.simplefilter("error", torch.jit.TracerWarning)
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch(\.|$)")  # its checks of shapes

@@ -64,8 +64,9 @@ def ball_bound(
     finite = [(upper, method) for upper, method in ends if upper is not None]
     least, method = min(finite, default=(None, "none"))
     note = f"both ends are of the ball of radius {radius:g} around the given point"
-    ended = f"not followed on the ball: {network.ended(met)}" if on_ball is None and network.ended(met) else ""
-    notes = (note, *([ended] if ended else []), *(n for n in local.notes if "size" not in n and finite))
+    ended = network.ended(met) if on_ball is None else ""
+    why = (f"not followed on the ball: {ended}",) if ended else ()
+    notes = (note, *why, *(n for n in local.notes if "size" not in n and finite))
     return NetworkBound(_lower(network, centre), least, method, local.steps, notes)
 
 

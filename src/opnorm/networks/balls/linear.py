@@ -72,6 +72,11 @@ def moving(move: Map, norm: float = 1.0) -> Linear:
     return Linear(move, move, 0, norm)
 
 
+def moved_by(move: Map, norm: float = 1.0) -> Rule:
+    """Return the rule of a node that moves entries about."""
+    return lambda values, space: through(moving(move, norm), values[0])
+
+
 def _bias(node: Node, inputs: tuple[str, ...] = ("bias",)) -> Array | float:
     found = find(node.weights, *inputs)
     if set(node.weights) - {"kernel", *inputs}:

@@ -7,7 +7,7 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
-from opnorm.networks.balls.linear import Map, moving, through
+from opnorm.networks.balls.linear import moved_by, moving, through
 from opnorm.networks.balls.rules import Rule, is_keras, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
 from opnorm.networks.effects import RULES, BoundWeight, Effect, find, integers
@@ -17,14 +17,10 @@ from opnorm.networks.shape_rules import SAME
 _TO_THE_END = 2**31 - 1  # as exporters write it, in 32 bits or more
 
 
-def _moved(move: Map) -> Rule:
-    return lambda values, space: through(moving(move), values[0])
-
-
 @rule(*SAME, "Cast")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     RULES[node.kind](node, bounds)  # raises in training mode, and where numbers are rounded to integers
-    return _moved(lambda v: v)
+    return moved_by(lambda v: v)
 
 
 def _shaped(target: Callable[[tuple[int, ...]], Sequence[int]]) -> Rule:
@@ -133,7 +129,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     if "cuts" in node.options:  # of a Keras tensor
         if node.options["cuts"][:1] != (slice(None),):
             raise not_followed("it picks among the examples of a batch")
-        return _moved(lambda v: v[(slice(None), *node.options["cuts"])])
+        return moved_by(lambda v: v[(slice(None), *node.options["cuts"])])
     return lambda values, space: sliced(node, values[0], [])
 
 

@@ -1,12 +1,15 @@
 """Factors and slopes of each channel on a ball, and normalization over groups of channels or over pixels."""
 
+from math import prod
+
 import numpy as np
+from numpy.typing import NDArray
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array, real_array
 from opnorm.networks.balls.functions import entrywise
 from opnorm.networks.balls.known_functions import Known
-from opnorm.networks.balls.linear import moving, scaling, through
+from opnorm.networks.balls.linear import Map, moving, scaling, through
 from opnorm.networks.balls.norms import normalize
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
@@ -87,29 +90,28 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
 
     def normalized(values: list[Value], space: Space) -> Found:
         (value,) = values
-        place = axis % value.centre.ndim if live else 1
-        channels = value.centre.shape[place]
-        count = channels if groups is None or int(groups) == -1 else int(groups)
-        first = np.moveaxis(np.arange(value.centre.size).reshape(value.centre.shape), place, 1)
-        order = first.reshape(len(first), count, -1)
-
-        def grouped(v: Array) -> Array:
-            return np.asarray(v.reshape(len(v), order.size)[:, order.ravel()].reshape(len(v), *order.shape))
-
-        back = np.argsort(order.ravel())
-
-        def ungrouped(v: Array) -> Array:
-            return np.asarray(v.reshape(len(v), order.size)[:, back].reshape(len(v), *value.centre.shape))
-
-        within = space.value("", through(moving(grouped), value))
-        found = normalize(within, space, (2,), epsilon, centred=True)
-        result = space.value("", found)
-        whole = space.value("", through(moving(ungrouped), result))
-        along = [channels if i == place else 1 for i in range(value.centre.ndim)]
+        shape, place = value.centre.shape, axis % value.centre.ndim if live else 1
+        channels = shape[place]
+        order = _groups(shape, place, channels if groups is None or int(groups) == -1 else int(groups))
+        grouped, ungrouped = _rearranged(order, order.shape), _rearranged(np.argsort(order.ravel()), shape)
+        found = normalize(space.value("", through(moving(grouped), value)), space, (2,), epsilon, centred=True)
+        whole = space.value("", through(moving(ungrouped), space.value("", found)))
+        along = [channels if i == place else 1 for i in range(len(shape))]
         factors = np.ones(along) if scale is None else scale.reshape(along)
         added = 0.0 if shift is None else shift.reshape(along)
-        steep = float(np.abs(factors).max()) * (found.effect.constant if found.effect else 0.0) * SPARE
-        text = found.effect.rule if found.effect else ""
-        return through(scaling(factors), whole, added)._replace(effect=Effect(steep, text))
+        own = found.effect or Effect(0.0, "")
+        steep = float(np.abs(factors).max()) * own.constant * SPARE
+        return through(scaling(factors), whole, added)._replace(effect=Effect(steep, own.rule))
 
     return normalized
+
+
+def _groups(shape: tuple[int, ...], place: int, count: int) -> NDArray[np.int64]:
+    """Return the places of a value's numbers: (examples, groups of channels, numbers of a group)."""
+    first = np.moveaxis(np.arange(prod(shape)).reshape(shape), place, 1)
+    return first.reshape(len(first), count, -1)
+
+
+def _rearranged(order: NDArray[np.int64], shape: tuple[int, ...]) -> Map:
+    """Return what gives each of a stack of values its numbers in another order and shape."""
+    return lambda v: np.asarray(v.reshape(len(v), order.size)[:, order.ravel()].reshape(len(v), *shape))

@@ -8,10 +8,10 @@ import numpy as np
 
 from opnorm.checkpoints.records import Node
 from opnorm.checks import Array
-from opnorm.networks.balls.linear import Map, moving, norm_of, through
+from opnorm.networks.balls.linear import moved_by, moving, norm_of, through
 from opnorm.networks.balls.rules import Rule, not_followed, rule
 from opnorm.networks.balls.values import SPARE, Found, Space, Value
-from opnorm.networks.effects import RULES, BoundWeight, find, integers, per_axis
+from opnorm.networks.effects import RULES, BoundWeight, find, integers, per_axis, text_of
 
 Pairs = Sequence[tuple[int, int]]  # before and behind each axis
 
@@ -19,7 +19,7 @@ Pairs = Sequence[tuple[int, int]]  # before and behind each axis
 @rule("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     pairs = _pairs(node, "padding")
-    return _moved(lambda v: np.pad(v, [(0, 0), *_along(node, pairs, v.ndim - 1)]))
+    return moved_by(lambda v: np.pad(v, [(0, 0), *_along(node, pairs, v.ndim - 1)]))
 
 
 @rule("Cropping1D", "Cropping2D", "Cropping3D")
@@ -30,11 +30,7 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         sizes = zip(v.shape[1:], _along(node, pairs, v.ndim - 1), strict=True)
         return np.asarray(v[(slice(None), *(slice(a, n - b) for n, (a, b) in sizes))])
 
-    return _moved(cropped)
-
-
-def _moved(move: Map, norm: float = 1.0) -> Rule:
-    return lambda values, space: through(moving(move, norm), values[0])
+    return moved_by(cropped)
 
 
 def _pairs(node: Node, option: str) -> Pairs:
@@ -58,7 +54,7 @@ def _along(node: Node, pairs: Pairs, rank: int) -> Pairs:
 
 @rule("Pad")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    mode, fill = _text(node.options.get("mode", "constant")), find(node.weights, "2", "value")
+    mode, fill = text_of(node.options.get("mode", "constant")), find(node.weights, "2", "value")
     stored, axes = integers(node.weights, "1"), integers(node.weights, "3")
     amounts = [int(n) for n in (node.options.get("pads") or () if stored is None else stored)]
     number = float(node.options.get("value") or 0.0) if fill is None else float(fill.item())
@@ -97,14 +93,10 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
     return padded
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 @rule("RepeatVector")
 def _(node: Node, bounds: BoundWeight) -> Rule:
     (count,) = per_axis(node.options["n"], 1)
-    return _moved(lambda v: np.repeat(v[:, :, None], count, axis=2), sqrt(count) * SPARE)
+    return moved_by(lambda v: np.repeat(v[:, :, None], count, axis=2), sqrt(count) * SPARE)
 
 
 @rule("Tile", "Expand")
@@ -157,12 +149,12 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
             v = np.repeat(v, factor, axis=axis)
         return v
 
-    return _moved(larger, norm)
+    return moved_by(larger, norm)
 
 
 @rule("DepthToSpace", "SpaceToDepth")
 def _(node: Node, bounds: BoundWeight) -> Rule:
-    n, column = int(node.options["blocksize"]), _text(node.options.get("mode", "DCR")) == "CRD"
+    n, column = int(node.options["blocksize"]), text_of(node.options.get("mode", "DCR")) == "CRD"
 
     def arranged(v: Array) -> Array:
         count, batch, channels, height, width = v.shape
@@ -177,4 +169,4 @@ def _(node: Node, bounds: BoundWeight) -> Rule:
         parts = v.reshape(count, batch, *shape, height, width).transpose(order)
         return parts.reshape(count, batch, channels // n**2, height * n, width * n)
 
-    return _moved(arranged)
+    return moved_by(arranged)

@@ -1,6 +1,7 @@
 """A network's nodes one after another on a ball around one input, and what of it holds for the network as a whole."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -63,6 +64,12 @@ class Network:
     def __init__(self, graph: Graph, bounds: BoundWeight, most: int, neurons: int):
         self.graph, self.most, self.neurons = graph, most, neurons
         self.rules = {node.name: _made(node, bounds) for node in graph.nodes}
+
+    def without_tangents(self) -> "Network":
+        """Return the same network, of which balls tell values and their errors, but no Jacobians."""
+        found = copy(self)
+        found.most = found.neurons = 0
+        return found
 
     def meet(self, points: Sequence[Array], radius: float, before: Met | None = None) -> Met:
         """Return what is found of the network on the ball around one example, the inputs as one vector.
